@@ -1,0 +1,51 @@
+# Every command sets up what it needs in .venv and then runs; nothing is installed outside this folder.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+WIRE := src/stigg_guard/wire
+
+.PHONY: help demo test lint bench wire wheel clean
+
+help:
+	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make bench   measure the hot paths against their floors"
+	@echo "make wire    generate the wire code from sidecar.proto"
+
+$(READY): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python example_projects/demo.py $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+# The proto file is registered under its contract name, in a descriptor pool of our own (see wire/__init__.py).
+wire: $(READY)
+	@rm -rf .venv/wire && mkdir -p .venv/wire/in/stigg/sidecar/v1 .venv/wire/out
+	@cp $(WIRE)/sidecar.proto .venv/wire/in/stigg/sidecar/v1/
+	@$(BIN)/python -m grpc_tools.protoc -I .venv/wire/in --python_out=.venv/wire/out --pyi_out=.venv/wire/out stigg/sidecar/v1/sidecar.proto
+	@sed -e 's/^from google.protobuf import descriptor_pool as _descriptor_pool$$/from stigg_guard.wire.pool import POOL as _pool/' \
+	     -e 's/_descriptor_pool\.Default()/_pool/' .venv/wire/out/stigg/sidecar/v1/sidecar_pb2.py > $(WIRE)/sidecar_pb2.py
+	@sed -e 's/_Union\[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping\]/_Union[datetime.datetime, _Mapping]/g' \
+	     .venv/wire/out/stigg/sidecar/v1/sidecar_pb2.pyi > $(WIRE)/sidecar_pb2.pyi
+
+wheel: $(READY)
+	@$(BIN)/python -m build --wheel --outdir dist
+
+clean:
+	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -1,0 +1,218 @@
+"""Snapshots of customers' entitlements, kept for a while and fetched once, however many threads ask.
+
+Readers take no lock: a snapshot is found in a plain dict and its deadline compared. ``cachetools`` bounds how many
+there are and for how long; what falls out of its cache falls out of the dict.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from cachetools import TTLCache
+
+from stigg_guard.clock import Clock
+from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source
+from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable
+
+T = TypeVar("T")
+
+EXTRAS_KEPT = 1_000
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """All that is known of a customer since one fetch.
+
+    ``fetched`` are the entitlements as they came; ``answers`` the same ones with our own later usage, which checks are
+    answered from. ``listed`` are the ids that came with the list; what was asked for alone later joins the other two,
+    or ``missing`` when no such feature exists. ``denial`` is the reason why the customer has no entitlements at all.
+    ``ticket`` orders snapshots and reports of a customer: a later fetch has a higher one. ``fresh_until`` and
+    ``stale_until`` are on the monotonic clock.
+    """
+
+    fetched: dict[str, Entitlement]
+    denial: Reason | None
+    ticket: int
+    fresh_until: float = 0.0
+    stale_until: float = 0.0
+    answers: dict[str, Entitlement] = field(default_factory=dict)
+    missing: dict[str, Entitlement] = field(default_factory=dict)
+    listed: Sequence[str] = ()
+
+
+class SnapshotCache:
+    """The snapshots of a process. ``fetch`` gets one from the sidecar and is never called with a lock held.
+
+    ``ttl`` and ``stale_ttl`` are seconds, ``size`` a number of customers, ``patience`` how many seconds a thread waits
+    for another one's fetch. After a failed fetch nobody asks for ``BACK_OFF`` seconds.
+    """
+
+    BACK_OFF = 0.5
+
+    def __init__(
+        self,
+        fetch: Callable[[Customer], Snapshot],
+        *,
+        ttl: float,
+        stale_ttl: float,
+        size: int,
+        patience: float,
+        clock: Clock,
+    ) -> None:
+        self.snapshots: dict[Hashable, Snapshot] = {}
+        self._fetch = fetch
+        self._ttl = ttl
+        self._stale_ttl = stale_ttl
+        self._patience = patience
+        self._clock = clock
+        self._bound = _Bound(size, ttl + stale_ttl, clock.monotonic, self.snapshots)
+        self._start_process()
+
+    def get(self, customer: Customer) -> tuple[Snapshot, Source]:
+        """The customer's snapshot and where it came from.
+
+        Raises:
+            SidecarError: it cannot be fetched, and there is none young enough to serve stale.
+        """
+        key = cache_key(customer)
+        snapshot = self.snapshots.get(key)
+        now = self._clock.monotonic()
+        if snapshot is not None and now < snapshot.fresh_until:
+            return snapshot, Source.CACHE
+        try:
+            return self.once(key, lambda: self._fetched(customer)), Source.SIDECAR
+        except SidecarError:
+            if snapshot is not None and now < snapshot.stale_until:
+                return snapshot, Source.STALE
+            raise
+
+    def refresh(self, customer: Customer) -> Snapshot:
+        """Fetches now, whatever is cached or under way."""
+        return self._fetched(customer)
+
+    def correct(self, customer: Customer, feature_id: str, current_usage: float) -> None:
+        """Lets later checks see usage that was counted after the fetch."""
+        snapshot = self.snapshots.get(cache_key(customer))
+        answer = snapshot.answers.get(feature_id) if snapshot is not None else None
+        if snapshot is not None and answer is not None and answer.kind is Kind.METERED:
+            snapshot.answers[feature_id] = answer.with_usage(current_usage)
+
+    def add(self, snapshot: Snapshot, answer: Entitlement) -> None:
+        """Keeps the answer to a feature that the list lacks, as long as the snapshot lives, within a bound."""
+        if len(snapshot.answers) + len(snapshot.missing) >= len(snapshot.listed) + EXTRAS_KEPT:
+            return
+        if answer.reason is Reason.FEATURE_NOT_FOUND:
+            snapshot.missing[answer.feature_id] = _cached(answer)
+            return
+        end = self._clock.monotonic() + self._seconds_left_in_period([answer])
+        snapshot.fresh_until = min(snapshot.fresh_until, end)
+        snapshot.fetched[answer.feature_id] = answer
+        snapshot.answers[answer.feature_id] = _cached(answer)
+
+    def once(self, key: Hashable, load: Callable[[], T]) -> T:
+        """Runs ``load`` unless another thread already does so for this key, whose result is shared then.
+
+        Raises:
+            SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
+        """
+        if self._pid != os.getpid():
+            self._start_process()
+        with self._lock:
+            self._refuse_while_backing_off()
+            flight: Future[Any] | None = self._flights.get(key)
+            leads = flight is None
+            if flight is None:
+                flight = self._flights[key] = Future()
+        result: T = self._lead(key, flight, load) if leads else self._follow(flight)
+        return result
+
+    def _start_process(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._flights: dict[Hashable, Future[Any]] = {}
+        self._asleep_until = 0.0
+        self._last_fault = ""
+
+    def _lead(self, key: Hashable, flight: Future[T], load: Callable[[], T]) -> T:
+        try:
+            result = load()
+        except BaseException as error:
+            if isinstance(error, SidecarError):
+                self._last_fault = str(error)
+                self._asleep_until = self._clock.monotonic() + self.BACK_OFF
+            self._land(key)
+            flight.set_exception(error)
+            raise
+        self._land(key)
+        flight.set_result(result)
+        return result
+
+    def _follow(self, flight: Future[T]) -> T:
+        try:
+            return flight.result(self._patience)
+        except FutureTimeout:
+            raise SidecarTimeout(f"another thread's fetch took longer than {self._patience:g} s") from None
+
+    def _land(self, key: Hashable) -> None:
+        with self._lock:
+            self._flights.pop(key, None)
+
+    def _refuse_while_backing_off(self) -> None:
+        left = self._asleep_until - self._clock.monotonic()
+        if left > 0:
+            raise SidecarUnavailable(f"the sidecar is not asked for another {left:.1f} s, since: {self._last_fault}")
+
+    def _fetched(self, customer: Customer) -> Snapshot:
+        snapshot = self._fetch(customer)
+        now = self._clock.monotonic()
+        snapshot.fresh_until = now + min(self._ttl, self._seconds_left_in_period(snapshot.fetched.values()))
+        snapshot.stale_until = now + self._ttl + self._stale_ttl
+        snapshot.answers = {key: _cached(answer) for key, answer in snapshot.fetched.items()}
+        snapshot.listed = sorted(snapshot.fetched)
+        key = cache_key(customer)
+        with self._lock:
+            known = self.snapshots.get(key)
+            if known is None or known.ticket <= snapshot.ticket:
+                self._bound[key] = snapshot
+                self.snapshots[key] = snapshot
+        return snapshot
+
+    def _seconds_left_in_period(self, answers: Iterable[Entitlement]) -> float:
+        now = self._clock.now()
+        ends = [answer.usage_period_end for answer in answers if answer.usage_period_end]
+        return min(((end - now) / timedelta(seconds=1) for end in ends if end > now), default=float("inf"))
+
+
+class _Bound(TTLCache[Hashable, Snapshot]):
+    """Bounds the dict that readers see: what expires or is evicted here leaves there too."""
+
+    def __init__(self, size: int, ttl: float, timer: Callable[[], float], seen: dict[Hashable, Snapshot]) -> None:
+        super().__init__(size, ttl, timer)
+        self._seen = seen
+
+    def expire(self, time: float | None = None) -> list[tuple[Hashable, Snapshot]]:
+        expired = list(super().expire(time))
+        for key, _ in expired:
+            self._seen.pop(key, None)
+        return expired
+
+    def popitem(self) -> tuple[Hashable, Snapshot]:
+        key, snapshot = super().popitem()
+        self._seen.pop(key, None)
+        return key, snapshot
+
+
+def _cached(answer: Entitlement) -> Entitlement:
+    return replace(answer, source=Source.CACHE) if answer.source is Source.SIDECAR else answer
+
+
+def cache_key(customer: Customer) -> Hashable:
+    """A plain id is its own key, so that a caller's string finds the snapshot without a conversion."""
+    return customer.id if customer.resource is None else customer

@@ -1,0 +1,257 @@
+"""``Stigg``: the blocking SDK. One method per RPC, request message in, response message out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
+
+from google.protobuf.message import Message
+
+from stigg_guard.channel import Channel
+from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, SidecarError
+from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
+from stigg_guard.wire import METHODS
+from stigg_guard.wire import sidecar_pb2 as wire
+
+Response = TypeVar("Response", bound=Message)
+
+LOCAL_PORT = 8433
+
+
+class Answers(Protocol):
+    """Whatever answers the 12 requests: a channel to a sidecar, or an engine in this process."""
+
+    def answer(
+        self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Message: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """Access to Stigg's own API: a server key, and where the API is. The key never shows in a repr."""
+
+    api_key: str = field(repr=False)
+    api_url: str | None = None
+    edge_enabled: bool | None = None
+    edge_api_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RedisOptions:
+    """Where Stigg's own sidecar keeps its persistent cache. The local sidecar needs none and ignores it."""
+
+    environment_prefix: str
+    host: str | None = None
+    port: int | None = None
+    db: int | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ttl: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSidecarConfig:
+    """Asks for a sidecar that lives with this process.
+
+    ``entitlements_fallback`` maps feature ids to ``EntitlementFallback`` messages, ``Fallback`` values or the
+    documented JSON objects. The other settings steer the connection of Stigg's own sidecar to its cloud; the local
+    sidecar has none, accepts them and does not use them.
+    """
+
+    ws_enabled: bool | None = None
+    ws_url: str | None = None
+    redis: RedisOptions | None = None
+    entitlements_fallback: Mapping[str, Any] = field(default_factory=dict)
+    cache_max_size_bytes: int | None = None
+
+
+class Stigg:
+    """A blocking client of a Stigg sidecar.
+
+    ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
+    elsewhere; ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
+    ``local_sidecar_catalog`` or the demonstration catalog; ``offline_file`` answers from a file, in this process.
+    Threads may share it. Connections are made by the first call of each process.
+
+    ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
+    another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer.
+
+    Raises:
+        ConfigError: none or several of the three are given, or a fallback is malformed.
+        SidecarStartError: the local sidecar did not start.
+    """
+
+    def __init__(
+        self,
+        api_config: ApiConfig | None = None,
+        *,
+        remote_sidecar_host: str | None = None,
+        remote_sidecar_port: int = 80,
+        local_sidecar_config: LocalSidecarConfig | None = None,
+        local_sidecar_port: int = LOCAL_PORT,
+        local_sidecar_catalog: str | os.PathLike[str] | None = None,
+        offline_file: str | os.PathLike[str] | None = None,
+        tls_ca_file: str | None = None,
+        timeout: float = 1.0,
+        report_timeout: float = 5.0,
+        fallbacks: Mapping[str, Any] | None = None,
+    ) -> None:
+        ways = [remote_sidecar_host is not None, local_sidecar_config is not None, offline_file is not None]
+        if sum(ways) != 1:
+            raise ConfigError(
+                "Stigg: give one of remote_sidecar_host, local_sidecar_config (starts a sidecar) and offline_file"
+            )
+        self.api_config = api_config
+        self._timeout = timeout
+        self._report_timeout = report_timeout
+        self._closed = False
+        self._fallbacks = _fallbacks(fallbacks, local_sidecar_config)
+        self._answers: Answers
+        if local_sidecar_config is not None:
+            self._answers = _LocalAnswers(local_sidecar_port, local_sidecar_catalog, self._fallbacks)
+        elif offline_file is not None:
+            self._answers = _offline_answers(offline_file, self._fallbacks)
+        else:
+            self._answers = Channel(cast(str, remote_sidecar_host), remote_sidecar_port, tls_ca_file=tls_ca_file)
+        self.offline = offline_file is not None
+
+    def get_entitlement(
+        self, request: wire.GetEntitlementRequest, *, timeout: float | None = None
+    ) -> wire.GetEntitlementResponse:
+        """The customer's entitlement to one feature of any type."""
+        return self._check("GetEntitlement", request, timeout, wire.GetEntitlementResponse)
+
+    def get_boolean_entitlement(
+        self, request: wire.GetBooleanEntitlementRequest, *, timeout: float | None = None
+    ) -> wire.GetBooleanEntitlementResponse:
+        """The customer's entitlement to a boolean feature."""
+        return self._check("GetBooleanEntitlement", request, timeout, wire.GetBooleanEntitlementResponse)
+
+    def get_numeric_entitlement(
+        self, request: wire.GetNumericEntitlementRequest, *, timeout: float | None = None
+    ) -> wire.GetNumericEntitlementResponse:
+        """The customer's value of a numeric configuration feature."""
+        return self._check("GetNumericEntitlement", request, timeout, wire.GetNumericEntitlementResponse)
+
+    def get_metered_entitlement(
+        self, request: wire.GetMeteredEntitlementRequest, *, timeout: float | None = None
+    ) -> wire.GetMeteredEntitlementResponse:
+        """The customer's limit and usage of a metered feature, and whether the requested usage fits."""
+        return self._check("GetMeteredEntitlement", request, timeout, wire.GetMeteredEntitlementResponse)
+
+    def get_enum_entitlement(
+        self, request: wire.GetEnumEntitlementRequest, *, timeout: float | None = None
+    ) -> wire.GetEnumEntitlementResponse:
+        """The customer's values of an enum configuration feature."""
+        return self._check("GetEnumEntitlement", request, timeout, wire.GetEnumEntitlementResponse)
+
+    def get_entitlements(
+        self, request: wire.GetEntitlementsRequest, *, timeout: float | None = None
+    ) -> wire.GetEntitlementsResponse:
+        """All entitlements of a customer; credits are only in ``get_entitlements_state_v2``."""
+        return self._check("GetEntitlements", request, timeout, wire.GetEntitlementsResponse)
+
+    def get_entitlement_v2(
+        self, request: wire.GetEntitlementV2Request, *, timeout: float | None = None
+    ) -> wire.GetEntitlementV2Response:
+        """The customer's entitlement to one feature, or to one credit currency."""
+        return self._check("GetEntitlementV2", request, timeout, wire.GetEntitlementV2Response)
+
+    def get_entitlements_state_v2(
+        self, request: wire.GetEntitlementsStateV2Request, *, timeout: float | None = None
+    ) -> wire.GetEntitlementsStateV2Response:
+        """All entitlements of a customer with their access, reasons and credits."""
+        return self._check("GetEntitlementsStateV2", request, timeout, wire.GetEntitlementsStateV2Response)
+
+    def reload_entitlements(
+        self, request: wire.ReloadEntitlementsRequest, *, timeout: float | None = None
+    ) -> wire.ReloadEntitlementsResponse:
+        """Makes the sidecar read the customer from the source again, and tells whether it exists."""
+        return self._ask("ReloadEntitlements", request, timeout or self._timeout, wire.ReloadEntitlementsResponse)
+
+    def report_usage(
+        self, request: wire.ReportUsageRequest, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> wire.ReportUsageResponse:
+        """Reports usage of one feature: a delta unless SET is asked.
+
+        The local sidecar counts reports of one ``idempotency_key`` once. Stigg's own knows no such key: there, a report
+        repeated after ``outcome_unknown`` may count twice.
+        """
+        return self._report("ReportUsage", request, timeout, wire.ReportUsageResponse, idempotency_key)
+
+    def report_usage_bulk(
+        self, request: wire.ReportUsageBulkRequest, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> wire.ReportUsageBulkResponse:
+        """Reports 1 to 100 usages at once; ``idempotency_key`` as in :meth:`report_usage`."""
+        return self._report("ReportUsageBulk", request, timeout, wire.ReportUsageBulkResponse, idempotency_key)
+
+    def report_events(self, request: wire.ReportEventsRequest, *, timeout: float | None = None) -> Message:
+        """Reports 1 to 1000 raw events; repeated ones count once, by timestamp and key. The answer is empty."""
+        return self._report("ReportEvents", request, timeout, Message, None)
+
+    def close(self) -> None:
+        """Ends the connection, and the local sidecar if this client started one. Closing twice is harmless."""
+        self._closed = True
+        self._answers.close()
+
+    def __enter__(self) -> Stigg:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, method: str, request: Message, timeout: float | None, answer: type[Response]) -> Response:
+        try:
+            return self._ask(method, request, timeout or self._timeout, answer)
+        except SidecarError:
+            fallback = requested_fallback(request) or self._fallbacks.get(getattr(request, "feature_id", ""))
+            if fallback is None:
+                raise
+            return cast(Response, fallback_answer(method, request, fallback))
+
+    def _report(
+        self, method: str, request: Message, timeout: float | None, answer: type[Response], key: str | None
+    ) -> Response:
+        return self._ask(method, request, timeout or self._report_timeout, answer, key)
+
+    def _ask(
+        self, method: str, request: Message, timeout: float, answer: type[Response], key: str | None = None
+    ) -> Response:
+        expected = METHODS[method].request
+        if not isinstance(request, expected):
+            raise InvalidRequest("", f"{method} takes a {expected.__name__}, not a {type(request).__name__}")
+        if self._closed:
+            raise ClientClosed("this Stigg client is closed; make a new one")
+        return cast(Response, self._answers.answer(method, request, timeout=timeout, idempotency_key=key))
+
+
+class _LocalAnswers(Channel):
+    """A channel to a child process that ends with it."""
+
+    def __init__(self, port: int, catalog: str | os.PathLike[str] | None, fallbacks: Mapping[str, Fallback]) -> None:
+        from stigg_guard.sidecar.child import ChildSidecar
+
+        self._child = ChildSidecar(port=port, catalog=catalog, fallbacks=fallbacks)
+        super().__init__("127.0.0.1", self._child.port)
+
+    def close(self) -> None:
+        super().close()
+        self._child.stop()
+
+
+def _offline_answers(file: str | os.PathLike[str], fallbacks: Mapping[str, Fallback]) -> Answers:
+    from stigg_guard.sidecar.catalog import load_catalog
+    from stigg_guard.sidecar.engine import Engine
+    from stigg_guard.sidecar.store import Store
+
+    return Engine(load_catalog(os.fspath(file)), Store(None), fallbacks=fallbacks, reporting=False)
+
+
+def _fallbacks(given: Mapping[str, Any] | None, local: LocalSidecarConfig | None) -> Mapping[str, Fallback]:
+    merged = {**(local.entitlements_fallback if local else {}), **(given or {})}
+    messages = {key: Fallback.from_message(value) for key, value in merged.items() if isinstance(value, Message)}
+    return {**parse_fallbacks({key: value for key, value in merged.items() if key not in messages}), **messages}

@@ -1,0 +1,327 @@
+"""What a customer may use: frozen values, and the pure decision over them.
+
+The rules are Stigg's: without a requested usage a metered feature is open while ``current_usage < usage_limit``; with
+n, while ``current_usage + n <= usage_limit``; an explicit 0 reads the state (``current_usage <= usage_limit``).
+Unlimited is always open. Behind a soft limit the sidecar's own answer stands and is never recomputed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from decimal import Decimal
+from enum import Enum
+from numbers import Real
+from typing import Any, TypeAlias
+
+from stigg_guard.errors import InvalidRequest
+from stigg_guard.wire import sidecar_pb2 as wire
+
+Amount: TypeAlias = "float | int | Decimal"
+
+
+class _Name(str, Enum):
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Kind(_Name):
+    """What sort of answer an entitlement is."""
+
+    BOOLEAN = "boolean"
+    NUMERIC = "numeric"
+    ENUM = "enum"
+    METERED = "metered"
+    CREDIT = "credit"
+
+
+class Source(_Name):
+    """Where an answer came from."""
+
+    SIDECAR = "sidecar"
+    CACHE = "cache"
+    STALE = "stale"
+    FALLBACK = "fallback"
+    OFFLINE = "offline"
+
+
+class Reason(_Name):
+    """Why access is denied: the wire's ``AccessDeniedReason`` without its prefix."""
+
+    UNKNOWN = "UNKNOWN"
+    CUSTOMER_IS_ARCHIVED = "CUSTOMER_IS_ARCHIVED"
+    CUSTOMER_NOT_FOUND = "CUSTOMER_NOT_FOUND"
+    CUSTOMER_RESOURCE_NOT_FOUND = "CUSTOMER_RESOURCE_NOT_FOUND"
+    FEATURE_NOT_FOUND = "FEATURE_NOT_FOUND"
+    NO_ACTIVE_SUBSCRIPTION = "NO_ACTIVE_SUBSCRIPTION"
+    NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION = "NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION"
+    REQUESTED_USAGE_EXCEEDING_LIMIT = "REQUESTED_USAGE_EXCEEDING_LIMIT"
+    BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
+    REQUESTED_VALUES_MISMATCH = "REQUESTED_VALUES_MISMATCH"
+    FEATURE_TYPE_MISMATCH = "FEATURE_TYPE_MISMATCH"
+    INSUFFICIENT_CREDITS = "INSUFFICIENT_CREDITS"
+    REVOKED = "REVOKED"
+    ENTITLEMENT_NOT_FOUND = "ENTITLEMENT_NOT_FOUND"
+
+    @classmethod
+    def from_wire(cls, number: int) -> Reason:
+        """The reason of a wire number; numbers that this version does not know read as ``UNKNOWN``."""
+        return _REASONS.get(number, cls.UNKNOWN)
+
+
+class ResetPeriod(_Name):
+    """How often usage returns to 0."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    YEAR = "year"
+
+
+def _by_number(names: type[Any], descriptor: Any, prefix: str) -> dict[int, Any]:
+    known = names.__members__
+    members = ((value.number, value.name.removeprefix(prefix)) for value in descriptor.values)
+    return {number: known[name] for number, name in members if name in known}
+
+
+_ENUMS = wire.DESCRIPTOR.enum_types_by_name
+_REASONS: dict[int, Reason] = _by_number(Reason, _ENUMS["AccessDeniedReason"], "ACCESS_DENIED_REASON_")
+_RESETS: dict[int, ResetPeriod] = _by_number(ResetPeriod, _ENUMS["EntitlementResetPeriod"], "ENTITLEMENT_RESET_PERIOD_")
+
+_COUNTED = (Kind.METERED, Kind.CREDIT)
+# Either the usage fits or it does not; every other reason stands whatever is asked.
+_BY_AMOUNT = (None, Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_CREDITS)
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """Who is asked about: a customer, or one of its resources (a site, a workspace) with a subscription of its own."""
+
+    id: str
+    resource: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise InvalidRequest("customer_id", f"a customer id is a non-empty string, not {self.id!r}")
+        if self.resource is not None and (not isinstance(self.resource, str) or not self.resource):
+            raise InvalidRequest("resource_id", f"a resource id is a non-empty string or None, not {self.resource!r}")
+
+    @classmethod
+    def of(cls, customer: str | Customer) -> Customer:
+        """The customer of an id, or the customer itself."""
+        return customer if isinstance(customer, Customer) else cls(customer)
+
+    def __str__(self) -> str:
+        return f"{self.id}/{self.resource}" if self.resource else self.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entitlement:
+    """One answer: may this customer use this feature, why not, and by which figures. Falsy when access is denied.
+
+    ``feature_id`` is the id of the feature, or of the currency for ``Kind.CREDIT``. ``kind`` is None when a denial has
+    no entitlement behind it. Figures are in the feature's own units; those that do not belong to the kind are None, 0
+    or empty. Times are aware datetimes in UTC. ``source`` tells where the answer came from, and ``is_fallback`` that
+    it did not come from the customer's data.
+    """
+
+    feature_id: str
+    kind: Kind | None = None
+    has_access: bool
+    reason: Reason | None = None
+    is_fallback: bool = False
+    source: Source = Source.SIDECAR
+    value: int | None = None
+    enum_values: tuple[str, ...] = ()
+    usage_limit: float | None = None
+    current_usage: float = 0.0
+    requested_usage: float | None = None
+    is_unlimited: bool = False
+    has_soft_limit: bool = False
+    reset_period: ResetPeriod | None = None
+    usage_period_anchor: datetime | None = None
+    usage_period_start: datetime | None = None
+    usage_period_end: datetime | None = None
+    units: str | None = None
+    units_plural: str | None = None
+    currency: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.has_access
+
+    @property
+    def remaining(self) -> float | None:
+        """Units left below the limit, never negative; None when nothing limits the usage."""
+        if self.is_unlimited or self.usage_limit is None:
+            return None
+        return max(0.0, self.usage_limit - self.current_usage)
+
+    @property
+    def hard_limit(self) -> float | None:
+        """The limit that usage must not pass; None when it is unlimited, soft, or there is none."""
+        return None if self.is_unlimited or self.has_soft_limit else self.usage_limit
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether nothing but the amount decides: there is a limit, and no other reason to deny."""
+        return self.hard_limit is not None and self.reason in _BY_AMOUNT
+
+    @property
+    def explanation(self) -> str:
+        """The reason and its figures in one sentence, for logs and error messages."""
+        if self.has_access:
+            return "access granted"
+        reason = str(self.reason or Reason.UNKNOWN)
+        if self.usage_limit is None:
+            return reason
+        asked = "" if self.requested_usage is None else f", {self.requested_usage:g} requested"
+        return f"{reason} ({self.current_usage:g} of {self.usage_limit:g} {self.units_plural or 'units'} used{asked})"
+
+    def allows(self, requested_usage: Amount | None = None, requested_values: Sequence[str] = ()) -> Entitlement:
+        """The answer for a requested usage or requested values, decided from this one without asking anybody.
+
+        Raises:
+            InvalidRequest: the usage is negative or not a finite number.
+        """
+        if requested_usage is not None:
+            amount = usage_amount(requested_usage, "requested_usage")
+            asked = replace(self, requested_usage=amount)
+            return asked._fitting(amount) if self.kind in _COUNTED else asked._denied(Reason.FEATURE_TYPE_MISMATCH)
+        if not requested_values:
+            return self
+        if self.kind is not Kind.ENUM:
+            return self._denied(Reason.FEATURE_TYPE_MISMATCH)
+        return (
+            self if set(requested_values) <= set(self.enum_values) else self._denied(Reason.REQUESTED_VALUES_MISMATCH)
+        )
+
+    def with_usage(self, current_usage: float) -> Entitlement:
+        """The same entitlement after the usage changed to ``current_usage``."""
+        updated = replace(self, current_usage=current_usage)
+        if self.kind is not Kind.METERED or self.hard_limit is None or not self.is_limited:
+            return updated
+        return updated._answered(current_usage < self.hard_limit)
+
+    def _fitting(self, amount: float) -> Entitlement:
+        if self.hard_limit is None or not self.is_limited:
+            return self
+        return self._answered(self.current_usage + amount <= self.hard_limit)
+
+    def _denied(self, reason: Reason) -> Entitlement:
+        """Denied for this reason, unless it is denied already or is a fallback, which has no type to mismatch."""
+        return replace(self, has_access=False, reason=reason) if self and not self.is_fallback else self
+
+    def _answered(self, fits: bool) -> Entitlement:
+        exceeded = Reason.INSUFFICIENT_CREDITS if self.kind is Kind.CREDIT else Reason.REQUESTED_USAGE_EXCEEDING_LIMIT
+        return replace(self, has_access=fits, reason=None if fits else exceeded)
+
+
+def usage_amount(amount: Amount, field: str = "value", *, negative: bool = False) -> float:
+    """The float of an amount of usage: finite, and not below 0 unless ``negative`` is allowed.
+
+    Raises:
+        InvalidRequest: it is not such a number. ``True`` is not 1 here: a bool is a forgotten comparison.
+    """
+    if isinstance(amount, bool) or not isinstance(amount, (Real, Decimal)):
+        raise InvalidRequest(field, f"usage is a number, not {amount!r}")
+    try:
+        number = float(amount)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidRequest(field, f"usage is a finite number, not {amount!r}")
+    if number < 0 and not negative:
+        raise InvalidRequest(field, f"usage is not negative, and this is {amount!r}")
+    return number
+
+
+def entitlement_from_wire(message: Any, *, feature_id: str = "", source: Source = Source.SIDECAR) -> Entitlement:
+    """The frozen value of a wire answer: ``EntitlementV2``, ``GetEntitlementResponse`` or the older ``Entitlement``.
+
+    ``feature_id`` is what was asked for; it names the answer when the sidecar sends a denial without a feature.
+    """
+    kind = message.WhichOneof("entitlement")
+    body = getattr(message, kind) if kind else None
+    fields = _FIELDS_OF[kind](body) if kind else {}
+    if fields.get("feature_id") in (None, ""):
+        fields["feature_id"] = feature_id
+    access = _access(message, fields)
+    return Entitlement(kind=Kind(kind) if kind else None, source=source, **access, **fields)
+
+
+def _access(message: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    if "has_access" in message.DESCRIPTOR.fields_by_name:
+        reason = message.access_denied_reason if message.HasField("access_denied_reason") else 0
+        denied = None if message.has_access else Reason.from_wire(reason)
+        return {"has_access": message.has_access, "is_fallback": message.is_fallback, "reason": denied}
+    limit = fields.get("usage_limit")
+    exempt = limit is None or fields.get("is_unlimited") or fields.get("has_soft_limit")
+    fits = exempt or fields["current_usage"] < limit
+    return {"has_access": fits, "reason": None if fits else Reason.REQUESTED_USAGE_EXCEEDING_LIMIT}
+
+
+def _feature_fields(body: Any) -> dict[str, Any]:
+    if not body.HasField("feature"):
+        return {}
+    feature = body.feature
+    return {
+        "feature_id": feature.id,
+        "units": feature.units if feature.HasField("units") else None,
+        "units_plural": feature.units_plural if feature.HasField("units_plural") else None,
+    }
+
+
+def _numeric_fields(body: Any) -> dict[str, Any]:
+    value = body.value if body.HasField("value") else None
+    return {**_feature_fields(body), "value": value, "is_unlimited": body.is_unlimited}
+
+
+def _enum_fields(body: Any) -> dict[str, Any]:
+    return {**_feature_fields(body), "enum_values": tuple(body.enum_values)}
+
+
+def _metered_fields(body: Any) -> dict[str, Any]:
+    return {
+        **_feature_fields(body),
+        "usage_limit": body.usage_limit if body.HasField("usage_limit") else None,
+        "is_unlimited": body.is_unlimited,
+        "current_usage": body.current_usage,
+        "has_soft_limit": body.has_soft_limit,
+        "reset_period": _RESETS.get(body.reset_period),
+        "usage_period_anchor": _instant(body, "usage_period_anchor"),
+        "usage_period_start": _instant(body, "usage_period_start"),
+        "usage_period_end": _instant(body, "usage_period_end"),
+    }
+
+
+def _credit_fields(body: Any) -> dict[str, Any]:
+    currency = body.currency
+    return {
+        "feature_id": currency.currency_id,
+        "currency": currency.currency_id,
+        "units": currency.unit_singular if currency.HasField("unit_singular") else None,
+        "units_plural": currency.unit_plural if currency.HasField("unit_plural") else None,
+        "usage_limit": body.usage_limit,
+        "current_usage": body.current_usage,
+        "has_soft_limit": body.has_soft_limit,
+        "usage_period_end": _instant(body, "usage_period_end"),
+    }
+
+
+def _instant(body: Any, field: str) -> datetime | None:
+    if not body.HasField(field):
+        return None
+    instant: datetime = getattr(body, field).ToDatetime(tzinfo=timezone.utc)
+    return instant
+
+
+_FIELDS_OF = {
+    "boolean": _feature_fields,
+    "numeric": _numeric_fields,
+    "enum": _enum_fields,
+    "metered": _metered_fields,
+    "credit": _credit_fields,
+}

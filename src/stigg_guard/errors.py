@@ -1,0 +1,102 @@
+"""Everything that this library raises.
+
+::
+
+    StiggGuardError
+    ├── ConfigError (ValueError)        a setting, a catalog or a fallback file is wrong
+    ├── MissingExtra (ImportError)      an optional part is not installed
+    ├── InvalidRequest (ValueError)     the request itself is wrong: an empty id, an amount that is no number
+    ├── ClientClosed                    the client was closed before this call
+    ├── FeatureDenied                   the customer may not use the feature
+    └── SidecarError                    the sidecar did not answer the question
+        ├── SidecarUnavailable          nothing answers there, and there is neither data nor fallback
+        │   └── SidecarTimeout          the deadline passed; whether a report was counted is unknown
+        ├── SidecarRefused              the sidecar does not accept our credentials
+        ├── NotSupported                this sidecar is too old for the call
+        └── SidecarStartError           the local sidecar did not start
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stigg_guard.entitlements import Customer, Entitlement
+
+
+class StiggGuardError(Exception):
+    """The root of all errors of this library."""
+
+
+class ConfigError(StiggGuardError, ValueError):
+    """A setting, a catalog or a fallback map is wrong; the message names it and the remedy."""
+
+
+class MissingExtra(StiggGuardError, ImportError):
+    """An optional part of the library is not installed; the message is the pip line that installs it."""
+
+    def __init__(self, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs an extra that is not installed: pip install 'stigg-guard[{extra}]'")
+
+
+class InvalidRequest(StiggGuardError, ValueError):
+    """The request is wrong and would be wrong again; it was not counted.
+
+    ``field`` is the wire name of the offending field, with its index in a bulk (``usages[1].customer_id``), or empty
+    when the fault lies in no single field.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.field = field
+
+
+class ClientClosed(StiggGuardError):
+    """The client was closed before this call; make a new one."""
+
+
+class FeatureDenied(StiggGuardError):
+    """The customer may not use the feature. ``entitlement`` says why, with the figures; ``customer`` says who."""
+
+    def __init__(self, entitlement: Entitlement, customer: Customer) -> None:
+        super().__init__(f"{customer} may not use {entitlement.feature_id}: {entitlement.explanation}")
+        self.entitlement = entitlement
+        self.customer = customer
+
+
+class SidecarError(StiggGuardError):
+    """The sidecar did not answer the question.
+
+    ``code`` is the name of the gRPC status (``"UNAVAILABLE"``), or empty when the sidecar was not asked.
+    ``outcome_unknown`` is true when a report may have been counted although no answer came back.
+    """
+
+    def __init__(self, message: str, *, code: str = "", outcome_unknown: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.outcome_unknown = outcome_unknown
+
+
+class SidecarUnavailable(SidecarError):
+    """Nothing answers at the sidecar's address, and there is neither data nor fallback to answer from.
+
+    ``retry_after`` is the number of seconds after which it is worth asking again.
+    """
+
+    retry_after: float = 1.0
+
+
+class SidecarTimeout(SidecarUnavailable):
+    """The deadline passed before the answer came."""
+
+
+class SidecarRefused(SidecarError):
+    """The sidecar does not accept our credentials (UNAUTHENTICATED or PERMISSION_DENIED)."""
+
+
+class NotSupported(SidecarError):
+    """The sidecar does not know the call (UNIMPLEMENTED): it is older than this library's contract."""
+
+
+class SidecarStartError(SidecarError):
+    """The local sidecar did not start; the message carries what it said."""

@@ -1,0 +1,300 @@
+"""The embedded ledger: one SQLite database, in memory or in a file that all processes of a host share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from stigg_guard.clock import Clock
+from stigg_guard.errors import ConfigError
+from stigg_guard.ledger import Acknowledged, Batch, Claim, Hold, Refused, Report, UsageKey
+
+logger = logging.getLogger("stigg_guard")
+
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 5.0
+EXPIRED_HOLDS_KEPT_SECONDS = 86_400.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entry (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
+    state TEXT NOT NULL,               -- held | unsent | sending | dead
+    amount REAL NOT NULL,
+    is_set INTEGER NOT NULL DEFAULT 0, -- the amount is the new total, not a delta
+    used_at REAL NOT NULL,
+    until REAL NOT NULL DEFAULT 0,     -- end of the hold, or of the lease while sending
+    batch TEXT, reason TEXT
+) STRICT;
+CREATE INDEX IF NOT EXISTS entry_by_key ON entry (customer, resource, feature, state);
+CREATE INDEX IF NOT EXISTS entry_by_state ON entry (state, id);
+CREATE INDEX IF NOT EXISTS entry_by_batch ON entry (batch) WHERE batch IS NOT NULL;
+CREATE TABLE IF NOT EXISTS usage (
+    customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
+    used REAL NOT NULL, period_start REAL NOT NULL, ticket INTEGER NOT NULL,
+    PRIMARY KEY (customer, resource, feature)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ticket (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL) STRICT;
+INSERT OR IGNORE INTO ticket VALUES (1, 0);
+"""
+
+_NEXT_TICKET = "UPDATE ticket SET last = last + 1 RETURNING last"
+_KEY = "customer = ? AND resource = ? AND feature = ?"
+_PENDING = f"""
+SELECT coalesce(sum(CASE
+    WHEN is_set THEN 0
+    WHEN state = 'held' THEN CASE WHEN until > ? THEN amount ELSE 0 END
+    WHEN used_at >= ? THEN max(amount, 0) ELSE 0 END), 0)
+FROM entry WHERE {_KEY} AND state IN ('held', 'unsent', 'sending')
+"""
+
+
+class SqliteLedger:
+    """A ledger in a SQLite file (WAL), or in this process's memory when ``path`` is None.
+
+    A file survives kill -9 with everything that was committed; ``synchronous=NORMAL`` may lose the last commits when
+    the machine itself loses power. Safe between threads, processes and across forks.
+
+    Raises:
+        ConfigError: the file cannot be opened, is no ledger, or is of a newer version.
+    """
+
+    def __init__(self, path: str | None, clock: Clock) -> None:
+        self._path = path
+        self._now = clock.now
+        self._pid = 0
+        self._lock = threading.Lock()
+        self._inherited: list[sqlite3.Connection] = []
+        self._connection: sqlite3.Connection | None = None
+        if path is None:
+            logger.info("the ledger is in memory: usage that was not reported yet is lost when this process ends")
+
+    def ticket(self, customer_id: str) -> int:
+        with self._transaction() as db:
+            return _next_ticket(db)
+
+    def hold(self, claim: Claim, ttl: float) -> Hold | Refused:
+        now = self._now().timestamp()
+        key = _columns(claim.key)
+        with self._transaction() as db:
+            used, ticket = _believed(db, claim)
+            (pending,) = db.execute(_PENDING, (now, claim.period_start, *key)).fetchone()
+            counted = used + pending
+            if claim.limit is not None and counted + claim.amount > claim.limit:
+                return Refused(counted)
+            _write_usage(db, claim.key, used, claim.period_start, ticket)
+            row = db.execute(
+                "INSERT INTO entry (customer, resource, feature, state, amount, used_at, until) "
+                "VALUES (?, ?, ?, 'held', ?, ?, ?)",
+                (*key, claim.amount, now, now + ttl),
+            )
+            assert row.lastrowid is not None
+            return Hold(row.lastrowid, claim)
+
+    def commit(self, hold: Hold, amount: float) -> float:
+        now = self._now().timestamp()
+        key = _columns(hold.claim.key)
+        with self._transaction() as db:
+            done = db.execute(
+                "UPDATE entry SET state = 'unsent', amount = ?, used_at = ? WHERE id = ? AND state = 'held'",
+                (amount, now, hold.id),
+            )
+            if not done.rowcount:
+                _insert_unsent(db, key, amount, is_set=False, now=now)
+            if not amount:
+                db.execute("DELETE FROM entry WHERE id = ?", (hold.id,))
+            used = db.execute(f"SELECT used FROM usage WHERE {_KEY}", key).fetchone()
+            unsent = db.execute(
+                "SELECT coalesce(sum(max(amount, 0)), 0) FROM entry "
+                f"WHERE {_KEY} AND state IN ('unsent', 'sending') AND NOT is_set AND used_at >= ?",
+                (*key, hold.claim.period_start),
+            ).fetchone()
+            return float((used[0] if used else 0.0) + unsent[0])
+
+    def release(self, hold: Hold) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM entry WHERE id = ? AND state = 'held'", (hold.id,))
+
+    def record(self, key: UsageKey, amount: float, *, is_set: bool = False) -> None:
+        with self._transaction() as db:
+            _insert_unsent(db, _columns(key), amount, is_set=is_set, now=self._now().timestamp())
+
+    def take_batch(self, size: int, lease: float) -> Batch | None:
+        now = self._now().timestamp()
+        with self._transaction() as db:
+            db.execute("DELETE FROM entry WHERE state = 'held' AND until < ?", (now - EXPIRED_HOLDS_KEPT_SECONDS,))
+            row = db.execute(
+                "SELECT batch FROM entry WHERE state = 'sending' AND until <= ? LIMIT 1", (now,)
+            ).fetchone()
+            batch = row[0] if row else _mark_new_batch(db, size)
+            if batch is None:
+                return None
+            db.execute("UPDATE entry SET until = ? WHERE batch = ?", (now + lease, batch))
+            return Batch(batch, _reports_of(db, batch))
+
+    def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
+        with self._transaction() as db:
+            for answer in answers:
+                db.execute("DELETE FROM entry WHERE id = ?", (answer.report.id,))
+                _learn(db, answer)
+
+    def put_back(self, batch: Batch) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE entry SET state = 'unsent', batch = NULL WHERE batch = ?", (batch.id,))
+
+    def postpone(self, batch: Batch, seconds: float) -> None:
+        with self._transaction() as db:
+            until = self._now().timestamp() + seconds
+            db.execute("UPDATE entry SET until = ? WHERE batch = ?", (until, batch.id))
+
+    def split(self, batch: Batch) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE entry SET batch = batch || '/' || id, until = 0 WHERE batch = ?", (batch.id,))
+
+    def bury(self, report: Report, reason: str) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE entry SET state = 'dead', batch = NULL, reason = ? WHERE id = ?", (reason, report.id))
+
+    def counts(self) -> Mapping[str, int]:
+        now = self._now().timestamp()
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT state, count(*) FROM entry WHERE state <> 'held' OR until > ? GROUP BY state", (now,)
+            ).fetchall()
+        return {"held": 0, "unsent": 0, "sending": 0, "dead": 0} | dict(rows)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self._pid != os.getpid():
+            self._start_process()
+        with self._lock:
+            if self._connection is None:
+                self._connection = _opened(self._path)
+            db = self._connection
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def _start_process(self) -> None:
+        """A connection of the parent must be neither used nor closed in a child, or the file may be damaged."""
+        if self._connection is not None:
+            self._inherited.append(self._connection)
+        self._connection = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+
+def _opened(path: str | None) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        if path is not None:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise ConfigError(f"LEDGER: {path} was written by a newer version of stigg-guard; update this one")
+        if version < SCHEMA_VERSION:
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        return db
+    except sqlite3.Error as error:
+        raise ConfigError(f"LEDGER: the file {path} cannot be used as a ledger: {error}") from error
+
+
+def _columns(key: UsageKey) -> tuple[str, str, str]:
+    return key.customer_id, key.resource_id, key.feature_id
+
+
+def _next_ticket(db: sqlite3.Connection) -> int:
+    return int(db.execute(_NEXT_TICKET).fetchone()[0])
+
+
+def _insert_unsent(
+    db: sqlite3.Connection, key: tuple[str, str, str], amount: float, *, is_set: bool, now: float
+) -> None:
+    db.execute(
+        "INSERT INTO entry (customer, resource, feature, state, amount, is_set, used_at) "
+        "VALUES (?, ?, ?, 'unsent', ?, ?, ?)",
+        (*key, amount, is_set, now),
+    )
+
+
+def _believed(db: sqlite3.Connection, claim: Claim) -> tuple[float, int]:
+    """The usage to count from, and the ticket it is as new as."""
+    key = _columns(claim.key)
+    row = db.execute(f"SELECT used, period_start, ticket FROM usage WHERE {_KEY}", key).fetchone()
+    if row is None:
+        return claim.known_usage, claim.ticket
+    used, period_start, ticket = row
+    if claim.period_start != period_start:
+        newer = claim.period_start > period_start
+        return (claim.known_usage, max(ticket, claim.ticket)) if newer else (used, ticket)
+    if claim.ticket <= ticket:
+        return used, ticket
+    sending = db.execute(f"SELECT 1 FROM entry WHERE {_KEY} AND state = 'sending' LIMIT 1", key)
+    return (used, ticket) if sending.fetchone() else (claim.known_usage, claim.ticket)
+
+
+def _write_usage(db: sqlite3.Connection, key: UsageKey, used: float, period_start: float, ticket: int) -> None:
+    db.execute(
+        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used, "
+        "period_start = max(period_start, excluded.period_start), ticket = excluded.ticket",
+        (*_columns(key), used, period_start, ticket),
+    )
+
+
+def _mark_new_batch(db: sqlite3.Connection, size: int) -> str | None:
+    """Marks the oldest unsent entries, leaving out keys that have a batch under way: their reports stay in order."""
+    batch = uuid.uuid4().hex
+    keys = db.execute(
+        "UPDATE entry SET state = 'sending', batch = ? WHERE id IN (SELECT id FROM entry AS one WHERE state = 'unsent' "
+        "AND NOT EXISTS (SELECT 1 FROM entry AS other WHERE other.customer = one.customer AND "
+        "other.resource = one.resource AND other.feature = one.feature AND other.state = 'sending') "
+        "ORDER BY id LIMIT ?) RETURNING customer, resource, feature",
+        (batch, size),
+    ).fetchall()
+    if not keys:
+        return None
+    ticket = _next_ticket(db)
+    db.executemany(f"UPDATE usage SET ticket = ? WHERE {_KEY}", [(ticket, *key) for key in set(keys)])
+    return batch
+
+
+def _reports_of(db: sqlite3.Connection, batch: str) -> list[Report]:
+    rows = db.execute(
+        "SELECT id, customer, resource, feature, amount, is_set, used_at FROM entry WHERE batch = ? ORDER BY id",
+        (batch,),
+    )
+    return [
+        Report(number, UsageKey(c, r, f), amount, bool(is_set), used_at)
+        for number, c, r, f, amount, is_set, used_at in rows
+    ]
+
+
+def _learn(db: sqlite3.Connection, answer: Acknowledged) -> None:
+    report = answer.report
+    key = _columns(report.key)
+    row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
+    used, period_start = row or (0.0, answer.period_start)
+    if answer.current_usage is not None:
+        if answer.period_start < period_start:
+            return
+        used = answer.current_usage
+    elif report.used_at >= period_start:
+        used = report.amount if report.is_set else used + report.amount
+    _write_usage(db, report.key, used, answer.period_start, _next_ticket(db))

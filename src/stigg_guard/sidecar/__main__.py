@@ -1,0 +1,83 @@
+"""The local sidecar as a process: ``python -m stigg_guard.sidecar``, or ``stigg-guard sidecar``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from contextlib import closing
+from threading import Thread
+
+from stigg_guard.errors import StiggGuardError
+from stigg_guard.fallbacks import parse_fallbacks
+from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
+from stigg_guard.sidecar.engine import Engine
+from stigg_guard.sidecar.store import Store
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Give a parser the options of the sidecar, and ``serve`` as what to run with them."""
+    parser.add_argument("--catalog", metavar="FILE", help="what is sold, TOML or JSON (default: a demonstration)")
+    parser.add_argument("--state", metavar="FILE", help="where usage is kept (default: in memory, gone at the end)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8433, help="gRPC port, 0 for a free one (default: %(default)s)")
+    parser.add_argument(
+        "--http-port", type=_port, default=8080, metavar="PORT", help="HTTP port, likewise (default: %(default)s)"
+    )
+    parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input closes")
+    parser.set_defaults(run=serve)
+
+
+def serve(options: Namespace) -> int:
+    """Serve until SIGTERM, SIGINT or, if asked, the end of standard input; returns the exit status."""
+    # Here, since the parser must work without the extra that the server needs.
+    from stigg_guard.sidecar.server import Sidecar
+
+    # Before any thread exists, so that all of them leave the signals to sigwait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with closing(_engine(options)) as engine, Sidecar(engine, options.host, options.port, options.http_port) as sidecar:
+        print(f"ready grpc={sidecar.address} http={sidecar.http_address}", flush=True)
+        if options.exit_with_stdin:
+            Thread(target=_stop_at_end_of_stdin, daemon=True).start()
+        signal.sigwait(STOP_SIGNALS)
+    return 0
+
+
+def _engine(options: Namespace) -> Engine:
+    catalog = load_catalog(options.catalog) if options.catalog else demo_catalog()
+    fallbacks = parse_fallbacks(os.environ.get("ENTITLEMENTS_FALLBACK") or "{}")
+    return Engine(catalog, Store(options.state), fallbacks=fallbacks)
+
+
+def _stop_at_end_of_stdin() -> None:
+    # Not sys.stdin.read, whose lock would still be held when the interpreter ends.
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise ArgumentTypeError(f"{text!r} is no port; give a number from 0 to 65535")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the sidecar with these arguments, or those of the process; returns the exit status."""
+    parser = ArgumentParser(prog="python -m stigg_guard.sidecar", description="A Stigg sidecar that needs no account.")
+    configure(parser)
+    options = parser.parse_args(argv)
+    try:
+        return serve(options)
+    except StiggGuardError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

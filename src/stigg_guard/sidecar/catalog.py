@@ -1,0 +1,317 @@
+"""What is sold, and to whom: the catalog of the local sidecar, read from a TOML file or from the offline JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+
+from stigg_guard.errors import ConfigError
+from stigg_guard.sidecar.document import Table, read_json, read_toml
+from stigg_guard.sidecar.periods import RESETS
+
+KINDS = ("boolean", "numeric", "enum", "metered")
+METER_KINDS = ("fluctuating", "incremental")
+AGGREGATIONS = ("count", "sum", "count_unique", "max")
+UNKNOWN = "unknown"
+"""The kind of a feature that does not say it rightly: what refers to it is not refused a second time."""
+
+_OFFLINE_KINDS = tuple(kind.upper() for kind in KINDS)
+_EXAMPLES = {"numeric": "{ value = 100 }", "enum": '{ values = ["eu"] }', "metered": "{ limit = 6 }"}
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Something that plans grant; ``meter`` is set for metered features that say how they are measured."""
+
+    id: str
+    kind: str
+    meter: str | None = None
+    display_name: str | None = None
+    units: str | None = None
+    units_plural: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Currency:
+    """A kind of credits."""
+
+    id: str
+    display_name: str
+    description: str | None = None
+    units: str | None = None
+    units_plural: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """How much of a feature, or how many credits, a plan gives; which fields count depends on the feature's kind.
+
+    A metered grant and one of credits has a ``limit``, or is ``unlimited``; ``reset`` is the period of its usage.
+    """
+
+    value: int | None = None
+    values: tuple[str, ...] = ()
+    limit: float | None = None
+    unlimited: bool = False
+    soft: bool = False
+    reset: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a subscription gives: entitlements by feature id, credits by currency id."""
+
+    id: str
+    display_name: str | None = None
+    entitlements: Mapping[str, Grant] = field(default_factory=dict)
+    credits: Mapping[str, Grant] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a customer, or one of a customer's resources, has: a plan's id, or none, and the usage to begin with."""
+
+    plan: str | None = None
+    anchor: datetime | None = None
+    revoked: frozenset[str] = frozenset()
+    usage: Mapping[str, float] = field(default_factory=dict)
+    credits_used: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A customer, whose resources have plans and usage of their own."""
+
+    id: str
+    account: Account
+    archived: bool = False
+    resources: Mapping[str, Account] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """How raw events of one name become usage of a feature; ``dimension`` is what all but ``count`` look at."""
+
+    event: str
+    feature: str
+    aggregation: str
+    dimension: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Everything that is sold and everyone it is sold to, by id. Meters are by the name of their event."""
+
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    currencies: Mapping[str, Currency] = field(default_factory=dict)
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    customers: Mapping[str, Customer] = field(default_factory=dict)
+    meters: Mapping[str, Meter] = field(default_factory=dict)
+
+
+def load_catalog(path: str | Path) -> Catalog:
+    """The catalog in a TOML file, or in offline JSON when the name ends in ``.json``.
+
+    Raises ``ConfigError`` that names every fault of the file at once, each with its line and the remedy.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    read = parse_offline if path.suffix.lower() == ".json" else parse_catalog
+    return read(text, source=str(path))
+
+
+def demo_catalog() -> Catalog:
+    """The built-in demonstration catalog, with the documented ``customer-demo-01``."""
+    text = resources.files("stigg_guard.sidecar").joinpath("demo.toml").read_text(encoding="utf-8")
+    return parse_catalog(text, source="demo.toml")
+
+
+def parse_catalog(text: str, *, source: str = "catalog") -> Catalog:
+    """The catalog that a TOML text describes; ``source`` is what error messages call it. Raises ``ConfigError``."""
+    root, faults = read_toml(text, source)
+    features = {id_: _feature(id_, table) for id_, table in root.tables("features")}
+    currencies = {id_: _currency(id_, table) for id_, table in root.tables("currencies")}
+    for id_ in features.keys() & currencies.keys():
+        root.table("currencies").fault(id_, "a feature has the same id; rename one of them")
+    plans = {id_: _plan(id_, table, features, currencies) for id_, table in root.tables("plans")}
+    names = Catalog(features=features, currencies=currencies, plans=plans)
+    customers = {id_: _customer(id_, table, names) for id_, table in root.tables("customers")}
+    meters = {event: _meter(event, table, features) for event, table in root.tables("meters")}
+    root.end()
+    faults.raise_any()
+    return replace(names, customers=customers, meters=meters)
+
+
+def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
+    """The catalog that the documented offline JSON describes. Raises ``ConfigError``.
+
+    Each customer gets a plan of its own, named as the customer, with the entitlements listed there.
+    """
+    root, faults = read_json(text, source)
+    features: dict[str, Feature] = {}
+    plans: dict[str, Plan] = {}
+    customers: dict[str, Customer] = {}
+    for customer_id, table in root.tables("customers"):
+        entitlements: dict[str, Grant] = {}
+        for feature_id, given in table.tables("entitlements"):
+            kind = _offline_kind(feature_id, given, features)
+            entitlements[feature_id] = _offline_grant(given, kind)
+            given.end()
+        table.end()
+        plans[customer_id] = Plan(customer_id, entitlements=entitlements)
+        customers[customer_id] = Customer(customer_id, Account(plan=customer_id))
+    root.end()
+    faults.raise_any()
+    return Catalog(features=features, plans=plans, customers=customers)
+
+
+def _feature(id_: str, table: Table) -> Feature:
+    kind = table.required_choice("type", KINDS) or UNKNOWN
+    if kind == "metered":
+        meter = table.required_choice("meter", METER_KINDS)
+    else:
+        meter = table.choice("meter", METER_KINDS)
+        if meter and kind != UNKNOWN:
+            table.fault("meter", f"only a metered feature has a meter; this one is {kind}")
+    feature = Feature(id_, kind, meter, table.text("display_name"), table.text("units"), table.text("units_plural"))
+    table.end()
+    return feature
+
+
+def _currency(id_: str, table: Table) -> Currency:
+    currency = Currency(
+        id_,
+        table.text("display_name") or id_,
+        table.text("description"),
+        table.text("units"),
+        table.text("units_plural"),
+    )
+    table.end()
+    return currency
+
+
+def _plan(id_: str, table: Table, features: Mapping[str, Feature], currencies: Mapping[str, Currency]) -> Plan:
+    entitlements = table.table("entitlements")
+    credits_ = table.table("credits")
+    plan = Plan(
+        id_,
+        table.text("display_name"),
+        {key: _grant(entitlements, features[key]) for key in entitlements if entitlements.known(key, key, features)},
+        {key: _credit(credits_, key) for key in credits_ if credits_.known(key, key, currencies)},
+    )
+    table.end()
+    return plan
+
+
+def _grant(entitlements: Table, feature: Feature) -> Grant:
+    if feature.kind == UNKNOWN:
+        return Grant()
+    if feature.kind == "boolean":
+        entitlements.value(feature.id, lambda given: given is True, "true (a plan that lacks it leaves the line out)")
+        return Grant()
+    table = entitlements.table(feature.id, _EXAMPLES[feature.kind])
+    if feature.kind == "numeric":
+        grant = Grant(value=table.int32("value"), unlimited=_is_unlimited(table, "value", "unlimited"))
+    elif feature.kind == "enum":
+        grant = Grant(values=_some_values(table, "values"))
+    else:
+        grant = Grant(
+            limit=table.amount("limit"),
+            unlimited=_is_unlimited(table, "limit", "unlimited"),
+            soft=table.flag("soft"),
+            reset=table.choice("reset", RESETS),
+        )
+    table.end()
+    return grant
+
+
+def _credit(credits_: Table, currency_id: str) -> Grant:
+    table = credits_.table(currency_id, "{ amount = 50000 }")
+    if "amount" not in table:
+        table.fault("", "needs amount = <number>")
+    grant = Grant(limit=table.amount("amount"), soft=table.flag("soft"), reset=table.choice("reset", RESETS))
+    table.end()
+    return grant
+
+
+def _is_unlimited(table: Table, bound: str, unlimited: str) -> bool:
+    """Whether a grant has no bound; it must say either the bound or that there is none."""
+    without = table.flag(unlimited)
+    if without and bound in table:
+        table.fault(bound, f"contradicts {unlimited}; keep one of them")
+    elif not without and bound not in table:
+        table.fault("", f"needs {bound}, or {unlimited}")
+    return without
+
+
+def _some_values(table: Table, key: str) -> tuple[str, ...]:
+    values = table.texts(key)
+    if not values:
+        table.fault("", f"needs {key}, a list of at least one text")
+    return values
+
+
+def _customer(id_: str, table: Table, names: Catalog) -> Customer:
+    account = _account(table, names, inherited_anchor=None)
+    resources = {}
+    for resource_id, resource in table.tables("resources"):
+        resources[resource_id] = _account(resource, names, inherited_anchor=account.anchor)
+        resource.end()
+    customer = Customer(id_, account, table.flag("archived"), resources)
+    table.end()
+    return customer
+
+
+def _account(table: Table, names: Catalog, inherited_anchor: datetime | None) -> Account:
+    revoked = table.texts("revoked")
+    for feature_id in revoked:
+        table.known("revoked", feature_id, names.features)
+    metered = [feature.id for feature in names.features.values() if feature.kind in ("metered", UNKNOWN)]
+    return Account(
+        plan=table.choice("plan", names.plans),
+        anchor=table.instant("anchor") or inherited_anchor,
+        revoked=frozenset(revoked),
+        usage=_amounts(table.table("usage"), metered),
+        credits_used=_amounts(table.table("credits_used"), names.currencies),
+    )
+
+
+def _amounts(table: Table, known: Collection[str]) -> dict[str, float]:
+    return {key: table.amount(key) or 0.0 for key in table if table.known(key, key, known)}
+
+
+def _meter(event: str, table: Table, features: Mapping[str, Feature]) -> Meter:
+    metered = [feature.id for feature in features.values() if feature.kind in ("metered", UNKNOWN)]
+    feature_id = table.required_choice("feature", metered)
+    aggregation = table.required_choice("aggregation", AGGREGATIONS)
+    dimension = table.text("dimension")
+    if aggregation == "count" and dimension:
+        table.fault("dimension", "count looks at no dimension; delete it, or use count_unique")
+    elif aggregation not in ("count", None) and not dimension:
+        table.fault("", f"needs dimension: the one whose {aggregation} is taken")
+    table.end()
+    return Meter(event, feature_id or "", aggregation or "", dimension)
+
+
+def _offline_kind(feature_id: str, given: Table, features: dict[str, Feature]) -> str:
+    kind = (given.required_choice("type", _OFFLINE_KINDS) or UNKNOWN).lower()
+    feature = features.setdefault(feature_id, Feature(feature_id, kind))
+    if feature.kind != kind:
+        given.fault("type", f"is {feature.kind.upper()} for another customer; a feature has one type")
+    return kind
+
+
+def _offline_grant(given: Table, kind: str) -> Grant:
+    if kind == "numeric":
+        return Grant(value=given.int32("value"), unlimited=_is_unlimited(given, "value", "isUnlimited"))
+    if kind == "metered":
+        return Grant(limit=given.amount("usageLimit"), unlimited=_is_unlimited(given, "usageLimit", "isUnlimited"))
+    return Grant(values=_some_values(given, "enumValues")) if kind == "enum" else Grant()

@@ -1,0 +1,195 @@
+"""The nine requests that read: what a customer may use, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from google.protobuf.message import Message
+
+from stigg_guard.errors import InvalidRequest
+from stigg_guard.fallbacks import (
+    TYPED_METHODS,
+    Fallback,
+    entitlement_response,
+    fallback_answer,
+    requested_fallback,
+)
+from stigg_guard.sidecar.catalog import Catalog, Grant
+from stigg_guard.sidecar.fields import require_finite, require_ids
+from stigg_guard.sidecar.store import Store
+from stigg_guard.sidecar.subscriptions import Denied, Offer, Subscriber, Subscriptions
+from stigg_guard.wire import sidecar_pb2 as pb
+
+_EXCEEDED = {
+    "metered": pb.ACCESS_DENIED_REASON_REQUESTED_USAGE_EXCEEDING_LIMIT,
+    "credit": pb.ACCESS_DENIED_REASON_INSUFFICIENT_CREDITS,
+}
+
+
+class _Ask(NamedTuple):
+    """How much, or which values, a check asks for; ``usage`` is ``None`` when it does not say."""
+
+    usage: float | None = None
+    values: Sequence[str] = ()
+
+
+_NO_ASK = _Ask()
+
+
+class Checks:
+    """Answers the requests that read. ``fallbacks`` answer for features that the catalog does not know."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        subscriptions: Subscriptions,
+        now: Callable[[], datetime],
+        fallbacks: Mapping[str, Fallback],
+    ) -> None:
+        self._features = catalog.features
+        self._store = store
+        self._subscriptions = subscriptions
+        self._now = now
+        self._fallbacks = fallbacks
+
+    def entitlement(self, method: str, request: Any) -> Message:
+        """``GetEntitlement``, ``GetEntitlementV2`` and the four that ask for one kind."""
+        kind = _wanted_kind(method, request)
+        require_ids(request, "customer_id", "currency_id" if kind == "credit" else "feature_id")
+        ask = _ask(request, kind)
+        try:
+            answer = self._decide(request, kind, ask)
+        except Denied as denied:
+            if denied.reason == pb.ACCESS_DENIED_REASON_FEATURE_NOT_FOUND:
+                fallback = requested_fallback(request) or self._fallbacks.get(request.feature_id)
+                if fallback:
+                    return fallback_answer(method, request, fallback)
+            answer = self._missing(request, kind, denied.reason)
+        return entitlement_response(method, request, answer)
+
+    def entitlements_state(self, request: pb.GetEntitlementsStateV2Request) -> Message:
+        """``GetEntitlementsStateV2``: all that the plan gives, credits and revoked features too, each decided."""
+        require_ids(request, "customer_id")
+        try:
+            subscriber, offers = self._subscriptions.active(request.customer_id, request.resource_id)
+        except Denied as denied:
+            return pb.GetEntitlementsStateV2Response(access_denied_reason=denied.reason)
+        every = (*offers.features.values(), *offers.credits.values())
+        return pb.GetEntitlementsStateV2Response(
+            entitlements=[self._entitlement(subscriber, offer, _NO_ASK) for offer in every]
+        )
+
+    def entitlements(self, request: pb.GetEntitlementsRequest) -> Message:
+        """``GetEntitlements``: the features that the plan gives, without those revoked, which it has no way to mark."""
+        require_ids(request, "customer_id")
+        try:
+            subscriber, offers = self._subscriptions.active(request.customer_id, request.resource_id)
+        except Denied as denied:
+            return pb.GetEntitlementsResponse(access_denied_reason=denied.reason)
+        response = pb.GetEntitlementsResponse()
+        for offer in offers.features.values():
+            if offer.id not in subscriber.account.revoked:
+                answer = self._entitlement(subscriber, offer, _NO_ASK)
+                getattr(response.entitlements.add(), offer.kind).CopyFrom(getattr(answer, offer.kind))
+        return response
+
+    def reload(self, request: pb.ReloadEntitlementsRequest) -> Message:
+        """``ReloadEntitlements``: there is no cache to drop; whether the customer, or the resource, exists."""
+        require_ids(request, "customer_id")
+        try:
+            self._subscriptions.subscriber(request.customer_id, request.resource_id)
+        except Denied:
+            return pb.ReloadEntitlementsResponse(entitled_entity_exists=False)
+        return pb.ReloadEntitlementsResponse(entitled_entity_exists=True)
+
+    def _decide(self, request: Any, kind: str | None, ask: _Ask) -> pb.EntitlementV2:
+        subscriber, offers = self._subscriptions.active(request.customer_id, request.resource_id)
+        if kind == "credit":
+            offer = offers.credits.get(request.currency_id)
+            if offer is None:
+                raise Denied(pb.ACCESS_DENIED_REASON_ENTITLEMENT_NOT_FOUND)
+            return self._entitlement(subscriber, offer, ask)
+        feature = self._features.get(request.feature_id)
+        if feature is None:
+            raise Denied(pb.ACCESS_DENIED_REASON_FEATURE_NOT_FOUND)
+        if kind not in (None, feature.kind):
+            raise Denied(pb.ACCESS_DENIED_REASON_FEATURE_TYPE_MISMATCH)
+        offer = offers.features.get(feature.id)
+        if offer is None:
+            raise Denied(pb.ACCESS_DENIED_REASON_NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION)
+        return self._entitlement(subscriber, offer, ask)
+
+    def _missing(self, request: Any, kind: str | None, reason: pb.AccessDeniedReason) -> pb.EntitlementV2:
+        """The answer for an entitlement that is not there: an empty one, of the kind asked for or else the feature's."""
+        if kind is None:
+            feature = self._features.get(request.feature_id)
+            kind = feature.kind if feature else "boolean"
+        answer = pb.EntitlementV2(access_denied_reason=reason)
+        getattr(answer, kind).SetInParent()
+        if kind == "metered":
+            answer.metered.reset_period = pb.ENTITLEMENT_RESET_PERIOD_UNSPECIFIED
+        return answer
+
+    def _entitlement(self, subscriber: Subscriber, offer: Offer, ask: _Ask) -> pb.EntitlementV2:
+        answer = pb.EntitlementV2()
+        entitlement = getattr(answer, offer.kind)
+        entitlement.CopyFrom(offer.message)
+        reason = None
+        if offer.kind in _EXCEEDED:
+            used = self._fill_usage(entitlement, subscriber, offer)
+            if not _within_limit(offer.grant, used, ask.usage):
+                reason = _EXCEEDED[offer.kind]
+        elif offer.kind == "enum" and not set(offer.grant.values).issuperset(ask.values):
+            reason = pb.ACCESS_DENIED_REASON_REQUESTED_VALUES_MISMATCH
+        if offer.id in subscriber.account.revoked:
+            reason = pb.ACCESS_DENIED_REASON_REVOKED
+        if reason is None:
+            answer.has_access = True
+        else:
+            answer.access_denied_reason = reason
+        return answer
+
+    def _fill_usage(self, entitlement: Any, subscriber: Subscriber, offer: Offer) -> float:
+        key, window = self._subscriptions.usage_key(subscriber, offer, self._now())
+        used = self._store.usage(key)
+        entitlement.current_usage = used
+        if offer.kind == "credit":
+            entitlement.remaining = max(entitlement.usage_limit - used, 0.0)
+        elif window:
+            entitlement.usage_period_anchor.CopyFrom(window.anchor)
+            entitlement.usage_period_start.CopyFrom(window.start)
+        if window:
+            entitlement.usage_period_end.CopyFrom(window.end)
+        return used
+
+
+def _wanted_kind(method: str, request: Any) -> str | None:
+    """The kind that the request insists on, if it does."""
+    if method != "GetEntitlementV2":
+        return TYPED_METHODS.get(method)
+    if request.HasField("feature_id") == request.HasField("currency_id"):
+        raise InvalidRequest("feature_id", "ask for exactly one of feature_id and currency_id")
+    return "credit" if request.HasField("currency_id") else None
+
+
+def _ask(request: Any, kind: str | None) -> _Ask:
+    if not request.HasField("options"):
+        return _NO_ASK
+    options = request.options
+    values = options.requested_values if kind in (None, "enum") else ()
+    if kind not in (None, "metered", "credit") or not options.HasField("requested_usage"):
+        return _Ask(None, values)
+    usage = options.requested_usage
+    require_finite("options.requested_usage", usage)
+    if usage < 0:
+        raise InvalidRequest("options.requested_usage", f"must not be negative, and is {usage:g}")
+    return _Ask(usage, values)
+
+
+def _within_limit(grant: Grant, used: float, requested: float | None) -> bool:
+    if grant.limit is None or grant.soft:
+        return True
+    return used < grant.limit if requested is None else used + requested <= grant.limit

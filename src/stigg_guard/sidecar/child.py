@@ -1,0 +1,88 @@
+"""The local sidecar as a child process of the application."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from stigg_guard.errors import SidecarStartError
+from stigg_guard.fallbacks import Fallback
+
+START_SECONDS = 20.0
+STOP_SECONDS = 5.0
+
+
+class ChildSidecar:
+    """A local sidecar on ``127.0.0.1:port`` that lives no longer than this process.
+
+    It is told to end when its standard input closes, which also happens when this process is killed.
+
+    Raises:
+        SidecarStartError: it did not become ready; the message carries what it said.
+    """
+
+    def __init__(self, *, port: int, catalog: str | os.PathLike[str] | None, fallbacks: Mapping[str, Fallback]) -> None:
+        self._owner = os.getpid()
+        command = [sys.executable, "-m", "stigg_guard.sidecar", "--exit-with-stdin"]
+        command += ["--port", str(port), "--http-port", "0"]
+        if catalog is not None:
+            command += ["--catalog", os.fspath(catalog)]
+        environ = {**os.environ, "ENTITLEMENTS_FALLBACK": json.dumps(_documented(fallbacks))}
+        with tempfile.TemporaryFile() as said:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module, run by our own interpreter
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environ
+            )
+            try:
+                self.port = _port_of(self._ready_line())
+            except BaseException as error:
+                self.stop()
+                said.seek(0)
+                reason = said.read().decode(errors="replace").strip()
+                raise SidecarStartError(f"the local sidecar did not start: {reason or error}") from None
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Ends the sidecar after its calls in flight. Only the process that started it does so."""
+        atexit.unregister(self.stop)
+        if self._owner != os.getpid():
+            return
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _ready_line(self) -> str:
+        output = self._process.stdout
+        assert output is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            if not selector.select(START_SECONDS):
+                raise SidecarStartError(f"it was not ready within {START_SECONDS:g} s")
+        return output.readline().decode()
+
+
+def _port_of(ready_line: str) -> int:
+    word = next((word for word in ready_line.split() if word.startswith("grpc=")), "")
+    if not ready_line.startswith("ready ") or not word:
+        raise SidecarStartError("it ended before it was ready")
+    return int(word.rpartition(":")[2])
+
+
+def _documented(fallbacks: Mapping[str, Fallback]) -> dict[str, dict[str, object]]:
+    names = {"has_access": "hasAccess", "is_unlimited": "isUnlimited", "usage_limit": "usageLimit"}
+    names |= {"enum_values": "enumValues", "value": "value"}
+    return {
+        feature: {names[field]: value for field, value in asdict(fallback).items() if value not in (None, ())}
+        for feature, fallback in fallbacks.items()
+    }

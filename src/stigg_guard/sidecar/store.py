@@ -1,0 +1,212 @@
+"""Where the local sidecar keeps usage: one SQLite database, of which this process is the only user."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+from stigg_guard.errors import ConfigError
+
+_APPLICATION_ID = 0x53544747
+_VERSION = 1
+_SCHEMA = f"""
+CREATE TABLE usage (
+    customer TEXT, resource TEXT, feature TEXT, period TEXT, amount REAL NOT NULL,
+    PRIMARY KEY (customer, resource, feature, period)
+) WITHOUT ROWID;
+CREATE TABLE unique_values (
+    customer TEXT, resource TEXT, feature TEXT, period TEXT, value TEXT,
+    PRIMARY KEY (customer, resource, feature, period, value)
+) WITHOUT ROWID;
+CREATE TABLE events (
+    stamp TEXT, customer TEXT, resource TEXT, name TEXT, idempotency_key TEXT,
+    PRIMARY KEY (stamp, customer, resource, name, idempotency_key)
+) WITHOUT ROWID;
+CREATE TABLE answers (
+    idempotency_key TEXT PRIMARY KEY, request BLOB NOT NULL, response BLOB NOT NULL, given_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX answers_given_at ON answers (given_at);
+CREATE TABLE plans (
+    customer TEXT, resource TEXT, plan TEXT,
+    PRIMARY KEY (customer, resource)
+) WITHOUT ROWID;
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_VERSION};
+"""
+
+ANSWERS_KEPT = 24 * 60 * 60.0
+"""How long the answer to an idempotency key is repeated, in seconds."""
+
+
+class UsageKey(NamedTuple):
+    """What usage is counted by; ``resource`` and ``period`` are empty where there is none."""
+
+    customer: str
+    resource: str
+    feature: str
+    period: str
+
+
+class EventKey(NamedTuple):
+    """What makes a raw event the same as another; ``resource`` is empty where there is none."""
+
+    stamp: str
+    customer: str
+    resource: str
+    name: str
+    idempotency_key: str
+
+
+class Answer(NamedTuple):
+    """What was answered under an idempotency key, and a digest of the request that it answered."""
+
+    request: bytes
+    response: bytes
+
+
+class Store:
+    """Usage, deduplication, idempotent answers and plans assigned at run time, shared by all threads.
+
+    ``path`` is a file, made if absent, or ``None`` for memory. What a transaction committed survives the death of the
+    process, but not always a power cut. Raises ``ConfigError`` for a file that cannot be used.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._lock = Lock()
+        self._connection = _connect(path)
+        self._usage: dict[UsageKey, float] = {
+            UsageKey(*key): amount
+            for *key, amount in self._connection.execute(
+                "SELECT customer, resource, feature, period, amount FROM usage"
+            )
+        }
+        self._plans: dict[tuple[str, str], str | None] = {
+            (customer, resource): plan
+            for customer, resource, plan in self._connection.execute("SELECT customer, resource, plan FROM plans")
+        }
+
+    def usage(self, key: UsageKey) -> float:
+        """The committed usage; 0 if nothing was ever counted."""
+        return self._usage.get(key, 0.0)
+
+    def plan(self, customer: str, resource: str, default: str | None) -> str | None:
+        """The plan assigned at run time, or the default if there was no assignment; ``None`` is no plan."""
+        return self._plans.get((customer, resource), default)
+
+    def plans(self) -> dict[tuple[str, str], str | None]:
+        """All assignments by customer and resource."""
+        return dict(self._plans)
+
+    def assign_plan(self, customer: str, resource: str, plan: str | None) -> None:
+        with self._lock:
+            self._connection.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", (customer, resource, plan))
+            self._plans[customer, resource] = plan
+
+    def seed(self, amounts: dict[UsageKey, float]) -> None:
+        """Set usage to begin with, for those customers' features of which nothing was ever written in any period."""
+        written = {key[:3] for key in self._usage}
+        with self.transaction() as transaction:
+            for key, amount in amounts.items():
+                if key[:3] not in written:
+                    transaction.set_usage(key, amount)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """All that is written within happens at once, or not at all when the block raises. One runs at a time."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            transaction = Transaction(self._connection, self._usage)
+            try:
+                yield transaction
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._usage.update(transaction.written)
+
+    def close(self) -> None:
+        """Close the database; a second time does nothing."""
+        with self._lock:
+            self._connection.close()
+
+
+class Transaction:
+    """One report's reading and writing; made by ``Store.transaction``."""
+
+    def __init__(self, connection: sqlite3.Connection, committed: dict[UsageKey, float]) -> None:
+        self._connection = connection
+        self._committed = committed
+        self.written: dict[UsageKey, float] = {}
+
+    def usage(self, key: UsageKey) -> float:
+        """The usage with what this transaction has written."""
+        amount = self.written.get(key)
+        return self._committed.get(key, 0.0) if amount is None else amount
+
+    def set_usage(self, key: UsageKey, amount: float) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)", (*key, amount))
+        self.written[key] = amount
+
+    def is_new_event(self, key: EventKey) -> bool:
+        """Remember the event; false if it was known."""
+        return self._inserted("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", key)
+
+    def is_new_value(self, key: UsageKey, value: str) -> bool:
+        """Remember a value of a dimension that is counted once; false if it was known."""
+        return self._inserted("INSERT OR IGNORE INTO unique_values VALUES (?, ?, ?, ?, ?)", (*key, value))
+
+    def answer(self, idempotency_key: str, now: float) -> Answer | None:
+        """The answer given under the key, unless it is too old. ``now`` is in seconds since 1970."""
+        row = self._connection.execute(
+            "SELECT request, response FROM answers WHERE idempotency_key = ? AND given_at > ?",
+            (idempotency_key, now - ANSWERS_KEPT),
+        ).fetchone()
+        return row and Answer(*row)
+
+    def remember(self, idempotency_key: str, answer: Answer, now: float) -> None:
+        """Keep the answer for 24 hours; older ones go."""
+        self._connection.execute("DELETE FROM answers WHERE given_at <= ?", (now - ANSWERS_KEPT,))
+        self._connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (idempotency_key, *answer, now))
+
+    def _inserted(self, statement: str, row: tuple[str, ...]) -> bool:
+        return self._connection.execute(statement, row).rowcount == 1
+
+
+def _connect(path: str | Path | None) -> sqlite3.Connection:
+    with ExitStack() as on_failure:
+        try:
+            connection = sqlite3.connect(path or ":memory:", timeout=0, isolation_level=None, check_same_thread=False)
+            on_failure.callback(connection.close)
+            # Alone with its file, a process may trust the copy of the usage that it keeps in memory.
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            _prepare(connection, path)
+        except sqlite3.Error as error:
+            remedy = (
+                "end the other sidecar that uses it" if "locked" in str(error) else "name a file in a writable folder"
+            )
+            raise ConfigError(f"state file {path}: {error}; {remedy}") from None
+        on_failure.pop_all()
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: str | Path | None) -> None:
+    """Make the tables in a new database; refuse one that another program, or a newer version of this one, has made."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and application_id != _APPLICATION_ID:
+        raise ConfigError(f"state file {path}: is a database of another program; name another file")
+    if version > _VERSION:
+        raise ConfigError(
+            f"state file {path}: was written by a newer stigg-guard (schema {version}, this one knows {_VERSION}); "
+            "upgrade stigg-guard or name another file"
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    # The first write takes the lock, also in a file that has its tables: a second sidecar is refused at its start.
+    connection.executescript(f"BEGIN IMMEDIATE; {'' if tables else _SCHEMA} COMMIT;")

@@ -1,0 +1,195 @@
+"""Who has subscribed to what: customers and resources, the offers of their plans, and the windows of their usage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from google.protobuf.message import Message
+
+from stigg_guard.errors import ConfigError
+from stigg_guard.fallbacks import FEATURE_TYPES
+from stigg_guard.sidecar.catalog import Account, Catalog, Currency, Feature, Grant, Plan
+from stigg_guard.sidecar.document import nearest
+from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
+from stigg_guard.sidecar.store import Store, UsageKey
+from stigg_guard.wire import sidecar_pb2 as pb
+
+_METER_TYPES = {"fluctuating": pb.METER_TYPE_FLUCTUATING, "incremental": pb.METER_TYPE_INCREMENTAL}
+_RESET_PERIODS = {
+    "hour": pb.ENTITLEMENT_RESET_PERIOD_HOUR,
+    "day": pb.ENTITLEMENT_RESET_PERIOD_DAY,
+    "week": pb.ENTITLEMENT_RESET_PERIOD_WEEK,
+    "month": pb.ENTITLEMENT_RESET_PERIOD_MONTH,
+    "year": pb.ENTITLEMENT_RESET_PERIOD_YEAR,
+}
+
+
+class Denied(Exception):  # noqa: N818
+    """There is no such entitlement, for this reason."""
+
+    def __init__(self, reason: pb.AccessDeniedReason) -> None:
+        self.reason = reason
+
+
+class Offer(NamedTuple):
+    """What a plan gives of one feature or currency; ``message`` is its wire form, without usage."""
+
+    id: str
+    kind: str
+    grant: Grant
+    message: Message
+
+
+class Offers(NamedTuple):
+    """What a plan gives, by feature id and by currency id."""
+
+    features: Mapping[str, Offer]
+    credits: Mapping[str, Offer]
+
+
+class Subscriber(NamedTuple):
+    """Who has usage: a customer, or one of its resources; ``resource`` is empty for the customer itself."""
+
+    customer: str
+    resource: str
+    account: Account
+
+
+class Window(NamedTuple):
+    """A period with its wire forms; ``name`` is what usage is stored under."""
+
+    period: Period
+    name: str
+    anchor: Any
+    start: Any
+    end: Any
+
+
+_NOTHING = Offers({}, {})
+
+
+class Subscriptions:
+    """What the catalog, with the plans that were assigned since, says of each customer; shared by all threads.
+
+    Raises ``ConfigError`` when a plan was assigned that the catalog lacks.
+    """
+
+    def __init__(self, catalog: Catalog, store: Store) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._offers = {plan.id: _offers(plan, catalog) for plan in catalog.plans.values()}
+        self._windows: dict[tuple[str, datetime], Window] = {}
+        for (customer, _), plan in store.plans().items():
+            if plan is not None and plan not in catalog.plans:
+                raise ConfigError(
+                    f"the state file gives {customer} the plan {plan!r}, which the catalog lacks: "
+                    f"{nearest(plan, catalog.plans)} (add the plan, or start with another state file)"
+                )
+
+    def subscriber(self, customer_id: str, resource_id: str) -> Subscriber:
+        """The customer, or its resource unless ``resource_id`` is empty. Raises ``Denied`` for unknown ones."""
+        customer = self._catalog.customers.get(customer_id)
+        if customer is None:
+            raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_NOT_FOUND)
+        account = customer.resources.get(resource_id) if resource_id else customer.account
+        if account is None:
+            raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_RESOURCE_NOT_FOUND)
+        return Subscriber(customer_id, resource_id, account)
+
+    def active(self, customer_id: str, resource_id: str) -> tuple[Subscriber, Offers]:
+        """As ``subscriber``, with the offers of its plan. Raises ``Denied`` also for archived ones and without a plan."""
+        customer = self._catalog.customers.get(customer_id)
+        if customer is not None and customer.archived:
+            raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_IS_ARCHIVED)
+        subscriber = self.subscriber(customer_id, resource_id)
+        plan = self._plan(subscriber)
+        if plan is None:
+            raise Denied(pb.ACCESS_DENIED_REASON_NO_ACTIVE_SUBSCRIPTION)
+        return subscriber, self._offers[plan]
+
+    def offers(self, subscriber: Subscriber) -> Offers:
+        """What the subscriber's plan gives; nothing without a plan."""
+        plan = self._plan(subscriber)
+        return _NOTHING if plan is None else self._offers[plan]
+
+    def usage_key(self, subscriber: Subscriber, offer: Offer, instant: datetime) -> tuple[UsageKey, Window | None]:
+        """What usage of that instant is counted by, and its window if there is one."""
+        window = self._window(offer.grant.reset, subscriber.account.anchor or DEFAULT_ANCHOR, instant)
+        return UsageKey(subscriber.customer, subscriber.resource, offer.id, window.name if window else ""), window
+
+    def _plan(self, subscriber: Subscriber) -> str | None:
+        return self._store.plan(subscriber.customer, subscriber.resource, subscriber.account.plan)
+
+    def _window(self, reset: str | None, anchor: datetime, instant: datetime) -> Window | None:
+        if reset is None:
+            return None
+        window = self._windows.get((reset, anchor))
+        if window is None or instant not in window.period:
+            window = self._windows[reset, anchor] = _make_window(period_at(instant, reset, anchor))
+        return window
+
+
+def without_plan(feature_id: str) -> Offer:
+    """What stands for a feature that the subscriber's plan lacks: it counts, and its usage never returns to 0."""
+    return Offer(feature_id, "metered", Grant(), pb.MeteredEntitlement())
+
+
+def _offers(plan: Plan, catalog: Catalog) -> Offers:
+    features = (_feature_offer(catalog.features[id_], grant) for id_, grant in plan.entitlements.items())
+    credits_ = (_credit_offer(catalog.currencies[id_], grant) for id_, grant in plan.credits.items())
+    return Offers({offer.id: offer for offer in features}, {offer.id: offer for offer in credits_})
+
+
+def _feature_offer(feature: Feature, grant: Grant) -> Offer:
+    wire_feature = _wire_feature(feature)
+    message: Message
+    if feature.kind == "boolean":
+        message = pb.BooleanEntitlement(feature=wire_feature)
+    elif feature.kind == "numeric":
+        message = pb.NumericEntitlement(feature=wire_feature, value=grant.value, is_unlimited=grant.unlimited)
+    elif feature.kind == "enum":
+        message = pb.EnumEntitlement(feature=wire_feature, enum_values=grant.values)
+    else:
+        message = pb.MeteredEntitlement(
+            feature=wire_feature,
+            usage_limit=grant.limit,
+            is_unlimited=grant.unlimited,
+            has_soft_limit=grant.soft,
+            reset_period=_RESET_PERIODS[grant.reset] if grant.reset else None,
+        )
+    return Offer(feature.id, feature.kind, grant, message)
+
+
+def _wire_feature(feature: Feature) -> pb.EntitlementFeature:
+    is_metered = feature.kind == "metered"
+    return pb.EntitlementFeature(
+        id=feature.id,
+        feature_type=FEATURE_TYPES[feature.kind],
+        units=feature.units,
+        units_plural=feature.units_plural,
+        meter_type=_METER_TYPES.get(feature.meter or "") if is_metered else pb.METER_TYPE_NONE,
+        is_metered=is_metered,
+    )
+
+
+def _credit_offer(currency: Currency, grant: Grant) -> Offer:
+    wire_currency = pb.EntitlementCurrency(
+        currency_id=currency.id,
+        display_name=currency.display_name,
+        description=currency.description,
+        unit_singular=currency.units,
+        unit_plural=currency.units_plural,
+    )
+    message = pb.CreditEntitlement(currency=wire_currency, usage_limit=grant.limit, has_soft_limit=grant.soft)
+    return Offer(currency.id, "credit", grant, message)
+
+
+def _make_window(period: Period) -> Window:
+    # Stamps are made once for each window: a datetime costs microseconds in every answer.
+    stamps = pb.MeteredEntitlement(
+        usage_period_anchor=period.anchor, usage_period_start=period.start, usage_period_end=period.end
+    )
+    name = f"{period.reset} {period.start.isoformat()}"
+    return Window(period, name, stamps.usage_period_anchor, stamps.usage_period_start, stamps.usage_period_end)

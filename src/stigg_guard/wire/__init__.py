@@ -1,0 +1,34 @@
+"""The Stigg Sidecar wire contract: ``sidecar.proto`` and the code that ``make wire`` generates from it.
+
+``SERVICE`` is the descriptor of ``stigg.sidecar.v1.SidecarService``: the 12 methods and their message classes are read
+off it by the channel and by the local sidecar, so neither keeps a list of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from stigg_guard.wire import sidecar_pb2
+
+
+class Method(NamedTuple):
+    """One RPC: its path on the wire and its message classes."""
+
+    path: str
+    request: type[Message]
+    response: type[Message]
+
+
+SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
+
+METHODS: dict[str, Method] = {
+    method.name: Method(
+        f"/{SERVICE.full_name}/{method.name}",
+        GetMessageClass(method.input_type),
+        GetMessageClass(method.output_type),
+    )
+    for method in SERVICE.methods
+}
