@@ -40,7 +40,8 @@ wire: $(READY)
 	@cp $(WIRE)/sidecar.proto .venv/wire/in/stigg/sidecar/v1/
 	@$(BIN)/python -m grpc_tools.protoc -I .venv/wire/in --python_out=.venv/wire/out --pyi_out=.venv/wire/out stigg/sidecar/v1/sidecar.proto
 	@sed -e 's/^from google.protobuf import descriptor_pool as _descriptor_pool$$/from stigg_guard.wire.pool import POOL as _pool/' \
-	     -e 's/_descriptor_pool\.Default()/_pool/' .venv/wire/out/stigg/sidecar/v1/sidecar_pb2.py > $(WIRE)/sidecar_pb2.py
+	     -e 's/_descriptor_pool\.Default()/_pool/' \
+	     -e "s/'stigg\.sidecar\.v1\.sidecar_pb2'/'stigg_guard.wire.sidecar_pb2'/" .venv/wire/out/stigg/sidecar/v1/sidecar_pb2.py > $(WIRE)/sidecar_pb2.py
 	@sed -e 's/_Union\[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping\]/_Union[datetime.datetime, _Mapping]/g' \
 	     .venv/wire/out/stigg/sidecar/v1/sidecar_pb2.pyi > $(WIRE)/sidecar_pb2.pyi
 

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+
+def signed_in_customer(request: Any) -> str | None:
+    """The customer that the web server in front of the site has authenticated."""
+    customer: str | None = request.META.get("REMOTE_USER")
+    return customer
+
+
 SECRET_KEY = "tests-only"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"]
+ALLOWED_HOSTS = ["testserver"]
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "django.contrib.sessions",
+    "stigg_guard.django",
+]
+MIDDLEWARE = ["stigg_guard.django.middleware.StiggGuardMiddleware"]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
+    }
+]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 USE_TZ = True
+STIGG_GUARD = {"CUSTOMER": signed_in_customer, "REPORT": "inline"}

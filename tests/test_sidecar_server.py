@@ -217,7 +217,9 @@ def test_metered_feature_gives_the_documented_sample(client: Client) -> None:
     assert feature.is_metered
 
 
-@pytest.mark.parametrize(("requested", "granted"), [({}, True), ({"requested_usage": 3}, True), ({"requested_usage": 4}, False)])
+@pytest.mark.parametrize(
+    ("requested", "granted"), [({}, True), ({"requested_usage": 3}, True), ({"requested_usage": 4}, False)]
+)
 def test_metered_feature_is_granted_up_to_its_limit(client: Client, requested: dict[str, float], granted: bool) -> None:
     answer = client("GetMeteredEntitlement", customer_id=DEMO, feature_id="feature-templates", options=requested)
     assert answer.has_access is granted
@@ -282,7 +284,9 @@ ESSENTIALS = {
 
 def feature_ids(entitlements: Sequence[Any]) -> set[str]:
     kinds = (getattr(entitlement, entitlement.WhichOneof("entitlement")) for entitlement in entitlements)
-    return {kind.feature.id if kind.DESCRIPTOR.name != "CreditEntitlement" else kind.currency.currency_id for kind in kinds}
+    return {
+        kind.feature.id if kind.DESCRIPTOR.name != "CreditEntitlement" else kind.currency.currency_id for kind in kinds
+    }
 
 
 def test_all_entitlements_of_a_customer_are_listed(client: Client) -> None:
@@ -458,7 +462,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ("GetEntitlementsStateV2", {}, "customer_id"),
         ("ReloadEntitlements", {}, "customer_id"),
         ("GetEntitlementV2", {"customer_id": DEMO}, "feature_id"),
-        ("GetEntitlementV2", {"customer_id": DEMO, "feature_id": "f", "currency_id": "c"}, "currency_id"),
+        ("GetEntitlementV2", {"customer_id": DEMO, "feature_id": "f", "currency_id": "c"}, "feature_id"),
         ("ReportUsage", report(1, customer_id=""), "customer_id"),
         ("ReportUsage", report(1, customer_id="nobody"), "customer_id"),
         ("ReportUsage", report(1, feature_id=""), "feature_id"),
@@ -706,7 +710,7 @@ def test_failed_start_frees_the_http_port(sidecar: Sidecar, engine: Engine) -> N
 
 
 def test_unknown_host_is_named_with_the_remedy(engine: Engine) -> None:
-    with pytest.raises(SidecarStartError, match="no-such-host.invalid.*choose a --host"):
+    with pytest.raises(SidecarStartError, match=r"no-such-host\.invalid.*choose a --host"):
         Sidecar(engine, host="no-such-host.invalid").start()
 
 

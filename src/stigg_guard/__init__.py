@@ -18,6 +18,7 @@ from stigg_guard.errors import (
     SidecarStartError,
     SidecarTimeout,
     SidecarUnavailable,
+    SignInRequired,
     StiggGuardError,
 )
 from stigg_guard.fallbacks import Fallback
@@ -147,6 +148,7 @@ __all__ = [
     "SidecarStartError",
     "SidecarTimeout",
     "SidecarUnavailable",
+    "SignInRequired",
     "Source",
     "Stigg",
     "StiggGuardError",

@@ -81,6 +81,7 @@ class SnapshotCache:
         Raises:
             SidecarError: it cannot be fetched, and there is none young enough to serve stale.
         """
+        self._enter_process()
         key = cache_key(customer)
         snapshot = self.snapshots.get(key)
         now = self._clock.monotonic()
@@ -95,6 +96,7 @@ class SnapshotCache:
 
     def refresh(self, customer: Customer) -> Snapshot:
         """Fetches now, whatever is cached or under way."""
+        self._enter_process()
         return self._fetched(customer)
 
     def correct(self, customer: Customer, feature_id: str, current_usage: float) -> None:
@@ -122,8 +124,6 @@ class SnapshotCache:
         Raises:
             SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
         """
-        if self._pid != os.getpid():
-            self._start_process()
         with self._lock:
             self._refuse_while_backing_off()
             flight: Future[Any] | None = self._flights.get(key)
@@ -133,12 +133,18 @@ class SnapshotCache:
         result: T = self._lead(key, flight, load) if leads else self._follow(flight)
         return result
 
+    def _enter_process(self) -> None:
+        if self._pid != os.getpid():
+            self._start_process()
+
     def _start_process(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._flights: dict[Hashable, Future[Any]] = {}
         self._asleep_until = 0.0
         self._last_fault = ""
+        for snapshot in list(self.snapshots.values()):
+            snapshot.ticket = 0  # what a parent fetched is older than anything of this process
+        self._pid = os.getpid()
 
     def _lead(self, key: Hashable, flight: Future[T], load: Callable[[], T]) -> T:
         try:

@@ -73,7 +73,8 @@ class Config:
     """How long past its TTL an entitlement may still answer while the sidecar cannot be reached."""
     fallbacks: Mapping[str, Fallback] = field(default_factory=dict)
     on_outage: OnOutage = OnOutage.ERROR
-    ledger: str = "memory://"
+    ledger: str = field(default="memory://", repr=False)
+    """URL of the ledger; it may hold a password, so it never shows in a repr."""
     hold_ttl: float = 300.0
     """After this time a hold that was neither committed nor released no longer counts against the limit."""
     report: ReportMode = ReportMode.BACKGROUND
@@ -154,10 +155,10 @@ def split_address(address: str) -> tuple[str, int]:
         ConfigError: it is not an address.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or host.endswith(":") or address.endswith("]"):
+    if not colon or (":" in host and not host.endswith("]")):  # an IPv6 address without brackets has no port
         host, port = address, "80"
     host = host.strip("[]")
-    if not host or "/" in address or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or set(host) & set("/@ ") or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"expected host:port, 'local' or 'offline', not {address!r}")
     return host, int(port)
 
@@ -179,7 +180,7 @@ def _duration(value: Any) -> float:
 def _number(value: Any) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else float("nan")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         number = float("nan")
     if not isfinite(number):
         raise ValueError(f"expected a finite number, not {value!r}")

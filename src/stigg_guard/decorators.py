@@ -78,7 +78,8 @@ def consumes_usage(
             settled: R = result
             return settled
 
-        setattr(consuming, _UNNAMED, None if named else named)
+        if feature is None:
+            setattr(consuming, _UNNAMED, named)
         return consuming
 
     return decorate

@@ -10,11 +10,12 @@ from urllib.parse import quote
 
 from stigg_guard.config import STATUS_CODES, Config
 from stigg_guard.entitlements import Entitlement, Reason
-from stigg_guard.errors import FeatureDenied, SidecarError, SidecarUnavailable
+from stigg_guard.errors import FeatureDenied, InvalidRequest, SidecarError, SidecarUnavailable, SignInRequired
 
 PROBLEM_TYPE = "application/problem+json"
 TEMPLATE = "stigg_guard/denied.html"
 
+_UNCACHED: Mapping[str, str] = {"Cache-Control": "no-store"}
 _TITLES: Mapping[Reason, str] = {
     Reason.CUSTOMER_IS_ARCHIVED: "This account is archived",
     Reason.CUSTOMER_NOT_FOUND: "This account is not known",
@@ -48,18 +49,22 @@ class Denial:
     upgrade_url: str | None
 
     @classmethod
-    def of(cls, error: FeatureDenied | SidecarError, config: Config) -> Denial:
-        """The denial that an error of :meth:`Guard.require` or :meth:`Guard.consume` comes to."""
+    def of(cls, error: FeatureDenied | SidecarError | SignInRequired | InvalidRequest, config: Config) -> Denial:
+        """The denial that an error of a guarded view comes to."""
         if isinstance(error, SidecarError):
             after = error.retry_after if isinstance(error, SidecarUnavailable) else 1.0
-            headers = {"Retry-After": str(max(1, round(after))), "Cache-Control": "no-store"}
+            headers = {"Retry-After": str(max(1, round(after))), **_UNCACHED}
             detail = "What your plan includes cannot be looked up right now. Please try again in a moment."
             return cls(503, "Please try again", detail, headers, None, None)
+        if isinstance(error, SignInRequired):
+            return cls(401, "Please sign in", "This page is for customers who are signed in.", _UNCACHED, None, None)
+        if isinstance(error, InvalidRequest):
+            return cls(400, "This amount cannot be used", f"{error}.", _UNCACHED, None, None)
         answer = error.entitlement
         reason = answer.reason or Reason.UNKNOWN
         status = config.status_codes.get(reason, STATUS_CODES[reason])
         url = upgrade_url(config, answer.feature_id) if STATUS_CODES[reason] == 402 else None
-        return cls(status, _TITLES[reason], _detail(answer), {"Cache-Control": "no-store"}, answer, url)
+        return cls(status, _TITLES[reason], _detail(answer), _UNCACHED, answer, url)
 
     def problem(self) -> str:
         """The body by RFC 9457, as JSON text."""
@@ -105,6 +110,6 @@ def _weighed(entry: str) -> tuple[str, float]:
 def _detail(answer: Entitlement) -> str:
     if answer.reason in (Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_CREDITS):
         units = answer.units_plural or "units"
-        asked = f", and {answer.requested_usage:g} more would be needed" if answer.requested_usage else ""
-        return f"{answer.current_usage:g} of {answer.usage_limit or 0:g} {units} are used{asked}."
+        asked = f", and {answer.requested_usage:.15g} more would be needed" if answer.requested_usage else ""
+        return f"{answer.current_usage:.15g} of {answer.usage_limit or 0:.15g} {units} are used{asked}."
     return f"It concerns the feature {answer.feature_id}."

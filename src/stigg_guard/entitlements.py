@@ -177,15 +177,17 @@ class Entitlement:
         reason = str(self.reason or Reason.UNKNOWN)
         if self.usage_limit is None:
             return reason
-        asked = "" if self.requested_usage is None else f", {self.requested_usage:g} requested"
-        return f"{reason} ({self.current_usage:g} of {self.usage_limit:g} {self.units_plural or 'units'} used{asked})"
+        asked = "" if self.requested_usage is None else f", {self.requested_usage:.15g} requested"
+        return f"{reason} ({self.current_usage:.15g} of {self.usage_limit:.15g} {self.units_plural or 'units'} used{asked})"
 
     def allows(self, requested_usage: Amount | None = None, requested_values: Sequence[str] = ()) -> Entitlement:
         """The answer for a requested usage or requested values, decided from this one without asking anybody.
 
         Raises:
-            InvalidRequest: the usage is negative or not a finite number.
+            InvalidRequest: the usage is negative or not a finite number, or the values are one text instead of several.
         """
+        if isinstance(requested_values, str):
+            raise InvalidRequest("requested_values", f"this is a list of texts, not one: [{requested_values!r}]")
         if requested_usage is not None:
             amount = usage_amount(requested_usage, "requested_usage")
             asked = replace(self, requested_usage=amount)
@@ -229,7 +231,7 @@ def usage_amount(amount: Amount, field: str = "value", *, negative: bool = False
         raise InvalidRequest(field, f"usage is a number, not {amount!r}")
     try:
         number = float(amount)
-    except OverflowError:
+    except (OverflowError, ValueError):  # a huge int, a signalling NaN
         number = math.inf
     if not math.isfinite(number):
         raise InvalidRequest(field, f"usage is a finite number, not {amount!r}")

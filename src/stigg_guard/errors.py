@@ -8,6 +8,7 @@
     ├── InvalidRequest (ValueError)     the request itself is wrong: an empty id, an amount that is no number
     ├── ClientClosed                    the client was closed before this call
     ├── FeatureDenied                   the customer may not use the feature
+    ├── SignInRequired                  the request comes from nobody that we know
     └── SidecarError                    the sidecar did not answer the question
         ├── SidecarUnavailable          nothing answers there, and there is neither data nor fallback
         │   └── SidecarTimeout          the deadline passed; whether a report was counted is unknown
@@ -62,6 +63,10 @@ class FeatureDenied(StiggGuardError):
         super().__init__(f"{customer} may not use {entitlement.feature_id}: {entitlement.explanation}")
         self.entitlement = entitlement
         self.customer = customer
+
+
+class SignInRequired(StiggGuardError):
+    """No customer belongs to the request: the configured resolver answered None. Nothing was asked or held."""
 
 
 class SidecarError(StiggGuardError):

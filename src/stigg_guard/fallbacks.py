@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -164,7 +164,7 @@ def _is_int32(value: object) -> bool:
 
 
 def _is_limit(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= cast(float, value) < math.inf
+    return type(value) in (int, float) and 0 <= cast(float, value) <= sys.float_info.max
 
 
 def _is_texts(value: object) -> bool:

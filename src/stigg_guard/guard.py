@@ -214,7 +214,9 @@ class Guard:
         fallback = fallback or self.config.fallbacks.get(feature)
         try:
             snapshot, source = self._cache.get(customer)
-            answer = snapshot.answers.get(feature) or self._missing(feature, customer, snapshot, source, fallback)
+            answer = snapshot.answers.get(feature)
+            if answer is None:
+                answer = self._missing(feature, customer, snapshot, source, fallback)
         except SidecarError as error:
             return self._without_data(feature, fallback, error), None
         if answer.reason is Reason.FEATURE_NOT_FOUND and fallback is not None:
@@ -396,7 +398,7 @@ def _no_list(_customer: Customer, ticket: int) -> Snapshot:
 
 def _claim(entitlement: Entitlement, snapshot: Snapshot | None, amount: float, customer: Customer) -> Claim:
     fetched = snapshot.fetched.get(entitlement.feature_id) if snapshot is not None else None
-    known = fetched or entitlement
+    known = entitlement if fetched is None else fetched
     start = entitlement.usage_period_start
     rolled = fetched is not None and start != fetched.usage_period_start
     return Claim(

@@ -70,10 +70,14 @@ class Reporter:
     def close(self, timeout: float = EXIT_SECONDS) -> int:
         """Flushes within ``timeout`` seconds and ends the thread; the number of reports left."""
         atexit.unregister(self._at_exit)
-        left = self.flush(timeout) if self._pid == os.getpid() else 0
+        if self._pid != os.getpid():
+            return 0
+        self.flush(timeout)
         self._stop.set()
         self._wake.set()
-        return left
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._left()
 
     def _start_process(self) -> None:
         self._pid = os.getpid()

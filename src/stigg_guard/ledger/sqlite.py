@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from stigg_guard.clock import Clock
-from stigg_guard.errors import ConfigError
+from stigg_guard.errors import ClientClosed, ConfigError
 from stigg_guard.ledger import Acknowledged, Batch, Claim, Hold, Refused, Report, UsageKey
 
 logger = logging.getLogger("stigg_guard")
@@ -68,6 +68,7 @@ class SqliteLedger:
         self._path = path
         self._now = clock.now
         self._pid = 0
+        self._closed = False
         self._lock = threading.Lock()
         self._inherited: list[sqlite3.Connection] = []
         self._connection: sqlite3.Connection | None = None
@@ -170,6 +171,7 @@ class SqliteLedger:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             if self._connection is not None and self._pid == os.getpid():
                 self._connection.close()
             self._connection = None
@@ -179,6 +181,8 @@ class SqliteLedger:
         if self._pid != os.getpid():
             self._start_process()
         with self._lock:
+            if self._closed:
+                raise ClientClosed("the guard or its ledger is closed; make a new one")
             if self._connection is None:
                 self._connection = _opened(self._path)
             db = self._connection

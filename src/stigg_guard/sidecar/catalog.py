@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from importlib import resources
+from importlib.resources import files
 from pathlib import Path
 
 from stigg_guard.errors import ConfigError
@@ -130,7 +130,7 @@ def load_catalog(path: str | Path) -> Catalog:
 
 def demo_catalog() -> Catalog:
     """The built-in demonstration catalog, with the documented ``customer-demo-01``."""
-    text = resources.files("stigg_guard.sidecar").joinpath("demo.toml").read_text(encoding="utf-8")
+    text = files("stigg_guard.sidecar").joinpath("demo.toml").read_text(encoding="utf-8")
     return parse_catalog(text, source="demo.toml")
 
 
@@ -162,9 +162,12 @@ def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
     for customer_id, table in root.tables("customers"):
         entitlements: dict[str, Grant] = {}
         for feature_id, given in table.tables("entitlements"):
-            kind = _offline_kind(feature_id, given, features)
-            entitlements[feature_id] = _offline_grant(given, kind)
-            given.end()
+            if kind := given.required_choice("type", _OFFLINE_KINDS):
+                feature = features.setdefault(feature_id, Feature(feature_id, kind.lower()))
+                if feature.kind != kind.lower():
+                    given.fault("type", f"is {feature.kind.upper()} for another customer; a feature has one type")
+                entitlements[feature_id] = _offline_grant(given, kind.lower())
+                given.end()
         table.end()
         plans[customer_id] = Plan(customer_id, entitlements=entitlements)
         customers[customer_id] = Customer(customer_id, Account(plan=customer_id))
@@ -253,10 +256,9 @@ def _is_unlimited(table: Table, bound: str, unlimited: str) -> bool:
 
 
 def _some_values(table: Table, key: str) -> tuple[str, ...]:
-    values = table.texts(key)
-    if not values:
-        table.fault("", f"needs {key}, a list of at least one text")
-    return values
+    if key not in table:
+        table.fault("", f"needs {key}, a list of texts")
+    return table.texts(key, at_least=1)
 
 
 def _customer(id_: str, table: Table, names: Catalog) -> Customer:
@@ -299,14 +301,6 @@ def _meter(event: str, table: Table, features: Mapping[str, Feature]) -> Meter:
         table.fault("", f"needs dimension: the one whose {aggregation} is taken")
     table.end()
     return Meter(event, feature_id or "", aggregation or "", dimension)
-
-
-def _offline_kind(feature_id: str, given: Table, features: dict[str, Feature]) -> str:
-    kind = (given.required_choice("type", _OFFLINE_KINDS) or UNKNOWN).lower()
-    feature = features.setdefault(feature_id, Feature(feature_id, kind))
-    if feature.kind != kind:
-        given.fault("type", f"is {feature.kind.upper()} for another customer; a feature has one type")
-    return kind
 
 
 def _offline_grant(given: Table, kind: str) -> Grant:

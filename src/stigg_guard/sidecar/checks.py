@@ -123,7 +123,7 @@ class Checks:
         return self._entitlement(subscriber, offer, ask)
 
     def _missing(self, request: Any, kind: str | None, reason: pb.AccessDeniedReason) -> pb.EntitlementV2:
-        """The answer for an entitlement that is not there: an empty one, of the kind asked for or else the feature's."""
+        """The answer for an entitlement that is not there: an empty one, of the kind asked for, else of the feature."""
         if kind is None:
             feature = self._features.get(request.feature_id)
             kind = feature.kind if feature else "boolean"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
 class Table:
@@ -27,7 +26,8 @@ class Table:
     A value that does not fit is noted as a fault and read as if it were absent, so that reading goes on to the next.
     """
 
-    def __init__(self, faults: Faults, path: Path, data: object, example: str = "") -> None:
+    def __init__(self, faults: Faults, path: KeyPath, data: object, example: str = "") -> None:
+        self._is_table = isinstance(data, Mapping)
         if not isinstance(data, Mapping):
             hint = f" such as {example}" if example else ""
             faults.add(path, f"must be a table{hint}, not {data!r}")
@@ -38,7 +38,8 @@ class Table:
         self._known: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._data
+        """Whether the key is there; a table that could not be read is not said to lack anything besides."""
+        return key in self._data or not self._is_table
 
     def __iter__(self) -> Iterator[str]:
         """The keys, each of which counts as known; an empty one is refused."""
@@ -47,7 +48,7 @@ class Table:
             if key.strip():
                 yield key
             else:
-                self.fault(key, "is an empty id; give it a name")
+                self._faults.add((*self._path, key), "is an empty id; give it a name")
 
     def fault(self, key: str, problem: str) -> None:
         """Note what is wrong with a key, or with the whole table when ``key`` is empty."""
@@ -85,9 +86,10 @@ class Table:
         """A whole number of 32 bits, which is what the wire can carry."""
         return cast("int | None", self.value(key, _is_int32, "a whole number of 32 bits"))
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts; absent is empty."""
-        return tuple(self.value(key, _is_texts, "a list of texts") or ())
+    def texts(self, key: str, *, at_least: int = 0) -> tuple[str, ...]:
+        """A list of texts, none of them empty; absent is an empty list."""
+        expected = f"a list of at least {at_least} text" if at_least else "a list of texts"
+        return tuple(self.value(key, lambda value: _is_texts(value) and len(value) >= at_least, expected) or ())
 
     def instant(self, key: str) -> datetime | None:
         """A date or a date with time, in UTC unless it says otherwise."""
@@ -131,12 +133,13 @@ class Table:
 class Faults:
     """All that is wrong with one document; ``line_of`` finds the line of a path."""
 
-    def __init__(self, source: str, line_of: Callable[[Path], int]) -> None:
+    def __init__(self, source: str, line_of: Callable[[KeyPath], int]) -> None:
         self._source = source
         self._line_of = line_of
         self._found: list[tuple[int, str]] = []
 
-    def add(self, path: Path, problem: str) -> None:
+    def add(self, path: KeyPath, problem: str) -> None:
+        """Note what is wrong with the value at a path."""
         place = ".".join(key or '""' for key in path) or "the document"
         self._found.append((self._line_of(path), f"{place}: {problem}"))
 
@@ -178,7 +181,7 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 
 def _is_amount(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= cast(float, value) < math.inf
+    return type(value) in (int, float) and 0 <= cast(float, value) <= sys.float_info.max
 
 
 def _is_int32(value: object) -> bool:
@@ -186,7 +189,7 @@ def _is_int32(value: object) -> bool:
 
 
 def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
 
 
 def _is_instant(value: object) -> bool:
@@ -199,10 +202,10 @@ _HEADER = re.compile(rf"\s*\[\[?\s*({_DOTTED})\s*\]")
 _ASSIGNMENT = re.compile(rf"\s*({_DOTTED})\s*=")
 
 
-def _toml_lines(text: str) -> Callable[[Path], int]:
+def _toml_lines(text: str) -> Callable[[KeyPath], int]:
     """Where each path first appears: the parser tells no positions, so headers and assignments are looked for."""
-    lines: dict[Path, int] = {(): 1}
-    table: Path = ()
+    lines: dict[KeyPath, int] = {(): 1}
+    table: KeyPath = ()
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
             table = path = _path(header[1])
@@ -213,20 +216,20 @@ def _toml_lines(text: str) -> Callable[[Path], int]:
         for length in range(1, len(path) + 1):
             lines.setdefault(path[:length], number)
 
-    def line_of(path: Path) -> int:
+    def line_of(path: KeyPath) -> int:
         return next(lines[path[:length]] for length in range(len(path), -1, -1) if path[:length] in lines)
 
     return line_of
 
 
-def _path(dotted: str) -> Path:
+def _path(dotted: str) -> KeyPath:
     return tuple(key.strip("\"'") for key in _KEY.findall(dotted))
 
 
-def _json_lines(text: str) -> Callable[[Path], int]:
+def _json_lines(text: str) -> Callable[[KeyPath], int]:
     """Follow the keys of a path through the text, one after the other."""
 
-    def line_of(path: Path) -> int:
+    def line_of(path: KeyPath) -> int:
         position = 0
         for key in path:
             found = re.compile(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:").search(text, position)

@@ -42,7 +42,7 @@ class Engine:
         self._subscriptions = Subscriptions(catalog, store)
         self._checks = Checks(catalog, store, self._subscriptions, now, fallbacks)
         self._reports = Reports(catalog, store, self._subscriptions, now, counting=reporting)
-        self._lists: Mapping[str, Callable[[Any], Message]] = {
+        self._of_customers: Mapping[str, Callable[[Any], Message]] = {
             "GetEntitlements": self._checks.entitlements,
             "GetEntitlementsStateV2": self._checks.entitlements_state,
             "ReloadEntitlements": self._checks.reload,
@@ -60,8 +60,8 @@ class Engine:
         """
         if method.startswith("Report"):
             return self._reports.report(method, request, idempotency_key)
-        if method in self._lists:
-            return self._lists[method](request)
+        if method in self._of_customers:
+            return self._of_customers[method](request)
         return self._checks.entitlement(method, request)
 
     def assign_plan(self, customer_id: str, plan: str | None, resource_id: str | None = None) -> None:

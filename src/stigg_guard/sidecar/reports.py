@@ -145,7 +145,7 @@ class Reports:
             amount = measurement.value if measurement.is_set else transaction.usage(key) + measurement.value
             require_finite(f"{measurement.place}value", amount)
             # Releases may overtake what they release: usage stops at 0 rather than refusing them.
-            transaction.set_usage(key, max(amount, 0.0))
+            transaction.set_usage(key, max(0.0, amount))
         key, window = self._subscriptions.usage_key(subscriber, offer, self._now())
         return pb.ReportUsageResponse(
             measurement_id=str(uuid.uuid4()),
@@ -180,7 +180,7 @@ class Reports:
             key, _ = self._subscriptions.usage_key(subscriber, offer, instant)
             amount = _aggregate(transaction, key, meter, _dimension(event, meter.dimension))
             if math.isfinite(amount):
-                transaction.set_usage(key, max(amount, 0.0))
+                transaction.set_usage(key, max(0.0, amount))
 
     def _offer(self, subscriber: Subscriber, feature_id: str) -> Offer:
         return self._subscriptions.offers(subscriber).features.get(feature_id) or without_plan(feature_id)

@@ -102,6 +102,7 @@ class Store:
         return dict(self._plans)
 
     def assign_plan(self, customer: str, resource: str, plan: str | None) -> None:
+        """Remember a plan; ``None`` is the end of the subscription."""
         with self._lock:
             self._connection.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", (customer, resource, plan))
             self._plans[customer, resource] = plan
@@ -149,6 +150,7 @@ class Transaction:
         return self._committed.get(key, 0.0) if amount is None else amount
 
     def set_usage(self, key: UsageKey, amount: float) -> None:
+        """Write usage, which others see once the transaction is committed."""
         self._connection.execute("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)", (*key, amount))
         self.written[key] = amount
 

@@ -26,7 +26,7 @@ _RESET_PERIODS = {
 }
 
 
-class Denied(Exception):  # noqa: N818
+class Denied(Exception):
     """There is no such entitlement, for this reason."""
 
     def __init__(self, reason: pb.AccessDeniedReason) -> None:
@@ -82,9 +82,9 @@ class Subscriptions:
         self._offers = {plan.id: _offers(plan, catalog) for plan in catalog.plans.values()}
         self._windows: dict[tuple[str, datetime], Window] = {}
         for (customer, _), plan in store.plans().items():
-            if plan is not None and plan not in catalog.plans:
+            if customer in catalog.customers and plan is not None and plan not in catalog.plans:
                 raise ConfigError(
-                    f"the state file gives {customer} the plan {plan!r}, which the catalog lacks: "
+                    f"the state file gives {customer} the plan {plan!r}, which the catalog lacks; "
                     f"{nearest(plan, catalog.plans)} (add the plan, or start with another state file)"
                 )
 
@@ -99,7 +99,7 @@ class Subscriptions:
         return Subscriber(customer_id, resource_id, account)
 
     def active(self, customer_id: str, resource_id: str) -> tuple[Subscriber, Offers]:
-        """As ``subscriber``, with the offers of its plan. Raises ``Denied`` also for archived ones and without a plan."""
+        """As ``subscriber``, with the offers of its plan. Raises ``Denied`` also when archived, or without a plan."""
         customer = self._catalog.customers.get(customer_id)
         if customer is not None and customer.archived:
             raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_IS_ARCHIVED)

@@ -31,7 +31,7 @@ DESCRIPTOR = _pool.AddSerializedFile(b'\n\x1estigg/sidecar/v1/sidecar.proto\x12\
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stigg.sidecar.v1.sidecar_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stigg_guard.wire.sidecar_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METEREDENTITLEMENT'].fields_by_name['next_reset_date']._loaded_options = None

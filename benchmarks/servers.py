@@ -1,0 +1,70 @@
+"""The processes that answer: our local sidecar, and a gRPC server that does nothing but answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+import grpc
+
+from stigg_guard.sidecar.child import ChildSidecar
+from stigg_guard.sidecar.server import WORKERS
+from stigg_guard.wire import SERVICE
+
+# The first core is for servers and the last for what is measured, where the system lets a process choose.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def pin(cores: list[int]) -> None:
+    """Keeps this thread, and the threads and processes that it starts from now on, on these cores."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def local_sidecar() -> Iterator[str]:
+    """The address of a local sidecar with the demonstration catalog, in a process of its own."""
+    with _server_core():
+        child = ChildSidecar(port=0, catalog=None, fallbacks={})
+    try:
+        yield f"127.0.0.1:{child.port}"
+    finally:
+        child.stop()
+
+
+@contextmanager
+def noop_server(method: str, answer: bytes) -> Iterator[str]:
+    """The address of a server with as many threads as the sidecar, which gives this answer to every call of a method."""
+    spawn = get_context("spawn")
+    ours, its = spawn.Pipe()
+    process = spawn.Process(target=_answer_always, args=(method, answer, its), daemon=True)
+    with _server_core():
+        process.start()
+    try:
+        yield f"127.0.0.1:{ours.recv()}"
+    finally:
+        ours.send("stop")
+        process.join()
+
+
+@contextmanager
+def _server_core() -> Iterator[None]:
+    pin(CORES[:1])
+    try:
+        yield
+    finally:
+        pin(CORES[-1:])
+
+
+def _answer_always(method: str, answer: bytes, parent: Connection) -> None:
+    server = grpc.server(ThreadPoolExecutor(WORKERS))
+    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, {method: handler}),))
+    parent.send(server.add_insecure_port("127.0.0.1:0"))
+    server.start()
+    parent.recv()
+    server.stop(None).wait()

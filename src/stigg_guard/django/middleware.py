@@ -1,0 +1,57 @@
+"""Turns what a guarded view raises into the response that the client can read: a page, or problem+json."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.template import Context, Engine, TemplateDoesNotExist, loader
+
+from stigg_guard.denial import PROBLEM_TYPE, TEMPLATE, Denial, page_source, prefers_html
+from stigg_guard.django.conf import get_guard
+from stigg_guard.errors import FeatureDenied, InvalidRequest, SidecarError, SignInRequired
+
+logger = logging.getLogger("stigg_guard")
+
+_ANSWERED = (FeatureDenied, SidecarError, SignInRequired, InvalidRequest)
+_AMOUNTS = ("value", "requested_usage")
+
+
+class StiggGuardMiddleware:
+    """Answers ``FeatureDenied``, ``SidecarError``, ``SignInRequired`` and a bad amount that a view raised."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        return self._get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """The response to an error of the guard; None for every other error."""
+        if not isinstance(exception, _ANSWERED) or _is_fault_of_the_site(exception):
+            return None
+        if isinstance(exception, SidecarError):
+            logger.warning("%s cannot be guarded: %s", request.path, exception)
+        return _response(request, Denial.of(exception, get_guard().config))
+
+
+def _is_fault_of_the_site(error: Exception) -> bool:
+    """A bad amount may come from the client; a bad id does not, and stays an error 500."""
+    return isinstance(error, InvalidRequest) and error.field not in _AMOUNTS
+
+
+def _response(request: HttpRequest, denial: Denial) -> HttpResponse:
+    if prefers_html(request.headers.get("Accept", "")):
+        return HttpResponse(_page(request, denial), status=denial.status, headers=dict(denial.headers))
+    return HttpResponse(denial.problem(), content_type=PROBLEM_TYPE, status=denial.status, headers=dict(denial.headers))
+
+
+def _page(request: HttpRequest, denial: Denial) -> str:
+    """The project's own template, or else the built-in page, whose numbers are not localised for its markup's sake."""
+    try:
+        template = loader.get_template(TEMPLATE)
+    except TemplateDoesNotExist:
+        return Engine().from_string(page_source()).render(Context({"denial": denial}, use_l10n=False))
+    return template.render({"denial": denial}, request)

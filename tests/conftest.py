@@ -1,0 +1,63 @@
+"""Fixtures over real parts: a local sidecar with the demonstration catalog, a guard that asks it, a clock set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from stigg_guard import Clock, Config, Guard
+from stigg_guard.sidecar.catalog import demo_catalog
+from stigg_guard.sidecar.engine import Engine
+from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.sidecar.store import Store
+
+
+class ManualClock:
+    """A clock that moves only when told to; ``clock`` is what code under test is given."""
+
+    def __init__(self) -> None:
+        self._seconds = 1_000.0
+        self._origin = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(seconds=self._seconds)
+        self.clock = Clock(monotonic=self.monotonic, now=self.now)
+
+    def monotonic(self) -> float:
+        return self._seconds
+
+    def now(self) -> datetime:
+        return self._origin + timedelta(seconds=self._seconds)
+
+    def advance(self, seconds: float) -> None:
+        self._seconds += seconds
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def sidecar() -> Iterator[Sidecar]:
+    with Sidecar(Engine(demo_catalog(), Store(None)), host="127.0.0.1", port=0, http_port=0) as running:
+        yield running
+
+
+@pytest.fixture
+def make_guard(sidecar: Sidecar, clock: ManualClock) -> Iterator[Callable[..., Guard]]:
+    """Makes guards over the sidecar with the settings given; their time is the manual clock's."""
+    made: list[Guard] = []
+
+    def make(**settings: object) -> Guard:
+        config = Config.from_mapping({"SIDECAR": sidecar.address, **settings})
+        made.append(Guard(config, clock=clock.clock))
+        return made[-1]
+
+    yield make
+    for guard in made:
+        guard.close()
+
+
+@pytest.fixture
+def guard(make_guard: Callable[..., Guard]) -> Guard:
+    return make_guard()

@@ -1,0 +1,251 @@
+"""The local sidecar as a process: how it starts, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import grpc
+import pytest
+import requests
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from stigg_guard.wire import METHODS
+from stigg_guard.wire.sidecar_pb2 import ReportUsageRequest
+
+FREE_PORTS = ("--port", "0", "--http-port", "0")
+READY = re.compile(r"ready grpc=(127\.0\.0\.1:\d+) http=(127\.0\.0\.1:\d+)\n")
+ONE_TEMPLATE = ReportUsageRequest(customer_id="customer-demo-01", feature_id="feature-templates", value=1)
+
+
+@dataclass(frozen=True)
+class Running:
+    process: subprocess.Popen[str]
+    address: str
+    http_address: str
+
+    def end(self) -> int:
+        """Wait for the end, and return the exit status."""
+        return self.process.wait(30)
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start sidecars on free ports; kill those that still run at the end of the test."""
+    with ExitStack() as processes:
+
+        def start(*options: str, module: tuple[str, ...] = ("stigg_guard.sidecar",), **environment: str) -> Running:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *module, *FREE_PORTS, *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **environment},
+            )
+            processes.enter_context(process)
+            processes.callback(process.kill)
+            ready = READY.fullmatch(process.stdout.readline() if process.stdout else "")
+            assert ready
+            return Running(process, ready[1], ready[2])
+
+        yield start
+
+
+def refused(*arguments: str, **environment: str) -> str:
+    """What a command prints that must end with status 2, saying one clear thing on standard error only."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert not done.stdout
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def call(channel: grpc.Channel, method: str, request: Any) -> Any:
+    path, _, response = METHODS[method]
+    ask = channel.unary_unary(
+        path, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
+    )
+    return ask(request, timeout=20)
+
+
+def templates_used(address: str) -> float:
+    request = METHODS["GetMeteredEntitlement"].request(customer_id="customer-demo-01", feature_id="feature-templates")
+    with grpc.insecure_channel(address) as channel:
+        return float(call(channel, "GetMeteredEntitlement", request).entitlement.current_usage)
+
+
+# Starting
+
+
+@pytest.mark.parametrize("module", [("stigg_guard.sidecar",), ("stigg_guard", "sidecar")], ids=["module", "command"])
+def test_ready_line_comes_first_and_both_ports_answer(start: Start, module: tuple[str, ...]) -> None:
+    sidecar = start(module=module)
+    assert templates_used(sidecar.address) == 3
+    assert requests.get(f"http://{sidecar.http_address}/readyz", timeout=10).json() == {"status": "UP"}
+
+
+def test_catalog_and_fallbacks_are_those_that_it_is_given(start: Start, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text('[features.f]\ntype = "boolean"\n[plans.p.entitlements]\nf = true\n[customers.c]\nplan = "p"\n')
+    sidecar = start("--catalog", str(catalog), ENTITLEMENTS_FALLBACK='{"g": {"hasAccess": true}}')
+    request = METHODS["GetBooleanEntitlement"].request
+    with grpc.insecure_channel(sidecar.address) as channel:
+        sold = call(channel, "GetBooleanEntitlement", request(customer_id="c", feature_id="f"))
+        unknown = call(channel, "GetBooleanEntitlement", request(customer_id="c", feature_id="g"))
+    assert (sold.has_access, sold.is_fallback) == (True, False)
+    assert (unknown.has_access, unknown.is_fallback) == (True, True)
+
+
+def test_taken_port_is_refused_with_the_remedy(start: Start) -> None:
+    address = start().address
+    port = address.rpartition(":")[2]
+    said = refused("-m", "stigg_guard.sidecar", *FREE_PORTS, "--port", port)
+    assert f"cannot listen on {address}: Address already in use" in said
+    assert "--port" in said
+
+
+@pytest.mark.parametrize("module", [("stigg_guard.sidecar",), ("stigg_guard", "sidecar")], ids=["module", "command"])
+def test_wrong_catalog_is_refused_with_line_and_remedy(tmp_path: Path, module: tuple[str, ...]) -> None:
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text('[features.f]\ntype = "bolean"\n')
+    said = refused("-m", *module, *FREE_PORTS, "--catalog", str(catalog))
+    assert "line 2" in said
+    assert "boolean" in said
+
+
+def test_missing_catalog_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.toml")
+    assert missing in refused("-m", "stigg_guard.sidecar", *FREE_PORTS, "--catalog", missing)
+
+
+def test_wrong_fallbacks_are_refused() -> None:
+    assert "hasAccess" in refused(
+        "-m", "stigg_guard.sidecar", *FREE_PORTS, ENTITLEMENTS_FALLBACK='{"f": {"hasAcess": true}}'
+    )
+
+
+def test_state_in_use_is_refused(start: Start, tmp_path: Path) -> None:
+    state = str(tmp_path / "state.db")
+    start("--state", state)
+    assert state in refused("-m", "stigg_guard.sidecar", *FREE_PORTS, "--state", state)
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_port_that_is_none_is_refused(port: str) -> None:
+    assert "0 to 65535" in refused("-m", "stigg_guard.sidecar", f"--port={port}")
+
+
+@pytest.mark.parametrize("package", ["prometheus_client", "grpc_health", "grpc_reflection"])
+def test_missing_extra_says_the_pip_line(package: str) -> None:
+    script = f"import sys; sys.modules[{package!r}] = None; from stigg_guard.__main__ import main; main(['sidecar'])"
+    assert "pip install 'stigg-guard[sidecar]'" in refused("-c", script)
+
+
+# Ending
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_with_status_0(start: Start, signal_number: signal.Signals) -> None:
+    sidecar = start()
+    sidecar.process.send_signal(signal_number)
+    assert sidecar.end() == 0
+
+
+def test_call_in_flight_is_finished_on_sigterm(start: Start) -> None:
+    sidecar = start()
+    with grpc.insecure_channel(sidecar.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        stopping = Event()
+
+        def request_after_the_signal() -> Iterator[ReportUsageRequest]:
+            assert stopping.wait(20)
+            yield ONE_TEMPLATE
+
+        # A stream of one message is a unary call on the wire, whose request can be held back.
+        method = METHODS["ReportUsage"]
+        in_flight = channel.stream_unary(
+            method.path,
+            request_serializer=ReportUsageRequest.SerializeToString,
+            response_deserializer=method.response.FromString,
+        ).future(request_after_the_signal(), timeout=20)
+        # Calls of one connection are taken in order, so this answer means that the call above was taken.
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        sidecar.process.terminate()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        stopping.set()
+        assert in_flight.result().current_usage == 4
+    assert sidecar.end() == 0
+
+
+def test_kill_9_loses_no_acknowledged_usage(start: Start, tmp_path: Path) -> None:
+    state = str(tmp_path / "state.db")
+    sidecar = start("--state", state)
+    under_way = Event()
+
+    def report_until_killed(channel: grpc.Channel) -> int:
+        acknowledged = 0
+        while True:
+            try:
+                call(channel, "ReportUsage", ONE_TEMPLATE)
+            except grpc.RpcError:
+                return acknowledged
+            acknowledged += 1
+            if acknowledged == 50:
+                under_way.set()
+
+    with grpc.insecure_channel(sidecar.address) as channel, ThreadPoolExecutor(4) as threads:
+        counts = [threads.submit(report_until_killed, channel) for _ in range(4)]
+        assert under_way.wait(30)
+        sidecar.process.kill()
+        acknowledged = sum(count.result() for count in counts)
+    in_flight_at_most = len(counts)
+    used = templates_used(start("--state", state).address) - 3
+    assert acknowledged <= used <= acknowledged + in_flight_at_most
+
+
+def test_closing_stdin_ends_it_when_asked(start: Start) -> None:
+    sidecar = start("--exit-with-stdin")
+    assert sidecar.process.stdin
+    sidecar.process.stdin.write("what is written there is ignored\n")
+    sidecar.process.stdin.close()
+    assert sidecar.end() == 0
+
+
+def test_it_ends_when_its_parent_is_killed() -> None:
+    command = [sys.executable, "-m", "stigg_guard.sidecar", *FREE_PORTS, "--exit-with-stdin"]
+    script = f"import subprocess; subprocess.Popen({command!r}, stdin=subprocess.PIPE).wait()"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        assert READY.fullmatch(parent.stdout.readline())
+        parent.kill()
+        # Both write to this pipe: it ends when the sidecar has ended too.
+        assert parent.stdout.read() == ""
+
+
+def test_closed_stdin_is_no_matter_when_not_asked(start: Start) -> None:
+    sidecar = start()
+    assert sidecar.process.stdin
+    sidecar.process.stdin.close()
+    assert templates_used(sidecar.address) == 3
