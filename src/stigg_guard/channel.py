@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from google.protobuf.message import Message
 from stigg_guard.clock import Clock
 from stigg_guard.errors import (
     ClientClosed,
+    ConfigError,
     InvalidRequest,
     NotSupported,
     SidecarError,
@@ -77,7 +79,7 @@ class Channel:
 
     def __init__(self, host: str, port: int, *, tls_ca_file: str | None = None, clock: Clock | None = None) -> None:
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._tls_ca_file = tls_ca_file
+        self._authority = None if tls_ca_file is None else _read_pem(tls_ca_file)
         self._clock = clock or Clock()
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
@@ -133,10 +135,9 @@ class Channel:
 
     def _make_channel(self) -> grpc.Channel:
         _adapt_to_gevent()
-        if self._tls_ca_file is None:
+        if self._authority is None:
             return grpc.insecure_channel(self.address, options=_OPTIONS)
-        with open(self._tls_ca_file, "rb") as pem:
-            credentials = grpc.ssl_channel_credentials(root_certificates=pem.read())
+        credentials = grpc.ssl_channel_credentials(root_certificates=self._authority)
         return grpc.secure_channel(self.address, credentials, options=_OPTIONS)
 
     def _translated(self, error: grpc.RpcError, method: str, connection: _Connection) -> Exception:
@@ -293,6 +294,13 @@ def _watch_forks(channel: Channel) -> None:
 def _each(step: Any) -> None:
     for channel in list(_watched):
         step(channel)
+
+
+def _read_pem(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"TLS_CA_FILE: {path} cannot be read: {error.strerror}") from error
 
 
 def _adapt_to_gevent() -> None:

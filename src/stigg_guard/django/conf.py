@@ -12,6 +12,7 @@ from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
 from stigg_guard.config import Config
+from stigg_guard.display import DisplayedPlan
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, SignInRequired
 from stigg_guard.guard import Guard
@@ -19,7 +20,8 @@ from stigg_guard.guard import Guard
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
 
 _ANYBODY = Customer("anybody")
-_FOUND = "_stigg_guard_customer"
+_CUSTOMER = "_stigg_guard_customer"
+_PLAN = "_stigg_guard_plan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,19 @@ def customer_of(request: HttpRequest, *_args: Any, **_kwargs: Any) -> str | Cust
     Raises:
         SignInRequired: the resolver found nobody.
     """
-    known = vars(request)
-    if _FOUND not in known:
-        known[_FOUND] = _resolved(request)
-    customer: str | Customer | None = known[_FOUND]
+    customer = _found(request)
     if customer is None:
         raise SignInRequired(f"no customer belongs to the request for {request.path}")
     return customer
+
+
+def displayed_plan(request: HttpRequest) -> DisplayedPlan:
+    """What templates show of the request's customer; the same one for the whole of the request."""
+    known = vars(request)
+    if _PLAN not in known:
+        known[_PLAN] = DisplayedPlan(get_guard(), _found(request))
+    plan: DisplayedPlan = known[_PLAN]
+    return plan
 
 
 def configure() -> None:
@@ -91,7 +99,15 @@ def _made() -> _Setup:
     return _setup
 
 
-def _resolved(request: HttpRequest) -> str | Customer | None:
+def _found(request: HttpRequest) -> str | Customer | None:
+    known = vars(request)
+    if _CUSTOMER not in known:
+        known[_CUSTOMER] = _looked_up(request)
+    customer: str | Customer | None = known[_CUSTOMER]
+    return customer
+
+
+def _looked_up(request: HttpRequest) -> str | Customer | None:
     setup = _made()
     if not setup.guard.config.enabled:
         return _ANYBODY

@@ -16,7 +16,6 @@ from stigg_guard.errors import FeatureDenied, InvalidRequest, SidecarError, Sign
 logger = logging.getLogger("stigg_guard")
 
 _ANSWERED = (FeatureDenied, SidecarError, SignInRequired, InvalidRequest)
-_AMOUNTS = ("value", "requested_usage")
 
 
 class StiggGuardMiddleware:
@@ -39,7 +38,7 @@ class StiggGuardMiddleware:
 
 def _is_fault_of_the_site(error: Exception) -> bool:
     """A bad amount may come from the client; a bad id does not, and stays an error 500."""
-    return isinstance(error, InvalidRequest) and error.field not in _AMOUNTS
+    return isinstance(error, InvalidRequest) and error.field != "value"
 
 
 def _response(request: HttpRequest, denial: Denial) -> HttpResponse:

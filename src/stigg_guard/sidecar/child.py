@@ -41,7 +41,7 @@ class ChildSidecar:
             )
             try:
                 self.port = _port_of(self._ready_line())
-            except BaseException as error:
+            except SidecarStartError as error:
                 self.stop()
                 said.seek(0)
                 reason = said.read().decode(errors="replace").strip()

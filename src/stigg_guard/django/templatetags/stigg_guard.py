@@ -6,9 +6,7 @@ are denied and usage is empty.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Any
 
 from django import template
 from django.core.exceptions import ImproperlyConfigured
@@ -17,11 +15,10 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from stigg_guard import denial, display
-from stigg_guard.django.conf import customer_of, get_guard
+from stigg_guard.django.conf import displayed_plan, get_guard
+from stigg_guard.display import DisplayedPlan
 from stigg_guard.entitlements import Entitlement
-from stigg_guard.errors import SidecarError, SignInRequired
 
-logger = logging.getLogger("stigg_guard")
 register = template.Library()
 
 
@@ -57,11 +54,7 @@ class FeatureNode(template.Node):
 @register.simple_tag(takes_context=True)
 def entitlement(context: template.Context, feature_id: str) -> Entitlement | None:
     """``{% entitlement "id" as e %}``: the answer with its figures, or None."""
-    try:
-        return get_guard().check(feature_id, customer=customer_of(_request(context)))
-    except (SignInRequired, SidecarError) as error:
-        logger.info("a page does without the entitlement to %s: %s", feature_id, error)
-        return None
+    return _plan(context).entitlement(feature_id)
 
 
 @register.simple_tag(takes_context=True)
@@ -73,7 +66,7 @@ def usage(context: template.Context, feature_id: str) -> str:
 
 @register.simple_tag(takes_context=True)
 def usage_bar(context: template.Context, feature_id: str) -> str:
-    """``{% usage_bar "id" %}``: a ``<progress>`` for what has a limit, the words for the rest."""
+    """``{% usage_bar "id" %}``: a ``<progress>``; empty where nothing is limited."""
     answer = entitlement(context, feature_id)
     return _bar(display.line(answer)) if answer is not None else ""
 
@@ -81,17 +74,11 @@ def usage_bar(context: template.Context, feature_id: str) -> str:
 @register.simple_tag(takes_context=True)
 def plan_limits(context: template.Context) -> str:
     """``{% plan_limits %}``: a table of all that the customer's plan has; empty without a plan."""
-    try:
-        answers = get_guard().entitlements(customer_of(_request(context)))
-    except (SignInRequired, SidecarError) as error:
-        logger.info("a page does without the limits of the plan: %s", error)
-        return ""
-    lines = [display.line(answer) for answer in answers.values()]
-    rows = [(line.feature_id, line.text, "" if line.fraction is None else _bar(line)) for line in lines]
+    rows = [(line.feature_id, line.text, _bar(line)) for line in _plan(context).lines()]
     if not rows:
         return ""
     return format_html(
-        '<table class="stigg-plan"><thead><tr><th scope="col">Feature</th><th scope="col">Included</th>'
+        '<table class="stigg-guard-plan"><thead><tr><th scope="col">Feature</th><th scope="col">Included</th>'
         '<th scope="col">Used</th></tr></thead><tbody>{}</tbody></table>',
         format_html_join("", '<tr><th scope="row">{}</th><td>{}</td><td>{}</td></tr>', rows),
     )
@@ -103,16 +90,16 @@ def upgrade_url(feature_id: str = "") -> str:
     return denial.upgrade_url(get_guard().config, feature_id) or ""
 
 
-def _bar(line: display.Line) -> SafeString:
+def _bar(line: display.Line) -> str:
     if line.fraction is None:
-        return format_html('<span class="stigg-usage">{}</span>', line.text)
-    bar = '<progress class="stigg-usage" max="1" value="{}" aria-label="{}">{}</progress>'
+        return ""
+    bar = '<progress class="stigg-guard-usage" value="{}" aria-label="{}">{}</progress>'
     return format_html(bar, f"{line.fraction:.4g}", line.text, line.text)
 
 
-def _request(context: template.Context) -> Any:
+def _plan(context: template.Context) -> DisplayedPlan:
     try:
-        return context["request"]
+        return displayed_plan(context["request"])
     except KeyError:
         raise ImproperlyConfigured(
             "the stigg_guard tags need the request: put 'django.template.context_processors.request' into the "
