@@ -1,1 +1,1 @@
-"""Our hot paths beside the floors they stand on: ``python -m benchmarks [name...]``. The method is in docs/performance.md."""
+"""Our hot paths beside the floors under them: ``python -m benchmarks [name...]``. See docs/performance.md."""

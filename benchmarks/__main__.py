@@ -8,13 +8,15 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 
-from benchmarks import checks
+from benchmarks import checks, views
 from benchmarks.measure import CONTROL_RANGE, LAPS, ROUNDS, Comparison, Result, measure
 from benchmarks.servers import CORES, pin
 
 BENCHMARKS: Mapping[str, Callable[[], Iterator[Comparison]]] = {
     "cached": checks.cached,
     "uncached": checks.uncached,
+    "django": views.in_django,
+    "flask": views.in_flask,
     "throughput": checks.throughput,
 }
 PACKAGES = ("grpcio", "protobuf", "cachetools", "Django", "Flask")

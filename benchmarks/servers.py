@@ -38,7 +38,7 @@ def local_sidecar() -> Iterator[str]:
 
 @contextmanager
 def noop_server(method: str, answer: bytes) -> Iterator[str]:
-    """The address of a server with as many threads as the sidecar, which gives this answer to every call of a method."""
+    """The address of a server with as many threads as the sidecar, which gives one answer to all calls of a method."""
     spawn = get_context("spawn")
     ours, its = spawn.Pipe()
     process = spawn.Process(target=_answer_always, args=(method, answer, its), daemon=True)

@@ -30,3 +30,5 @@ TEMPLATES = [
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 USE_TZ = True
 STIGG_GUARD = {"CUSTOMER": signed_in_customer, "REPORT": "inline"}
+ROOT_URLCONF = __name__
+urlpatterns: list[Any] = []  # each test module that asks a site has its own

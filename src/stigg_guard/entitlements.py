@@ -178,7 +178,8 @@ class Entitlement:
         if self.usage_limit is None:
             return reason
         asked = "" if self.requested_usage is None else f", {self.requested_usage:.15g} requested"
-        return f"{reason} ({self.current_usage:.15g} of {self.usage_limit:.15g} {self.units_plural or 'units'} used{asked})"
+        used = f"{self.current_usage:.15g} of {self.usage_limit:.15g} {self.units_plural or 'units'} used"
+        return f"{reason} ({used}{asked})"
 
     def allows(self, requested_usage: Amount | None = None, requested_values: Sequence[str] = ()) -> Entitlement:
         """The answer for a requested usage or requested values, decided from this one without asking anybody.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ConfigError
@@ -148,13 +148,13 @@ def ledger_from_url(url: str, clock: Clock) -> Ledger:
     """The ledger at a URL: ``memory://``, or ``sqlite:///path/to/file`` for all processes of a host.
 
     Raises:
-        ConfigError: the URL names no ledger, or its file cannot be used.
+        ConfigError: the URL names no ledger.
     """
     from stigg_guard.ledger.sqlite import SqliteLedger
 
-    parts = urlsplit(url)
-    if parts.scheme == "memory":
+    if url == "memory://":
         return SqliteLedger(None, clock)
-    if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
-        return SqliteLedger(unquote(parts.path[1:]), clock)
-    raise ConfigError(f"LEDGER: expected memory:// or sqlite:///path, not {url!r}")
+    scheme, _, path = url.partition(":///")
+    if scheme == "sqlite" and path and not set(path) & set("?#"):
+        return SqliteLedger(unquote(path), clock)
+    raise ConfigError("LEDGER: this URL, which may hold a password, names no ledger: write memory:// or sqlite:///path")

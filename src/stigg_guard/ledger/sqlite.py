@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, ConfigError
@@ -17,11 +17,12 @@ from stigg_guard.ledger import Acknowledged, Batch, Claim, Hold, Refused, Report
 logger = logging.getLogger("stigg_guard")
 
 SCHEMA_VERSION = 1
+APPLICATION_ID = 0x53474C47  # marks the file as a ledger, so that no other program's database is taken for one
 BUSY_SECONDS = 5.0
 EXPIRED_HOLDS_KEPT_SECONDS = 86_400.0
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entry (
+_SCHEMA = f"""
+CREATE TABLE entry (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
     state TEXT NOT NULL,               -- held | unsent | sending | dead
@@ -31,26 +32,36 @@ CREATE TABLE IF NOT EXISTS entry (
     until REAL NOT NULL DEFAULT 0,     -- end of the hold, or of the lease while sending
     batch TEXT, reason TEXT
 ) STRICT;
-CREATE INDEX IF NOT EXISTS entry_by_key ON entry (customer, resource, feature, state);
-CREATE INDEX IF NOT EXISTS entry_by_state ON entry (state, id);
-CREATE INDEX IF NOT EXISTS entry_by_batch ON entry (batch) WHERE batch IS NOT NULL;
-CREATE TABLE IF NOT EXISTS usage (
+CREATE INDEX entry_by_key ON entry (customer, resource, feature, state);
+CREATE INDEX entry_by_state ON entry (state, id);
+CREATE INDEX entry_by_batch ON entry (batch) WHERE batch IS NOT NULL;
+CREATE TABLE usage (
     customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
     used REAL NOT NULL, period_start REAL NOT NULL, ticket INTEGER NOT NULL,
     PRIMARY KEY (customer, resource, feature)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS ticket (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL) STRICT;
-INSERT OR IGNORE INTO ticket VALUES (1, 0);
+CREATE TABLE ticket (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL) STRICT;
+INSERT INTO ticket VALUES (1, 0);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION}
 """
 
 _NEXT_TICKET = "UPDATE ticket SET last = last + 1 RETURNING last"
 _KEY = "customer = ? AND resource = ? AND feature = ?"
+_SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
 _PENDING = f"""
 SELECT coalesce(sum(CASE
     WHEN is_set THEN 0
-    WHEN state = 'held' THEN CASE WHEN until > ? THEN amount ELSE 0 END
-    WHEN used_at >= ? THEN max(amount, 0) ELSE 0 END), 0)
+    WHEN state = 'held' THEN CASE WHEN until > ?1 THEN amount ELSE 0 END
+    WHEN used_at >= ?2 THEN max(amount, 0) ELSE 0 END), 0),
+    coalesce(max(CASE WHEN is_set AND used_at >= ?2 THEN amount END), 0)
 FROM entry WHERE {_KEY} AND state IN ('held', 'unsent', 'sending')
+"""
+
+_DUE_BATCH = f"""
+SELECT batch FROM entry AS one WHERE state = 'sending' AND until <= ?1 AND NOT EXISTS (
+    SELECT 1 FROM entry AS other WHERE {_SAME_KEY} AND other.state = 'sending' AND other.until > ?1
+) ORDER BY id LIMIT 1
 """
 
 
@@ -60,18 +71,17 @@ class SqliteLedger:
     A file survives kill -9 with everything that was committed; ``synchronous=NORMAL`` may lose the last commits when
     the machine itself loses power. Safe between threads, processes and across forks.
 
+    The first use of each process opens it.
+
     Raises:
-        ConfigError: the file cannot be opened, is no ledger, or is of a newer version.
+        ConfigError: on first use, when the file cannot be opened, is no ledger, or is of a newer version.
     """
 
     def __init__(self, path: str | None, clock: Clock) -> None:
         self._path = path
         self._now = clock.now
-        self._pid = 0
         self._closed = False
-        self._lock = threading.Lock()
-        self._inherited: list[sqlite3.Connection] = []
-        self._connection: sqlite3.Connection | None = None
+        self._processes: dict[int, _Process] = {}
         if path is None:
             logger.info("the ledger is in memory: usage that was not reported yet is lost when this process ends")
 
@@ -84,8 +94,8 @@ class SqliteLedger:
         key = _columns(claim.key)
         with self._transaction() as db:
             used, ticket = _believed(db, claim)
-            (pending,) = db.execute(_PENDING, (now, claim.period_start, *key)).fetchone()
-            counted = used + pending
+            pending, total = db.execute(_PENDING, (now, claim.period_start, *key)).fetchone()
+            counted = max(used, total) + pending
             if claim.limit is not None and counted + claim.amount > claim.limit:
                 return Refused(counted)
             _write_usage(db, claim.key, used, claim.period_start, ticket)
@@ -101,14 +111,9 @@ class SqliteLedger:
         now = self._now().timestamp()
         key = _columns(hold.claim.key)
         with self._transaction() as db:
-            done = db.execute(
-                "UPDATE entry SET state = 'unsent', amount = ?, used_at = ? WHERE id = ? AND state = 'held'",
-                (amount, now, hold.id),
-            )
-            if not done.rowcount:
+            db.execute("DELETE FROM entry WHERE id = ? AND state = 'held'", (hold.id,))
+            if amount:
                 _insert_unsent(db, key, amount, is_set=False, now=now)
-            if not amount:
-                db.execute("DELETE FROM entry WHERE id = ?", (hold.id,))
             used = db.execute(f"SELECT used FROM usage WHERE {_KEY}", key).fetchone()
             unsent = db.execute(
                 "SELECT coalesce(sum(max(amount, 0)), 0) FROM entry "
@@ -129,9 +134,7 @@ class SqliteLedger:
         now = self._now().timestamp()
         with self._transaction() as db:
             db.execute("DELETE FROM entry WHERE state = 'held' AND until < ?", (now - EXPIRED_HOLDS_KEPT_SECONDS,))
-            row = db.execute(
-                "SELECT batch FROM entry WHERE state = 'sending' AND until <= ? LIMIT 1", (now,)
-            ).fetchone()
+            row = db.execute(_DUE_BATCH, (now,)).fetchone()
             batch = row[0] if row else _mark_new_batch(db, size)
             if batch is None:
                 return None
@@ -141,8 +144,8 @@ class SqliteLedger:
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         with self._transaction() as db:
             for answer in answers:
-                db.execute("DELETE FROM entry WHERE id = ?", (answer.report.id,))
-                _learn(db, answer)
+                if db.execute("DELETE FROM entry WHERE id = ?", (answer.report.id,)).rowcount:
+                    _learn(db, answer)
 
     def put_back(self, batch: Batch) -> None:
         with self._transaction() as db:
@@ -170,22 +173,21 @@ class SqliteLedger:
         return {"held": 0, "unsent": 0, "sending": 0, "dead": 0} | dict(rows)
 
     def close(self) -> None:
-        with self._lock:
+        process = self._process()
+        with process.lock:
             self._closed = True
-            if self._connection is not None and self._pid == os.getpid():
-                self._connection.close()
-            self._connection = None
+            if process.connection is not None:
+                process.connection.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        if self._pid != os.getpid():
-            self._start_process()
-        with self._lock:
+        process = self._process()
+        with process.lock:
             if self._closed:
                 raise ClientClosed("the guard or its ledger is closed; make a new one")
-            if self._connection is None:
-                self._connection = _opened(self._path)
-            db = self._connection
+            if process.connection is None:
+                process.connection = _opened(self._path)
+            db = process.connection
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -195,29 +197,51 @@ class SqliteLedger:
                     db.execute("ROLLBACK")
                 raise
 
-    def _start_process(self) -> None:
-        """A connection of the parent must be neither used nor closed in a child, or the file may be damaged."""
-        if self._connection is not None:
-            self._inherited.append(self._connection)
-        self._connection = None
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+    def _process(self) -> _Process:
+        pid = os.getpid()
+        return self._processes.get(pid) or self._processes.setdefault(pid, _Process())
+
+
+class _Process:
+    """What belongs to one process.
+
+    A connection of the parent must be neither used nor closed in a child, or the file may be damaged: it is kept.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.connection: sqlite3.Connection | None = None
 
 
 def _opened(path: str | None) -> sqlite3.Connection:
     try:
-        db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        if path is not None:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise ConfigError(f"LEDGER: {path} was written by a newer version of stigg-guard; update this one")
-        if version < SCHEMA_VERSION:
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        return db
+        with ExitStack() as on_failure:
+            db = sqlite3.connect(path or ":memory:", BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            on_failure.enter_context(closing(db))
+            _prepare(db, path)
+            on_failure.pop_all()
+            return db
     except sqlite3.Error as error:
         raise ConfigError(f"LEDGER: the file {path} cannot be used as a ledger: {error}") from error
+
+
+def _prepare(db: sqlite3.Connection, path: str | None) -> None:
+    """Makes an empty database a ledger, and refuses every other one that is not."""
+    db.execute("BEGIN IMMEDIATE")
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise ConfigError(f"LEDGER: {path} is the database of another program; name a file of the ledger's own")
+    if version > SCHEMA_VERSION:
+        raise ConfigError(f"LEDGER: {path} was written by a newer version of stigg-guard; update this one")
+    if not tables:
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+    db.execute("COMMIT")
+    if path is not None:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
 
 
 def _columns(key: UsageKey) -> tuple[str, str, str]:
@@ -267,8 +291,7 @@ def _mark_new_batch(db: sqlite3.Connection, size: int) -> str | None:
     batch = uuid.uuid4().hex
     keys = db.execute(
         "UPDATE entry SET state = 'sending', batch = ? WHERE id IN (SELECT id FROM entry AS one WHERE state = 'unsent' "
-        "AND NOT EXISTS (SELECT 1 FROM entry AS other WHERE other.customer = one.customer AND "
-        "other.resource = one.resource AND other.feature = one.feature AND other.state = 'sending') "
+        f"AND NOT EXISTS (SELECT 1 FROM entry AS other WHERE {_SAME_KEY} AND other.state = 'sending') "
         "ORDER BY id LIMIT ?) RETURNING customer, resource, feature",
         (batch, size),
     ).fetchall()
@@ -296,7 +319,7 @@ def _learn(db: sqlite3.Connection, answer: Acknowledged) -> None:
     row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
     used, period_start = row or (0.0, answer.period_start)
     if answer.current_usage is not None:
-        if answer.period_start < period_start:
+        if 0 < answer.period_start < period_start:
             return
         used = answer.current_usage
     elif report.used_at >= period_start:

@@ -15,8 +15,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from stigg_guard import denial, display
-from stigg_guard.django.conf import displayed_plan, get_guard
 from stigg_guard.display import DisplayedPlan
+from stigg_guard.django.conf import displayed_plan, get_guard
 from stigg_guard.entitlements import Entitlement
 
 register = template.Library()
@@ -98,10 +98,10 @@ def _bar(line: display.Line) -> str:
 
 
 def _plan(context: template.Context) -> DisplayedPlan:
-    try:
-        return displayed_plan(context["request"])
-    except KeyError:
+    request = context.get("request")
+    if request is None:
         raise ImproperlyConfigured(
             "the stigg_guard tags need the request: put 'django.template.context_processors.request' into the "
             "context_processors of TEMPLATES, and render with the request"
-        ) from None
+        )
+    return displayed_plan(request)

@@ -1,0 +1,98 @@
+"""Views under our decorators, beside the same views bare; called as the framework's router calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from tempfile import TemporaryDirectory
+from timeit import Timer
+from typing import Any, TypeAlias
+
+from benchmarks.measure import Comparison, adds_at_most
+from benchmarks.servers import local_sidecar
+
+Settings: TypeAlias = "dict[str, Any]"
+
+CUSTOMER = "customer-demo-02"
+FEATURE = "feature-custom-domain"
+METER = "feature-api-calls"
+
+
+def in_django() -> Iterator[Comparison]:
+    """Each call has a request of its own, so that what is kept on a request does not flatter us."""
+    import django
+    from django.conf import settings
+    from django.http import HttpRequest, HttpResponse
+    from django.test import override_settings
+
+    settings.configure(INSTALLED_APPS=["stigg_guard.django"])
+    django.setup()
+    from stigg_guard.django import consumes_usage, get_guard, requires_feature
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("ok")
+
+    requiring = requires_feature(FEATURE)(view)
+    consuming = consumes_usage(1, METER)(view)
+    names = {"Request": HttpRequest, "view": view, "requiring": requiring, "consuming": consuming}
+    bare = Timer("view(Request())", globals=names)
+
+    def consumption(ledger: str) -> Comparison:
+        ours = Timer("consuming(Request())", get_guard().flush, globals=names)
+        return Comparison(name=f"Django view, consumes_usage, {ledger} / bare view", ours=ours, floor=bare)
+
+    with _settings() as (in_memory, in_file):
+        with override_settings(STIGG_GUARD=in_memory):
+            ours = Timer("requiring(Request())", globals=names)
+            yield Comparison(
+                name="Django view, requires_feature / bare view", ours=ours, floor=bare, aim=adds_at_most(3)
+            )
+            yield consumption("memory://")
+        with override_settings(STIGG_GUARD=in_file):
+            yield consumption("sqlite://")
+
+
+def in_flask() -> Iterator[Comparison]:
+    """All calls are in one request's context, which neither side pays for."""
+    from flask import Flask
+
+    from stigg_guard.flask import StiggGuard, consumes_usage, requires_feature
+
+    guard = StiggGuard()
+
+    def view() -> str:
+        return "ok"
+
+    requiring = requires_feature(FEATURE)(view)
+    consuming = consumes_usage(1, METER)(view)
+    names = {"view": view, "requiring": requiring, "consuming": consuming}
+    bare = Timer("view()", globals=names)
+
+    def app(settings: Settings) -> Flask:
+        made = Flask(__name__)
+        made.config.from_mapping({f"STIGG_GUARD_{key}": value for key, value in settings.items()})
+        guard.init_app(made)
+        return made
+
+    def consumption(ledger: str) -> Comparison:
+        ours = Timer("consuming()", guard.guard.flush, globals=names)
+        return Comparison(name=f"Flask view, consumes_usage, {ledger} / bare view", ours=ours, floor=bare)
+
+    with _settings() as (in_memory, in_file):
+        with app(in_memory).test_request_context(), closing(guard.guard):
+            ours = Timer("requiring()", globals=names)
+            yield Comparison(
+                name="Flask view, requires_feature / bare view", ours=ours, floor=bare, aim=adds_at_most(3)
+            )
+            yield consumption("memory://")
+        with app(in_file).test_request_context(), closing(guard.guard):
+            yield consumption("sqlite://")
+
+
+@contextmanager
+def _settings() -> Iterator[tuple[Settings, Settings]]:
+    """Settings with a ledger in memory, and the same with a ledger in a file."""
+    with local_sidecar() as address, TemporaryDirectory() as folder:
+        # Finding the customer is the user's own code, and free here.
+        common = {"SIDECAR": address, "CUSTOMER": lambda _request: CUSTOMER}
+        yield {**common, "LEDGER": "memory://"}, {**common, "LEDGER": f"sqlite:///{folder}/ledger.db"}

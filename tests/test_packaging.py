@@ -1,0 +1,87 @@
+"""The wheel, in an environment that has the core dependencies and nothing else."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPTIONAL = ("django", "flask", "redis", "prometheus_client", "grpc_health", "grpc_reflection")
+
+
+def required(name: str) -> Iterator[Distribution]:
+    """What a distribution needs without extras, with what that needs."""
+    for line in distribution(name).requires or []:
+        if "extra ==" not in line and "python_version" not in line:
+            needed = distribution(re.split(r"[^\w.-]", line, maxsplit=1)[0])
+            yield needed
+            yield from required(needed.name)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the built wheel and links to its core dependencies."""
+    folder = tmp_path_factory.mktemp("environment")
+    wheels = tmp_path_factory.mktemp("wheels")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = wheels.iterdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    for needed in required("stigg-guard"):
+        for file in needed.files or []:
+            target = folder / file
+            if ".." not in file.parts and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(needed.locate_file(file))
+    return folder
+
+
+def run(environment: Path, program: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program with the environment's packages and the standard library only."""
+    program = f"import sys; sys.path.insert(0, {str(environment)!r})\n{program}"
+    return subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False)
+
+
+def test_imports_without_any_extra(environment: Path) -> None:
+    done = run(environment, f"import stigg_guard; print([name for name in {OPTIONAL} if name in sys.modules])")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+@pytest.mark.parametrize(
+    ("extra", "module"),
+    [("django", "stigg_guard.django"), ("flask", "stigg_guard.flask"), ("sidecar", "stigg_guard.sidecar.server")],
+)
+def test_a_missing_extra_says_the_pip_line(environment: Path, extra: str, module: str) -> None:
+    done = run(environment, f"import {module}")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(f"pip install 'stigg-guard[{extra}]'")
+
+
+def test_the_sidecar_command_says_the_pip_line_without_a_traceback(environment: Path) -> None:
+    done = run(environment, "sys.argv[1:] = ['sidecar']; from stigg_guard.__main__ import main; main()")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install 'stigg-guard[sidecar]'" in done.stderr
+
+
+def test_has_its_data_and_says_that_it_is_typed(environment: Path) -> None:
+    package = environment / "stigg_guard"
+    for name in ("py.typed", "denied.html", "wire/sidecar_pb2.pyi", "wire/sidecar.proto", "sidecar/demo.toml"):
+        assert (package / name).is_file(), name
+
+
+def test_an_offline_guard_works_without_extras(environment: Path) -> None:
+    program = (
+        "from importlib.resources import files; import stigg_guard as s\n"
+        "catalog = files('stigg_guard.sidecar') / 'demo.toml'\n"
+        "guard = s.Guard(s.Config(sidecar='offline', offline_file=str(catalog)))\n"
+        "print(guard.check('feature-templates', customer='customer-demo-01').usage_limit)"
+    )
+    done = run(environment, program)
+    assert (done.returncode, done.stdout.strip()) == (0, "6.0"), done.stderr
