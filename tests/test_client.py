@@ -276,6 +276,29 @@ class TestHungSidecar:
             assert len(asked) == 4
 
 
+    def test_that_is_stopped_and_continued(self) -> None:
+        with Stigg(local_sidecar_config=LocalSidecarConfig(), local_sidecar_port=0, timeout=0.05) as client:
+            client.get_metered_entitlement(metered(), timeout=5)
+            process = client._answers._child._process  # type: ignore[attr-defined]
+            process.send_signal(signal.SIGSTOP)
+            try:
+                for _ in range(3):
+                    with pytest.raises(SidecarTimeout):
+                        client.get_metered_entitlement(metered())
+                for _ in range(1_000):
+                    with pytest.raises(SidecarUnavailable, match="is not asked until it answers again"):
+                        client.get_metered_entitlement(metered(), timeout=60)
+            finally:
+                process.send_signal(signal.SIGCONT)
+            begun = monotonic()
+            while monotonic() - begun < 10:
+                with suppress(SidecarUnavailable):
+                    assert client.get_metered_entitlement(metered(), timeout=5).has_access
+                    break
+            else:
+                pytest.fail("the sidecar was not found again")
+
+
 class TestLocalSidecar:
     def test_serves_the_documented_customer_and_ends_with_the_client(self) -> None:
         port = free_port()

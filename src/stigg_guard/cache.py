@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from cachetools import TTLCache
 
 from stigg_guard.clock import Clock
-from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source
+from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, entitlement_from_wire
 from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable
 
 T = TypeVar("T")
@@ -26,25 +25,51 @@ T = TypeVar("T")
 EXTRAS_KEPT = 1_000
 
 
-@dataclass(slots=True)
 class Snapshot:
     """All that is known of a customer since one fetch.
 
-    ``fetched`` are the entitlements as they came; ``answers`` the same ones with our own later usage, which checks are
-    answered from. ``listed`` are the ids that came with the list; what was asked for alone later joins the other two,
-    or ``missing`` when no such feature exists. ``denial`` is the reason why the customer has no entitlements at all.
-    ``ticket`` orders snapshots and reports of a customer: a later fetch has a higher one. ``fresh_until`` and
-    ``stale_until`` are on the monotonic clock.
+    ``messages`` are the wire's entitlements by feature id or currency id, read when they are first asked for;
+    ``denial`` is the reason why the customer has none at all. ``ticket`` orders snapshots and reports of a customer: a
+    later fetch has a higher one. ``source`` marks the answers: ``CACHE``, or ``OFFLINE``.
+
+    ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
+    came. What was asked for alone, because the list lacks it, joins both, or ``missing`` when no such feature exists.
+    ``fresh_until`` and ``stale_until`` are on the monotonic clock.
     """
 
-    fetched: dict[str, Entitlement]
-    denial: Reason | None
-    ticket: int
-    fresh_until: float = 0.0
-    stale_until: float = 0.0
-    answers: dict[str, Entitlement] = field(default_factory=dict)
-    missing: dict[str, Entitlement] = field(default_factory=dict)
-    listed: Sequence[str] = ()
+    __slots__ = (
+        "answers", "denial", "fetched", "fresh_until", "messages", "missing", "source", "stale_until", "ticket"
+    )  # fmt: skip
+
+    def __init__(
+        self, messages: Mapping[str, Any], denial: Reason | None, ticket: int, source: Source = Source.CACHE
+    ) -> None:
+        self.messages = messages
+        self.denial = denial
+        self.ticket = ticket
+        self.source = source
+        self.answers: dict[str, Entitlement] = {}
+        self.fetched: dict[str, Entitlement] = {}
+        self.missing: dict[str, Entitlement] = {}
+        self.fresh_until = 0.0
+        self.stale_until = 0.0
+
+    def find(self, feature_id: str) -> Entitlement | None:
+        """The answer for a feature or currency; None when the list lacks it and it was not asked for alone."""
+        answer = self.answers.get(feature_id)
+        if answer is None and feature_id in self.messages:
+            answer = entitlement_from_wire(self.messages[feature_id], feature_id=feature_id, source=self.source)
+            self.fetched.setdefault(feature_id, answer)
+            answer = self.answers.setdefault(feature_id, answer)
+        return answer
+
+    def period_ends(self) -> Iterator[float]:
+        """When the usage periods end, in seconds since the epoch."""
+        for message in self.messages.values():
+            body = getattr(message, message.WhichOneof("entitlement"))
+            end = getattr(body, "usage_period_end", None)
+            if end is not None and end.seconds:
+                yield end.seconds + end.nanos / 1e9
 
 
 class SnapshotCache:
@@ -102,21 +127,23 @@ class SnapshotCache:
     def correct(self, customer: Customer, feature_id: str, current_usage: float) -> None:
         """Lets later checks see usage that was counted after the fetch."""
         snapshot = self.snapshots.get(cache_key(customer))
-        answer = snapshot.answers.get(feature_id) if snapshot is not None else None
+        answer = snapshot.find(feature_id) if snapshot is not None else None
         if snapshot is not None and answer is not None and answer.kind is Kind.METERED:
             snapshot.answers[feature_id] = answer.with_usage(current_usage)
 
     def add(self, snapshot: Snapshot, answer: Entitlement) -> None:
         """Keeps the answer to a feature that the list lacks, as long as the snapshot lives, within a bound."""
-        if len(snapshot.answers) + len(snapshot.missing) >= len(snapshot.listed) + EXTRAS_KEPT:
+        if len(snapshot.answers) + len(snapshot.missing) >= len(snapshot.messages) + EXTRAS_KEPT:
             return
+        kept = replace(answer, source=snapshot.source)
         if answer.reason is Reason.FEATURE_NOT_FOUND:
-            snapshot.missing[answer.feature_id] = _cached(answer)
+            snapshot.missing[answer.feature_id] = kept
             return
-        end = self._clock.monotonic() + self._seconds_left_in_period([answer])
-        snapshot.fresh_until = min(snapshot.fresh_until, end)
-        snapshot.fetched[answer.feature_id] = answer
-        snapshot.answers[answer.feature_id] = _cached(answer)
+        if answer.usage_period_end is not None:
+            end = self._monotonic_at([answer.usage_period_end.timestamp()])
+            snapshot.fresh_until = min(snapshot.fresh_until, end)
+        snapshot.fetched.setdefault(answer.feature_id, kept)
+        snapshot.answers.setdefault(answer.feature_id, kept)
 
     def once(self, key: Hashable, load: Callable[[], T]) -> T:
         """Runs ``load`` unless another thread already does so for this key, whose result is shared then.
@@ -178,10 +205,8 @@ class SnapshotCache:
     def _fetched(self, customer: Customer) -> Snapshot:
         snapshot = self._fetch(customer)
         now = self._clock.monotonic()
-        snapshot.fresh_until = now + min(self._ttl, self._seconds_left_in_period(snapshot.fetched.values()))
+        snapshot.fresh_until = min(now + self._ttl, self._monotonic_at(snapshot.period_ends()))
         snapshot.stale_until = now + self._ttl + self._stale_ttl
-        snapshot.answers = {key: _cached(answer) for key, answer in snapshot.fetched.items()}
-        snapshot.listed = sorted(snapshot.fetched)
         key = cache_key(customer)
         with self._lock:
             known = self.snapshots.get(key)
@@ -190,10 +215,11 @@ class SnapshotCache:
                 self.snapshots[key] = snapshot
         return snapshot
 
-    def _seconds_left_in_period(self, answers: Iterable[Entitlement]) -> float:
-        now = self._clock.now()
-        ends = [answer.usage_period_end for answer in answers if answer.usage_period_end]
-        return min(((end - now) / timedelta(seconds=1) for end in ends if end > now), default=float("inf"))
+    def _monotonic_at(self, instants: Iterable[float]) -> float:
+        """The first of these instants that is still to come, on the monotonic clock."""
+        now = self._clock.now().timestamp()
+        left = min((instant - now for instant in instants if instant > now), default=float("inf"))
+        return self._clock.monotonic() + left
 
 
 class _Bound(TTLCache[Hashable, Snapshot]):
@@ -213,10 +239,6 @@ class _Bound(TTLCache[Hashable, Snapshot]):
         key, snapshot = super().popitem()
         self._seen.pop(key, None)
         return key, snapshot
-
-
-def _cached(answer: Entitlement) -> Entitlement:
-    return replace(answer, source=Source.CACHE) if answer.source is Source.SIDECAR else answer
 
 
 def cache_key(customer: Customer) -> Hashable:

@@ -255,6 +255,15 @@ def entitlement_from_wire(message: Any, *, feature_id: str = "", source: Source 
     return Entitlement(kind=Kind(kind) if kind else None, source=source, **access, **fields)
 
 
+def entitlement_id(message: Any) -> str:
+    """The id of the feature, or of the currency, that a wire entitlement is about; empty when it does not say."""
+    kind = message.WhichOneof("entitlement")
+    if kind is None:
+        return ""
+    body = getattr(message, kind)
+    return str(body.currency.currency_id if kind == "credit" else body.feature.id)
+
+
 def _access(message: Any, fields: dict[str, Any]) -> dict[str, Any]:
     if "has_access" in message.DESCRIPTOR.fields_by_name:
         reason = message.access_denied_reason if message.HasField("access_denied_reason") else 0

@@ -22,6 +22,7 @@ from stigg_guard.entitlements import (
     Reason,
     Source,
     entitlement_from_wire,
+    entitlement_id,
     usage_amount,
 )
 from stigg_guard.errors import ClientClosed, FeatureDenied, InvalidRequest, NotSupported, SidecarError
@@ -137,7 +138,8 @@ class Guard:
         if not self.config.enabled:
             return MappingProxyType({})
         snapshot, source = self._cache.get(Customer.of(customer))
-        return MappingProxyType({key: self._seen(snapshot.answers[key], source) for key in snapshot.listed})
+        answers = ((key, snapshot.find(key)) for key in sorted(snapshot.messages))
+        return MappingProxyType({key: self._seen(answer, source) for key, answer in answers if answer is not None})
 
     def reload(self, customer: str | Customer) -> bool:
         """Reads the customer's entitlements from the source again: for read-after-write, say after an upgrade.
@@ -214,7 +216,7 @@ class Guard:
         fallback = fallback or self.config.fallbacks.get(feature)
         try:
             snapshot, source = self._cache.get(customer)
-            answer = snapshot.answers.get(feature)
+            answer = snapshot.find(feature)
             if answer is None:
                 answer = self._missing(feature, customer, snapshot, source, fallback)
         except SidecarError as error:
@@ -245,7 +247,7 @@ class Guard:
             if fallback is not None:
                 raise
             reason = Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION
-            return Entitlement(feature_id=feature, has_access=False, reason=reason, source=Source.STALE)
+            return Entitlement(feature_id=feature, has_access=False, reason=reason, source=source)
         self._cache.add(snapshot, answer)
         return answer
 
@@ -273,17 +275,13 @@ class Guard:
         return self._snapshot(self.stigg.get_entitlements(request), ticket)
 
     def _snapshot(self, response: Any, ticket: int) -> Snapshot:
-        answers = [entitlement_from_wire(message, source=self._source) for message in response.entitlements]
         denied = response.HasField("access_denied_reason") and response.access_denied_reason
         return Snapshot(
-            fetched={answer.feature_id: answer for answer in answers if answer.feature_id},
-            denial=Reason.from_wire(response.access_denied_reason) if denied else None,
-            ticket=ticket,
+            {key: message for message in response.entitlements if (key := entitlement_id(message))},
+            Reason.from_wire(response.access_denied_reason) if denied else None,
+            ticket,
+            Source.OFFLINE if self.stigg.offline else Source.CACHE,
         )
-
-    @property
-    def _source(self) -> Source:
-        return Source.OFFLINE if self.stigg.offline else Source.SIDECAR
 
     def _single(self, feature: str, customer: Customer) -> Entitlement:
         ids: dict[str, Any] = {"customer_id": customer.id, "resource_id": customer.resource, "feature_id": feature}
@@ -291,7 +289,7 @@ class Guard:
             answer: Any = self.stigg.get_entitlement_v2(wire.GetEntitlementV2Request(**ids)).entitlement
         except NotSupported:
             answer = self.stigg.get_entitlement(wire.GetEntitlementRequest(**ids))
-        return entitlement_from_wire(answer, feature_id=feature, source=self._source)
+        return entitlement_from_wire(answer, feature_id=feature)
 
     def _hold(self, feature: str, amount: float, customer: Customer) -> tuple[Entitlement, Hold | None]:
         entitlement, snapshot = self._entitlement(feature, customer)
@@ -393,7 +391,7 @@ def _client(config: Config) -> Stigg:
 
 def _no_list(_customer: Customer, ticket: int) -> Snapshot:
     """For sidecars that cannot list: an empty snapshot, which each feature is asked into alone."""
-    return Snapshot(fetched={}, denial=None, ticket=ticket)
+    return Snapshot({}, None, ticket)
 
 
 def _claim(entitlement: Entitlement, snapshot: Snapshot | None, amount: float, customer: Customer) -> Claim:
