@@ -1,0 +1,68 @@
+"""The shop's settings. The environment says where the sidecar is and where the shop keeps its data."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+# All workers share these files: what one of them sells, the others must know.
+DATA = Path(os.environ.get("SHOP_DATA") or Path(tempfile.gettempdir()) / "stigg-guard-django-shop")
+DATA.mkdir(parents=True, exist_ok=True)
+
+STIGG_GUARD = {
+    "SIDECAR": os.environ.get("STIGG_GUARD_SIDECAR", "localhost:8433"),
+    "CUSTOMER": "shop.studios.customer_of",
+    "UPGRADE_URL": "/upgrade/?feature={feature}",
+    "LEDGER": f"sqlite:///{quote(str(DATA / 'usage.sqlite3'))}",
+    # So that the page after a form shows its effect, whichever worker answers. A busy site keeps the defaults.
+    "REPORT": "inline",
+    "CACHE_TTL": 1,
+}
+# The local sidecar's other side, where the demonstration changes plans.
+BILLING_URL = f"http://{os.environ.get('STIGG_SIDECAR_HTTP', 'localhost:8080')}"
+
+SECRET_KEY = "for-this-demonstration-only-" + "x" * 32
+DEBUG = False
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+INSTALLED_APPS = ["django.contrib.sessions", "django.contrib.messages", "stigg_guard.django", "shop"]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "stigg_guard.django.middleware.StiggGuardMiddleware",
+]
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
+ROOT_URLCONF = "shop.urls"
+WSGI_APPLICATION = "shop.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "builtins": ["stigg_guard.django.templatetags.stigg_guard"],
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.messages.context_processors.messages",
+                "shop.studios.signed_in",
+            ],
+        },
+    }
+]
+DATABASES = {
+    "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATA / "shop.sqlite3", "OPTIONS": {"timeout": 20}}
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+TIME_ZONE = "UTC"
+USE_TZ = True
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "root": {"handlers": ["console"], "level": "WARNING"},
+}

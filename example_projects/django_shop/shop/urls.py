@@ -1,0 +1,20 @@
+"""The shop's addresses."""
+
+from __future__ import annotations
+
+from django.urls import path
+from django.views.generic import TemplateView
+
+from shop import views
+
+urlpatterns = [
+    path("", views.home, name="home"),
+    path("sign-in/", views.sign_in, name="sign-in"),
+    path("sign-out/", views.sign_out, name="sign-out"),
+    path("templates/", views.create_template, name="create-template"),
+    path("templates/<int:pk>/delete/", views.delete_template, name="delete-template"),
+    path("templates.csv", views.export, name="export"),
+    path("analytics/", views.analytics, name="analytics"),
+    path("upgrade/", views.upgrade, name="upgrade"),
+    path("style.css", TemplateView.as_view(template_name="shop/style.css", content_type="text/css"), name="style"),
+]

@@ -1,0 +1,295 @@
+"""Inkwell: letter templates by the web, letters by the API, both within what the customer's plan allows.
+
+STIGG_GUARD_SIDECAR=127.0.0.1:8433 STIGG_SIDECAR_HTTP=127.0.0.1:8080 flask --app app:create_app run
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import requests
+from flask import (
+    Blueprint,
+    Flask,
+    Request,
+    Response,
+    abort,
+    current_app,
+    flash,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
+
+from stigg_guard.flask import StiggGuard
+
+# The customers of the demonstration catalog. A real site has users, with passwords, who belong to customers.
+CUSTOMERS = {
+    "customer-demo-01": "Ada's studio",
+    "customer-demo-02": "Grace & Co.",
+    "customer-demo-03": "Linus, freelancer",
+    "customer-demo-04": "Edsger, just looking",
+}
+# A real site keeps hashes of random tokens in its database.
+API_TOKENS = {
+    "demo-token-ada": "customer-demo-01",
+    "demo-token-grace": "customer-demo-02",
+    "demo-token-linus": "customer-demo-03",
+    "demo-token-edsger": "customer-demo-04",
+}
+FEATURES = {
+    "feature-templates": "Templates",
+    "feature-api-calls": "API calls",
+    "api-credits": "API credits",
+    "feature-seats": "Seats",
+    "feature-active-users": "Active users",
+    "feature-storage": "Storage",
+    "feature-regions": "Regions",
+    "feature-custom-domain": "Custom domain",
+    "feature-exports": "Exports",
+    "feature-analytics": "Analytics",
+}
+MAX_NAMES = 100
+
+guard = StiggGuard()
+site = Blueprint("site", __name__)
+analytics = Blueprint("analytics", __name__, url_prefix="/analytics")
+api = Blueprint("api", __name__, url_prefix="/api")
+
+
+def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
+    """The site; ``settings`` go before the environment's ``STIGG_GUARD_*``, and those before the defaults here."""
+    data = Path(tempfile.gettempdir())
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY=os.environ.get("SECRET_KEY", "for-the-demo-only"),
+        SESSION_COOKIE_NAME="inkwell",
+        SESSION_COOKIE_SAMESITE="Lax",
+        DATABASE=os.environ.get("FLASK_API_DATABASE", str(data / "inkwell.sqlite3")),
+        BILLING=os.environ.get("STIGG_SIDECAR_HTTP", "127.0.0.1:8080"),
+        STIGG_GUARD_SIDECAR="127.0.0.1:8433",
+        STIGG_GUARD_LEDGER=f"sqlite:///{data / 'inkwell-ledger.sqlite3'}",
+        STIGG_GUARD_REPORT="inline",
+        STIGG_GUARD_UPGRADE_URL="/upgrade?feature={feature}",
+    )
+    app.config.update({name: value for name, value in os.environ.items() if name.startswith("STIGG_GUARD_")})
+    app.config.update(settings or {})
+    guard.init_app(app)
+    for blueprint in (site, analytics, api):
+        app.register_blueprint(blueprint)
+    app.register_error_handler(HTTPException, show_error)
+    app.before_request(refuse_forged_forms)
+    app.before_request(read_own_writes)
+    app.after_request(add_security_headers)
+    app.context_processor(lambda: {"titles": FEATURES, "customer_name": CUSTOMERS.get(session.get("customer", ""))})
+    app.jinja_env.globals["csrf_token"] = csrf_token
+    with app.app_context():
+        execute("create table if not exists template (id integer primary key, customer text, title text, body text)")
+    return app
+
+
+@guard.customer_loader
+def load_customer(request: Request) -> str | None:
+    """The API knows its customer by a token, the site by the signed session."""
+    if request.blueprint == "api":
+        token = request.authorization.token if request.authorization else None
+        return API_TOKENS.get(token or "")
+    return signed_in()
+
+
+def signed_in() -> str | None:
+    customer = session.get("customer")
+    return customer if customer in CUSTOMERS else None
+
+
+# The site
+
+
+@site.get("/")
+def home() -> str:
+    customer = signed_in()
+    if customer is None:
+        return render_template("sign_in.html", customers=CUSTOMERS)
+    return render_home(customer)
+
+
+def render_home(customer: str, **form: str) -> str:
+    token = next(token for token, owner in API_TOKENS.items() if owner == customer)
+    return render_template("home.html", templates=templates_of(customer), token=token, **form)
+
+
+@site.post("/sign-in")
+def sign_in() -> ResponseReturnValue:
+    customer = request.form.get("customer", "")
+    if customer not in CUSTOMERS:
+        abort(400)
+    session.clear()
+    session["customer"] = customer
+    return redirect(url_for("site.home"))
+
+
+@site.post("/sign-out")
+def sign_out() -> ResponseReturnValue:
+    session.clear()
+    return redirect(url_for("site.home"))
+
+
+@site.post("/templates")
+@guard.requires_feature("feature-templates")
+@guard.consumes_usage(1)
+def create_template() -> ResponseReturnValue:
+    customer = session["customer"]
+    title, body = (request.form.get(field, "").strip() for field in ("title", "body"))
+    if not 0 < len(title) <= 80 or not 0 < len(body) <= 2000:
+        flash("A template has a title of up to 80 characters and a text of up to 2,000.", "error")
+        return render_home(customer, title=title, body=body), 400  # not a success: nothing is counted
+    execute("insert into template (customer, title, body) values (?, ?, ?)", customer, title, body)
+    plan_changed()
+    flash(f"“{title}” is saved.")
+    return redirect(url_for("site.home"))
+
+
+@site.get("/upgrade")
+def upgrade() -> ResponseReturnValue:
+    if signed_in() is None:
+        return redirect(url_for("site.home"))
+    return render_template("upgrade.html", wanted=FEATURES.get(request.args.get("feature", "")))
+
+
+@site.post("/upgrade")
+def buy_upgrade() -> ResponseReturnValue:
+    customer = signed_in()
+    if customer is None:
+        return redirect(url_for("site.home"))
+    try:
+        # The local sidecar stands in for the billing that a real shop would call here.
+        url = f"http://{current_app.config['BILLING']}/customers/{customer}"
+        requests.put(url, json={"plan": "growth"}, timeout=5).raise_for_status()
+    except requests.RequestException:
+        current_app.logger.exception("the upgrade of %s failed", customer)
+        flash("The upgrade did not work, and nothing was changed. Please try again in a moment.", "error")
+        return render_template("upgrade.html", wanted=None), 502
+    guard.guard.reload(customer)
+    plan_changed()
+    flash("You are on Growth now. Enjoy the room.")
+    return redirect(url_for("site.home"))
+
+
+def plan_changed() -> None:
+    """Another worker may answer the next requests, and may know the plan from before: see ``read_own_writes``."""
+    session["read_through_until"] = time.time() + guard.guard.config.cache_ttl
+
+
+def read_own_writes() -> None:
+    customer = signed_in()
+    if customer and request.endpoint != "static" and time.time() < session.get("read_through_until", 0):
+        guard.guard.reload(customer)
+
+
+# A part of the site that only some plans have
+
+
+@analytics.before_request
+@guard.requires_feature("feature-analytics")
+def only_with_analytics() -> None:
+    """Guards every view of the blueprint."""
+
+
+@analytics.get("/")
+def show_analytics() -> str:
+    templates = templates_of(session["customer"])
+    words = [len(template["body"].split()) for template in templates]
+    return render_template("analytics.html", count=len(templates), words=sum(words), longest=max(words, default=0))
+
+
+# The API
+
+
+@api.get("/templates")
+@guard.consumes_usage(1, "feature-api-calls")
+def list_templates() -> ResponseReturnValue:
+    """Every request is one API call."""
+    return [{"id": row["id"], "title": row["title"], "body": row["body"]} for row in templates_of(api_customer())]
+
+
+def names(request: Request) -> list[str]:
+    """The names of ``{"template": 1, "names": ["Ada", "Grace"]}``."""
+    body = request.get_json()
+    given = body.get("names") if isinstance(body, dict) else None
+    if not isinstance(given, list) or not 0 < len(given) <= MAX_NAMES or not all(isinstance(n, str) for n in given):
+        abort(400, f"send names, a list of 1 to {MAX_NAMES} strings")
+    return given
+
+
+@api.post("/letters")
+@guard.consumes_usage(lambda request: len(names(request)), "feature-api-calls")
+def write_letters() -> ResponseReturnValue:
+    """Every letter is one API call."""
+    wanted = request.get_json().get("template")
+    template = next((row for row in templates_of(api_customer()) if row["id"] == wanted), None)
+    if template is None:
+        abort(404, "there is no such template")
+    return {"letters": [template["body"].replace("{name}", name) for name in names(request)]}
+
+
+@api.errorhandler(HTTPException)
+def as_problem(error: HTTPException) -> ResponseReturnValue:
+    problem = {"title": error.name, "status": error.code, "detail": error.description}
+    return problem, error.code or 500, {"Content-Type": "application/problem+json"}
+
+
+def api_customer() -> str:
+    customer = load_customer(request)
+    assert customer is not None  # the guard has answered 401
+    return customer
+
+
+# Every request
+
+
+def csrf_token() -> str:
+    """A secret of the session, which the site's own forms send and a foreign page cannot know."""
+    return str(session.setdefault("csrf_token", secrets.token_urlsafe()))
+
+
+def refuse_forged_forms() -> None:
+    """The API is exempt: it takes a token that no browser sends by itself."""
+    if request.method != "POST" or request.blueprint == "api":
+        return
+    if not secrets.compare_digest(request.form.get("csrf_token", "").encode(), csrf_token().encode()):
+        abort(400, "This form is too old. Go back, reload the page, and send it again.")
+
+
+def show_error(error: HTTPException) -> ResponseReturnValue:
+    return render_template("error.html", error=error), error.code or 500
+
+
+def add_security_headers(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def templates_of(customer: str) -> list[sqlite3.Row]:
+    return execute("select id, title, body from template where customer = ? order by id desc", customer)
+
+
+def execute(statement: str, *values: object) -> list[sqlite3.Row]:
+    """The rows of one statement, committed."""
+    with closing(sqlite3.connect(current_app.config["DATABASE"])) as database, database:
+        database.row_factory = sqlite3.Row
+        return database.execute(statement, values).fetchall()
