@@ -80,6 +80,7 @@ def running(shop_port: int, api_port: int) -> Iterator[tuple[Sites, list[subproc
             **os.environ,
             "STIGG_GUARD_SIDECAR": sites.sidecar,
             "STIGG_SIDECAR_HTTP": sites.billing,
+            "DJANGO_SETTINGS_MODULE": "shop.settings",
             "SHOP_DATA": data,
             "FLASK_API_DATABASE": f"{data}/api.sqlite3",
             "STIGG_GUARD_LEDGER": f"sqlite:///{data}/api-ledger.sqlite3",
@@ -89,6 +90,8 @@ def running(shop_port: int, api_port: int) -> Iterator[tuple[Sites, list[subproc
             stack.enter_context(_gunicorn(folder, application, listener, environ))
             for (folder, application), listener in zip(programs, sockets, strict=True)
         ]
+        for listener in sockets:
+            listener.close()  # the sites have it now: if one does not start, its visitors learn that at once
         for address in (sites.shop, sites.api):
             requests.get(f"http://{address}/", timeout=START_SECONDS).raise_for_status()
         yield sites, [sidecar, *processes]

@@ -1,4 +1,4 @@
-"""Both example sites under gunicorn with ``--preload``, two workers and four threads each, and the walk through them."""
+"""Both example sites under gunicorn with ``--preload``, two workers and four threads each."""
 
 from __future__ import annotations
 
