@@ -123,6 +123,7 @@ def _round(floor: Callable[[], float], ours: Callable[[], float]) -> Round:
 
 def _lap(timer: Timer, calls: int) -> Callable[[], float]:
     """Times as many executions as fill a lap; returns the seconds of one call."""
+    timer.timeit(1)  # the first one connects and fills caches
     executions = 1
     while timer.timeit(executions) < LAP_SECONDS:
         executions *= 2

@@ -13,10 +13,12 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.test import RequestFactory
 
 from stigg_guard import ClientClosed
 from stigg_guard.django import get_guard
-from stigg_guard.django.conf import configure
+from stigg_guard.django.conf import configure, customer_of
 from stigg_guard.django.middleware import StiggGuardMiddleware
 
 MIDDLEWARE = "stigg_guard.django.middleware.StiggGuardMiddleware"
@@ -24,6 +26,10 @@ MIDDLEWARE = "stigg_guard.django.middleware.StiggGuardMiddleware"
 
 class OwnMiddleware(StiggGuardMiddleware):
     """What a project may derive."""
+
+
+def customer_of_request(request: HttpRequest) -> str:
+    return str(request.META["REMOTE_USER"])
 
 
 def python(source: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -65,7 +71,7 @@ def test_another_setting_leaves_the_guard_alone(settings: Any) -> None:
         ({"TIMEOUT": "soon", "ON_OUTAGE": "panic"}, r"ON_OUTAGE: .*TIMEOUT: "),
         ({"CUSTOMER": "shop.nowhere"}, "CUSTOMER: cannot import 'shop.nowhere'"),
         ({"CUSTOMER": "django.conf.settings"}, "a function of the request is due"),
-        ({"LEDGER": "mysql://db"}, "mysql"),
+        ({"LEDGER": "mysql://db"}, "LEDGER: "),
         (["SIDECAR"], "expected a dict"),
     ],
 )
@@ -77,6 +83,11 @@ def test_a_wrong_setting_is_refused_by_its_name(wrong: Any, message: str) -> Non
             configure()
     finally:
         django_settings.STIGG_GUARD = before
+
+
+def test_the_resolver_may_be_a_dotted_path(settings: Any, rf: RequestFactory) -> None:
+    settings.STIGG_GUARD = {"CUSTOMER": f"{__name__}.customer_of_request"}
+    assert customer_of(rf.get("/", REMOTE_USER="customer-demo-01")) == "customer-demo-01"
 
 
 def test_a_wrong_setting_ends_the_start(tmp_path: Path) -> None:

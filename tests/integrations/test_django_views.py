@@ -143,13 +143,13 @@ def test_a_browser_gets_a_page_that_links_to_the_upgrade(web: Client) -> None:
     response = web.get("/analytics", headers=BROWSER)
     assert response.status_code == 402
     assert response["Content-Type"] == "text/html; charset=utf-8"
-    assert 'href="/plans?for=feature-analytics"' in response.text
+    assert 'href="/plans?for=feature-analytics"' in response.content.decode()
 
 
 def test_the_page_does_not_localise_the_numbers_of_its_markup(web: Client, site: Any) -> None:
     site.LANGUAGE_CODE = "de"
     site.USE_THOUSAND_SEPARATOR = True
-    page = web.get("/create-many?n=9", headers=BROWSER).text
+    page = web.get("/create-many?n=9", headers=BROWSER).content.decode()
     assert '<progress max="6.0" value="3.0"' in page
 
 
@@ -159,7 +159,7 @@ def test_a_template_of_the_project_replaces_the_page(web: Client, site: Any) -> 
     options = {"loaders": loaders, "context_processors": ["django.template.context_processors.request"]}
     site.TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "OPTIONS": options}]
     page = web.get("/analytics", headers=BROWSER)
-    assert (page.status_code, page.text) == (402, "Your plan does not include this feature /analytics")
+    assert (page.status_code, page.content.decode()) == (402, "Your plan does not include this feature /analytics")
 
 
 def test_the_status_of_a_denial_follows_the_settings(web: Client, site: Any) -> None:
@@ -183,7 +183,7 @@ def test_an_anonymous_visitor_is_answered_401_and_nothing_is_asked(client: Clien
 def test_an_anonymous_browser_gets_a_page(client: Client) -> None:
     response = client.get("/domain", headers=BROWSER)
     assert response.status_code == 401
-    assert "<h1>Please sign in</h1>" in response.text
+    assert "<h1>Please sign in</h1>" in response.content.decode()
 
 
 def test_a_success_is_counted_once(web: Client, guard: Guard) -> None:
@@ -260,6 +260,16 @@ def test_an_async_view_is_refused_at_decoration() -> None:
 
     with pytest.raises(ConfigError, match="async"):
         requires_feature(TEMPLATES)(view)  # type: ignore[type-var]
+
+
+def test_an_async_method_is_refused_when_it_is_called(rf: RequestFactory) -> None:
+    class AsyncView(View):
+        @method_decorator(requires_feature(TEMPLATES))
+        async def post(self, request: HttpRequest) -> HttpResponse:
+            raise AssertionError("the view must not run")
+
+    with pytest.raises(ConfigError, match="async"):
+        AsyncView().post(rf.post("/", REMOTE_USER=DEMO))
 
 
 def test_usage_of_no_feature_is_an_error_with_the_remedy(rf: RequestFactory) -> None:

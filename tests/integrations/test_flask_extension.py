@@ -410,3 +410,10 @@ def test_import_without_flask_says_the_pip_line() -> None:
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "MissingExtra" in failed.stderr
     assert "pip install 'stigg-guard[flask]'" in failed.stderr
+
+
+def test_failing_import_inside_flask_is_shown_as_it_is() -> None:
+    script = "import sys; sys.modules['werkzeug'] = None\nimport stigg_guard.flask"
+    failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "MissingExtra" not in failed.stderr
+    assert "werkzeug" in failed.stderr

@@ -1,0 +1,105 @@
+"""The example shop as it is run: by gunicorn, preloaded, in two workers, before a real sidecar."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from stigg_guard.sidecar.server import Sidecar
+
+SHOP = Path(__file__).parents[2] / "example_projects" / "django_shop"
+GUNICORN = ["-m", "gunicorn", "--preload", "--workers=2", "--threads=2", "--bind=127.0.0.1:0", "--no-control-socket"]
+
+
+class Visitor:
+    """A browser: it keeps cookies, follows redirects and sends the forms of the page it is on."""
+
+    def __init__(self, site: str) -> None:
+        self._site = site
+        self._session = requests.Session()
+        # A connection that is kept would keep the server from ending.
+        self._session.headers.update({"Accept": "text/html", "Connection": "close"})
+        self.get("/")
+
+    def get(self, path: str) -> requests.Response:
+        return self._session.get(self._site + path, timeout=10)
+
+    def post(self, path: str, **fields: Any) -> requests.Response:
+        token = self._session.cookies["csrftoken"]
+        return self._session.post(self._site + path, {"csrfmiddlewaretoken": token, **fields}, timeout=10)
+
+
+@pytest.fixture
+def shop(sidecar: Sidecar, tmp_path: Path) -> Iterator[str]:
+    """The address of a running shop."""
+    environ = os.environ | {
+        "SHOP_DATA": str(tmp_path),
+        "STIGG_GUARD_SIDECAR": sidecar.address,
+        "STIGG_SIDECAR_HTTP": sidecar.http_address,
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
+    }
+    command = [sys.executable, *GUNICORN, "shop.wsgi:application"]
+    with subprocess.Popen(command, cwd=SHOP, env=environ, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = ""
+        for line in server.stderr:
+            said += line
+            if listening := re.search(r"Listening at: (http://\S+)", line):
+                yield listening[1]
+                break
+        else:
+            pytest.fail(f"the shop did not start: {said}")
+        server.terminate()
+        server.communicate()
+
+
+@pytest.fixture
+def ada(shop: str) -> Visitor:
+    """A visitor who signed in with the essentials plan: 3 of 6 templates, no analytics."""
+    visitor = Visitor(shop)
+    assert "Your templates" in visitor.post("/sign-in/", customer="customer-demo-01").text
+    return visitor
+
+
+def test_templates_are_created_until_the_plan_denies_and_deleting_makes_room(ada: Visitor) -> None:
+    created = [ada.post("/templates/", name=f"Poster {n}", kind="poster") for n in range(4)]
+    assert [response.status_code for response in created] == [200, 200, 200, 402]
+    assert "6 of 6 templates" in created[2].text
+    assert 'href="/upgrade/?feature=feature-templates"' in created[3].text
+    newest = re.search(r"/templates/\d+/delete/", created[2].text)
+    assert newest is not None
+    assert "5 of 6 templates" in ada.post(newest[0]).text
+    assert ada.post(newest[0]).status_code == 404
+
+
+def test_a_form_with_mistakes_is_not_counted(ada: Visitor) -> None:
+    response = ada.post("/templates/", name="", kind="poster")
+    assert response.status_code == 422
+    assert "3 of 6 templates" in ada.get("/").text
+
+
+def test_an_upgrade_opens_what_the_plan_lacked(ada: Visitor) -> None:
+    assert ada.get("/analytics/").status_code == 402
+    assert "3 of 50 templates" in ada.post("/upgrade/").text
+
+
+def test_a_visitor_must_sign_in(shop: str) -> None:
+    response = Visitor(shop).get("/templates.csv")
+    assert response.status_code == 401
+    assert "Please sign in" in response.text
+
+
+def test_only_known_studios_sign_in(shop: str) -> None:
+    assert "not known here" in Visitor(shop).post("/sign-in/", customer="customer-demo-99").text
+
+
+def test_a_form_without_its_token_is_refused(ada: Visitor) -> None:
+    assert ada.post("/templates/", name="Poster", kind="poster", csrfmiddlewaretoken="x").status_code == 403

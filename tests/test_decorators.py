@@ -1,0 +1,261 @@
+"""The decorators on plain functions, over a real sidecar."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import pytest
+
+from stigg_guard import ConfigError, Customer, FeatureDenied, Guard, InvalidRequest, Reason
+from stigg_guard.decorators import consumes_usage, requires_feature
+
+CUSTOMER = "customer-demo-01"
+TEMPLATES = "feature-templates"  # 3 of 6 are used
+SEATS = "feature-seats"  # 2 of 5 are used
+MISSING = "feature-analytics"
+
+Decorate = Callable[..., Any]
+
+
+@pytest.fixture
+def guard(make_guard: Callable[..., Guard]) -> Guard:
+    """Reports before a call returns, so that the sidecar's own figures can be compared."""
+    return make_guard(REPORT="inline")
+
+
+@pytest.fixture
+def requires(guard: Guard) -> Decorate:
+    return partial(requires_feature, guard=lambda: guard, customer=lambda *_, **__: CUSTOMER)
+
+
+@pytest.fixture
+def consumes(guard: Guard) -> Decorate:
+    return partial(consumes_usage, guard=lambda: guard, customer=lambda *_, **__: CUSTOMER)
+
+
+def used(guard: Guard, feature: str = TEMPLATES) -> float:
+    """What the sidecar says was used, when nothing is held or unsent any more."""
+    assert guard.flush() == 0
+    guard.reload(CUSTOMER)
+    return guard.check(feature, customer=CUSTOMER).current_usage
+
+
+class Work:
+    """A function that knows how often it ran."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Any, ...]] = []
+
+    def __call__(self, *args: Any) -> str:
+        self.runs.append(args)
+        return "done"
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+class TestRequiresFeature:
+    def test_runs_the_function_once_when_the_plan_has_the_feature(self, requires: Decorate, work: Work) -> None:
+        assert requires("feature-exports")(work)("a") == "done"
+        assert work.runs == [("a",)]
+
+    def test_raises_before_the_function_when_the_plan_lacks_it(self, requires: Decorate, work: Work) -> None:
+        with pytest.raises(FeatureDenied) as caught:
+            requires(MISSING)(work)()
+        assert caught.value.entitlement.reason is Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION
+        assert caught.value.customer == Customer(CUSTOMER)
+        assert work.runs == []
+
+    def test_finds_the_customer_from_the_functions_own_arguments(self, guard: Guard) -> None:
+        @requires_feature(MISSING, guard=lambda: guard, customer=lambda who, *, site: Customer(who, site))
+        def view(who: str, *, site: str | None) -> str:
+            return who
+
+        assert view("customer-demo-02", site=None) == "customer-demo-02"
+        with pytest.raises(FeatureDenied, match=f"{CUSTOMER}/site-01 may not use {MISSING}"):
+            view(CUSTOMER, site="site-01")
+
+    def test_asks_for_the_guard_at_each_call_and_not_before(self, work: Work) -> None:
+        def nobody() -> Guard:
+            raise LookupError("no guard yet")
+
+        decorated = requires_feature("f", guard=nobody, customer=lambda: CUSTOMER)(work)
+        with pytest.raises(LookupError):
+            decorated()
+
+    def test_guards_methods(self, requires: Decorate) -> None:
+        class Site:
+            @requires("feature-exports")
+            def export(self, name: str) -> tuple[Site, str]:
+                return self, name
+
+        site = Site()
+        assert site.export("x") == (site, "x")
+
+
+class TestConsumesUsage:
+    def test_reports_the_amount_after_success(self, consumes: Decorate, guard: Guard, work: Work) -> None:
+        assert consumes(2, TEMPLATES)(work)() == "done"
+        assert used(guard) == 5
+        assert len(work.runs) == 1
+
+    def test_holds_the_amount_while_the_function_runs(self, consumes: Decorate, guard: Guard) -> None:
+        @consumes(3, TEMPLATES)
+        def view() -> None:
+            with pytest.raises(FeatureDenied):
+                guard.consume(TEMPLATES, customer=CUSTOMER).__enter__()
+
+        view()
+        assert used(guard) == 6
+
+    def test_denies_what_does_not_fit_without_running_the_function(self, consumes: Decorate, work: Work) -> None:
+        with pytest.raises(FeatureDenied) as caught:
+            consumes(4, TEMPLATES)(work)()
+        assert caught.value.entitlement.reason is Reason.REQUESTED_USAGE_EXCEEDING_LIMIT
+        assert caught.value.entitlement.requested_usage == 4
+        assert work.runs == []
+
+    def test_gives_the_amount_back_when_the_function_raises(self, consumes: Decorate, guard: Guard) -> None:
+        @consumes(3, TEMPLATES)
+        def view() -> None:
+            raise ZeroDivisionError
+
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                view()
+        assert used(guard) == 3
+
+    @pytest.mark.parametrize(("status", "counted"), [(201, 4), (399, 4), (400, 3), (500, 3)])
+    def test_lets_the_result_tell_whether_it_was_a_success(
+        self, consumes: Decorate, guard: Guard, status: int, counted: float
+    ) -> None:
+        def settle(result: int) -> tuple[str, bool]:
+            return f"HTTP {result}", result < 400
+
+        assert consumes(1, TEMPLATES, settle=settle)(lambda: status)() == f"HTTP {status}"
+        assert used(guard) == counted
+
+    def test_takes_the_amount_from_the_functions_own_arguments(self, consumes: Decorate, guard: Guard) -> None:
+        view = consumes(lambda names, *, per: len(names) * per, TEMPLATES)(lambda names, *, per: names)
+        assert view(["a", "b"], per=1.5) == ["a", "b"]
+        assert used(guard) == 6
+
+    @pytest.mark.parametrize("amount", [-1, float("nan"), True, "2", None])
+    def test_refuses_a_wrong_amount_where_it_is_written(self, consumes: Decorate, amount: object) -> None:
+        with pytest.raises(InvalidRequest):
+            consumes(amount, TEMPLATES)
+
+    @pytest.mark.parametrize("amount", [-1, float("inf"), False, "2", None])
+    def test_refuses_a_wrong_computed_amount_before_the_function(
+        self, consumes: Decorate, guard: Guard, work: Work, amount: object
+    ) -> None:
+        with pytest.raises(InvalidRequest):
+            consumes(lambda: amount, TEMPLATES)(work)()
+        assert work.runs == []
+        assert used(guard) == 3
+
+    def test_counts_a_call_that_calls_itself_once_each(self, consumes: Decorate, guard: Guard) -> None:
+        @consumes(1, TEMPLATES)
+        def view(depth: int) -> int:
+            return depth if depth == 2 else int(view(depth + 1))
+
+        assert view(1) == 2
+        assert used(guard) == 5
+
+
+class TestTogether:
+    def test_consumption_below_a_required_feature_is_of_that_feature(
+        self, requires: Decorate, consumes: Decorate, guard: Guard, work: Work
+    ) -> None:
+        requires(TEMPLATES)(consumes(2)(work))()
+        assert used(guard) == 5
+
+    def test_feature_is_found_through_decorators_in_between(
+        self, requires: Decorate, consumes: Decorate, guard: Guard, work: Work
+    ) -> None:
+        def loud(function: Callable[[], str]) -> Callable[[], str]:
+            @wraps(function)
+            def shout() -> str:
+                return function().upper()
+
+            return shout
+
+        assert requires(TEMPLATES)(loud(consumes(2)(work)))() == "DONE"
+        assert used(guard) == 5
+
+    def test_feature_is_found_through_a_consumption_that_names_its_own(
+        self, requires: Decorate, consumes: Decorate, guard: Guard, work: Work
+    ) -> None:
+        requires(TEMPLATES)(consumes(1, SEATS)(consumes(2)(work)))()
+        assert (used(guard), used(guard, SEATS)) == (5, 3)
+
+    def test_named_feature_is_consumed_under_another_required_one(
+        self, requires: Decorate, consumes: Decorate, guard: Guard, work: Work
+    ) -> None:
+        requires("feature-exports")(consumes(2, TEMPLATES)(work))()
+        assert used(guard) == 5
+
+    def test_missing_feature_keeps_the_consumption_from_beginning(
+        self, requires: Decorate, consumes: Decorate, guard: Guard, work: Work
+    ) -> None:
+        with pytest.raises(FeatureDenied, match=MISSING):
+            requires(MISSING)(consumes(2, TEMPLATES)(work))()
+        assert used(guard) == 3
+
+    def test_one_function_under_the_same_feature_twice_is_right(
+        self, requires: Decorate, consumes: Decorate, guard: Guard, work: Work
+    ) -> None:
+        requires(TEMPLATES)(requires(TEMPLATES)(consumes(1)(work)))()
+        assert used(guard) == 4
+
+    def test_one_function_under_two_features_is_refused(
+        self, requires: Decorate, consumes: Decorate, work: Work
+    ) -> None:
+        below = consumes(1)(work)
+        requires(TEMPLATES)(below)
+        with pytest.raises(ConfigError, match=f"under two features, {TEMPLATES} and {SEATS}: name the one"):
+            requires(SEATS)(below)
+
+    def test_consumption_of_no_feature_is_refused_with_the_remedy(self, consumes: Decorate) -> None:
+        def view() -> None:
+            raise AssertionError("ran")
+
+        with pytest.raises(
+            ConfigError, match=r"view consumes usage of no feature: .*requires_feature\(feature\) above"
+        ):
+            consumes(1)(view)()
+
+    def test_required_feature_below_names_nothing_above_it(
+        self, requires: Decorate, consumes: Decorate, guard: Guard
+    ) -> None:
+        with pytest.raises(ConfigError, match="of no feature"):
+            consumes(1)(requires(TEMPLATES)(lambda: None))()
+
+
+@pytest.mark.parametrize("name", ["requires", "consumes"])
+def test_decorated_function_keeps_its_name_its_words_and_its_signature(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    def view(number: int, *, loud: bool = False) -> str:
+        """Says it."""
+        return str(number)
+
+    decorate = {"requires": ("f",), "consumes": (1, "f")}[name]
+    decorated = request.getfixturevalue(name)(*decorate)(view)
+    assert (decorated.__name__, decorated.__doc__) == ("view", "Says it.")
+    assert inspect.signature(decorated) == inspect.signature(view)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("requires", ("f",)), ("consumes", (1, "f"))])
+def test_async_function_is_refused_where_it_is_decorated(
+    name: str, arguments: tuple[Any, ...], request: pytest.FixtureRequest
+) -> None:
+    async def view() -> None: ...
+
+    with pytest.raises(ConfigError, match="view is an async function"):
+        request.getfixturevalue(name)(*arguments)(view)

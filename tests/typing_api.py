@@ -1,0 +1,94 @@
+"""What a type checker knows of the public interface. Checked by ``mypy --strict``, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from typing_extensions import assert_type
+
+from stigg_guard import (
+    Config,
+    Customer,
+    Entitlement,
+    Fallback,
+    FeatureDenied,
+    GetEntitlementsStateV2Request,
+    GetEntitlementsStateV2Response,
+    GetMeteredEntitlementRequest,
+    GetMeteredEntitlementResponse,
+    Guard,
+    Kind,
+    MeteredEntitlementOptions,
+    Reason,
+    ReportUsageBulkRequest,
+    ReportUsageBulkResponse,
+    ReportUsageRequest,
+    ReportUsageResponse,
+    Source,
+    Stigg,
+    UsageUpdateBehavior,
+)
+from stigg_guard.decorators import consumes_usage, requires_feature
+
+
+def decorators_keep_the_signature(guard: Guard) -> None:
+    @requires_feature("feature-exports", guard=lambda: guard, customer=lambda _number, **_: "customer-demo-01")
+    @consumes_usage(2, "feature-templates", guard=lambda: guard, customer=lambda *_, **__: Customer("customer-demo-01"))
+    def view(number: int, *, loud: bool = False) -> list[str]:
+        return [str(number)]
+
+    assert_type(view(1), list[str])
+    assert_type(view(1, loud=True), list[str])
+    view("1")  # type: ignore[arg-type]
+    view(1, quiet=True)  # type: ignore[call-arg]
+
+
+def answers_are_values(guard: Guard) -> None:
+    answer = guard.check("f", customer=Customer("c", resource="site-01"), requested_usage=2, fallback=Fallback(True))
+    assert_type(answer, Entitlement)
+    assert_type(answer.kind, Kind | None)
+    assert_type(answer.reason, Reason | None)
+    assert_type(answer.source, Source)
+    assert_type(answer.remaining, float | None)
+    assert_type(guard.require("f", customer="c", requested_values=["eu"]), Entitlement)
+    assert_type(guard.entitlements("c"), Mapping[str, Entitlement])
+    assert_type(guard.reload("c"), bool)
+    assert_type(guard.flush(), int)
+    guard.check("f")  # type: ignore[call-arg]
+    answer.has_access = True  # type: ignore[misc]
+
+
+def consumption_is_a_context_with_an_amount() -> None:
+    with Guard(Config.from_mapping({"SIDECAR": "localhost:8433"})) as guard:
+        assert_type(guard, Guard)
+        with guard.consume("f", 2.5, customer="c") as usage:
+            assert_type(usage.amount, float)
+            assert_type(usage.entitlement, Entitlement)
+            usage.amount = 1
+            usage.cancel()
+        guard.report("f", -1, customer="c", set_total=True)
+
+
+def denial_carries_its_answer(error: FeatureDenied) -> None:
+    assert_type(error.entitlement, Entitlement)
+    assert_type(error.customer, Customer)
+
+
+def client_answers_each_request_with_its_response() -> None:
+    with Stigg(remote_sidecar_host="localhost") as stigg:
+        metered = GetMeteredEntitlementRequest(
+            customer_id="c", feature_id="f", options=MeteredEntitlementOptions(requested_usage=10)
+        )
+        assert_type(stigg.get_metered_entitlement(metered), GetMeteredEntitlementResponse)
+        assert_type(stigg.get_metered_entitlement(metered).entitlement.current_usage, float)
+        state = GetEntitlementsStateV2Request(customer_id="c")
+        assert_type(stigg.get_entitlements_state_v2(state, timeout=0.5), GetEntitlementsStateV2Response)
+        report = ReportUsageRequest(
+            customer_id="c",
+            feature_id="f",
+            value=2,
+            update_behavior=UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_SET,
+        )
+        assert_type(stigg.report_usage(report), ReportUsageResponse)
+        assert_type(stigg.report_usage_bulk(ReportUsageBulkRequest(usages=[report])), ReportUsageBulkResponse)
+        stigg.report_usage(metered)  # type: ignore[arg-type]
