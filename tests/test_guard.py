@@ -168,6 +168,25 @@ class TestReload:
             assert guard.reload(CUSTOMER)
             assert guard.check("feature-analytics", customer=CUSTOMER)
 
+    def test_is_not_needed_to_be_let_in_after_a_second(self, clock: ManualClock) -> None:
+        engine = Engine(demo_catalog(), Store(None))
+        with Sidecar(engine) as sidecar, Guard(Config(sidecar=sidecar.address), clock=clock.clock) as guard:
+            with guard.consume(TEMPLATES, 3, customer=CUSTOMER):
+                pass
+            assert guard.flush() == 0
+            assert not guard.check("feature-analytics", customer=CUSTOMER)
+            engine.assign_plan(CUSTOMER, "growth")
+            clock.advance(1.5)
+            assert guard.check("feature-analytics", customer=CUSTOMER)
+            engine.assign_plan(CUSTOMER, "essentials")
+            clock.advance(1.5)
+            assert guard.reload(CUSTOMER)
+            assert not guard.check(TEMPLATES, customer=CUSTOMER)
+            engine.assign_plan(CUSTOMER, "growth")
+            clock.advance(1.5)
+            with guard.consume(TEMPLATES, 40, customer=CUSTOMER):
+                pass
+
     def test_tells_that_a_customer_does_not_exist(self, guard: Guard) -> None:
         assert guard.reload("nobody") is False
 

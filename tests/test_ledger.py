@@ -10,13 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from conftest import ManualClock
-from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, ConfigError
 from stigg_guard.ledger import Acknowledged, Batch, Claim, Hold, Ledger, Refused, UsageKey, ledger_from_url
 
@@ -442,45 +441,76 @@ class TestProcesses:
             process.communicate()
         assert make_ledger(file_url).counts()["unsent"] == 50
 
-    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-    def test_child_goes_on_while_a_thread_of_its_parent_is_in_the_ledger(self, url: str, clock: ManualClock) -> None:
-        inside, leave, parent = threading.Event(), threading.Event(), os.getpid()
 
-        def now() -> datetime:
-            if os.getpid() == parent:
-                inside.set()
-                assert leave.wait(WAIT)
-            return clock.now()
+def in_child(work: Callable[[], bool]) -> bool:
+    """What ``work`` says in a forked child; a child that hangs is ended and says no."""
+    pid = os.fork()
+    if pid == 0:
+        hung = threading.Timer(WAIT, os._exit, [2])
+        hung.daemon = True
+        hung.start()
+        try:
+            os._exit(0 if work() else 1)
+        finally:
+            os._exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
-        ledger = ledger_from_url(url, Clock(clock.monotonic, now))
-        with ThreadPoolExecutor(1) as pool:
-            parents = pool.submit(ledger.record, KEY, 1)
-            assert inside.wait(WAIT)
-            pid = os.fork()
-            if pid == 0:
-                hung = threading.Timer(WAIT, os._exit, [2])
-                hung.daemon = True
-                hung.start()
-                ledger.record(KEY, 2)
-                os._exit(0)
-            leave.set()
-            parents.result(WAIT)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert ledger.counts()["unsent"] == (1 if url == "memory://" else 2)
-        ledger.close()
 
-    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-    def test_child_and_parent_go_on_with_the_same_file(
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+class TestFork:
+    def test_child_uses_the_file_while_threads_of_its_parent_do(
         self, make_ledger: Callable[[str], Ledger], file_url: str
     ) -> None:
         ledger = make_ledger(file_url)
-        ledger.commit(held(ledger, claim(2)), 2)
+        enough = threading.Event()
+
+        def record() -> int:
+            for done in count():
+                if enough.is_set():
+                    return done
+                ledger.record(KEY, 1)
+            return 0
+
+        def records_one() -> bool:
+            ledger.record(OTHER, 1)
+            return True
+
+        with ThreadPoolExecutor(3) as pool:
+            working = [pool.submit(record) for _ in range(3)]
+            children = [in_child(records_one) for _ in range(10)]
+            enough.set()
+        assert children == [True] * 10
+        assert ledger.counts()["unsent"] == 10 + sum(one.result() for one in working)
+
+    def test_child_goes_on_when_its_parent_has_closed_the_file(
+        self, make_ledger: Callable[[str], Ledger], file_url: str
+    ) -> None:
+        ledger, again, closed = make_ledger(file_url), make_ledger(file_url), os.pipe()
+        ledger.record(KEY, 1)
         pid = os.fork()
         if pid == 0:
-            ledger.commit(held(ledger, claim(3)), 3)
-            os._exit(0 if counted(ledger, claim()) == 8 else 1)
+            ledger.record(KEY, 2)
+            os.read(closed[0], 1)
+            ledger.record(KEY, 3)
+            os._exit(0)
+        ledger.close()
+        os.write(closed[1], b".")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        for end in closed:
+            os.close(end)
+        assert [report.amount for report in taken(again).reports] == [1, 2, 3]
+
+    def test_child_shares_the_limit_of_the_file(self, make_ledger: Callable[[str], Ledger], file_url: str) -> None:
+        ledger = make_ledger(file_url)
+        ledger.commit(held(ledger, claim(2)), 2)
+        assert in_child(lambda: ledger.commit(held(ledger, claim(3)), 3) == 8)
         assert counted(ledger, claim()) == 8
+
+    def test_child_does_not_report_what_its_parent_has_in_memory(self, make_ledger: Callable[[str], Ledger]) -> None:
+        ledger = make_ledger("memory://")
+        ledger.record(KEY, 1)
+        assert in_child(lambda: ledger.take_batch(100, LEASE) is None)
+        assert ledger.counts()["unsent"] == 1
 
 
 class TestHome:

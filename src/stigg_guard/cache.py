@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
+from math import inf
 from typing import Any, TypeVar
 
 from cachetools import TTLCache
@@ -34,12 +35,21 @@ class Snapshot:
 
     ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
     came. What was asked for alone, because the list lacks it, joins both, or ``missing`` when no such feature exists.
-    ``fresh_until`` and ``stale_until`` are on the monotonic clock.
+    ``fetched_at``, ``fresh_until`` and ``stale_until`` are on the monotonic clock.
     """
 
     __slots__ = (
-        "answers", "denial", "fetched", "fresh_until", "messages", "missing", "source", "stale_until", "ticket"
-    )  # fmt: skip
+        "answers",
+        "denial",
+        "fetched",
+        "fetched_at",
+        "fresh_until",
+        "messages",
+        "missing",
+        "source",
+        "stale_until",
+        "ticket",
+    )
 
     def __init__(
         self, messages: Mapping[str, Any], denial: Reason | None, ticket: int, source: Source = Source.CACHE
@@ -51,6 +61,7 @@ class Snapshot:
         self.answers: dict[str, Entitlement] = {}
         self.fetched: dict[str, Entitlement] = {}
         self.missing: dict[str, Entitlement] = {}
+        self.fetched_at = 0.0
         self.fresh_until = 0.0
         self.stale_until = 0.0
 
@@ -100,8 +111,8 @@ class SnapshotCache:
         self._bound = _Bound(size, ttl + stale_ttl, clock.monotonic, self.snapshots)
         self._start_process()
 
-    def get(self, customer: Customer) -> tuple[Snapshot, Source]:
-        """The customer's snapshot and where it came from.
+    def get(self, customer: Customer, max_age: float = inf) -> tuple[Snapshot, Source]:
+        """The customer's snapshot, and where it came from; one older than ``max_age`` seconds only if need be.
 
         Raises:
             SidecarError: it cannot be fetched, and there is none young enough to serve stale.
@@ -110,14 +121,19 @@ class SnapshotCache:
         key = cache_key(customer)
         snapshot = self.snapshots.get(key)
         now = self._clock.monotonic()
-        if snapshot is not None and now < snapshot.fresh_until:
+        fresh = snapshot is not None and now < snapshot.fresh_until
+        if snapshot is not None and fresh and self.age(snapshot) <= max_age:
             return snapshot, Source.CACHE
         try:
             return self.once(key, lambda: self._fetched(customer)), Source.SIDECAR
         except SidecarError:
             if snapshot is not None and now < snapshot.stale_until:
-                return snapshot, Source.STALE
+                return snapshot, Source.CACHE if fresh else Source.STALE
             raise
+
+    def age(self, snapshot: Snapshot) -> float:
+        """How many seconds ago it was fetched."""
+        return self._clock.monotonic() - snapshot.fetched_at
 
     def refresh(self, customer: Customer) -> Snapshot:
         """Fetches now, whatever is cached or under way."""
@@ -207,6 +223,7 @@ class SnapshotCache:
         now = self._clock.monotonic()
         snapshot.fresh_until = min(now + self._ttl, self._monotonic_at(snapshot.period_ends()))
         snapshot.stale_until = now + self._ttl + self._stale_ttl
+        snapshot.fetched_at = now
         key = cache_key(customer)
         with self._lock:
             known = self.snapshots.get(key)

@@ -66,7 +66,8 @@ class DisplayedPlan:
     def entitlement(self, feature: str) -> Entitlement | None:
         """The answer for the feature, or for the currency; None when there is nobody to ask about, or no answer."""
         if feature not in self._answers:
-            self._answers[feature] = self._entitlements().get(feature) or self._check(feature)
+            plan = self._entitlements()
+            self._answers[feature] = plan[feature] if feature in plan else self._check(feature)
         return self._answers[feature]
 
     def lines(self) -> list[Line]:

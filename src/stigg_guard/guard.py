@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -32,6 +33,9 @@ from stigg_guard.reporter import Reporter
 from stigg_guard.wire import sidecar_pb2 as wire
 
 logger = logging.getLogger("stigg_guard")
+
+# A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
+DENIAL_SECONDS = 1.0
 
 
 class Guard:
@@ -99,10 +103,11 @@ class Guard:
             snapshot = self._snapshots.get(customer)
             if snapshot is not None and self._monotonic() < snapshot.fresh_until:
                 answer = snapshot.answers.get(feature)
-                if answer is not None:
+                if answer is not None and answer.has_access:
                     return answer
-        entitlement, _ = self._entitlement(feature, Customer.of(customer), fallback)
-        return entitlement.allows(requested_usage, requested_values)
+        asked = Customer.of(customer)
+        answer, _ = self._decided(feature, asked, fallback, requested_usage, requested_values)
+        return answer
 
     def require(
         self,
@@ -206,23 +211,40 @@ class Guard:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _entitlement(
-        self, feature: str, customer: Customer, fallback: Fallback | None = None
+    def _decided(
+        self,
+        feature: str,
+        customer: Customer,
+        fallback: Fallback | None = None,
+        requested_usage: Amount | None = None,
+        requested_values: Sequence[str] = (),
     ) -> tuple[Entitlement, Snapshot | None]:
-        """The answer without a requested usage, and the snapshot that it came from when it came from one."""
+        """The answer, and the snapshot that it came from when it came from one."""
+
+        def asked(answer: Entitlement) -> Entitlement:
+            return answer.allows(requested_usage, requested_values)
+
         _feature_id(feature)
         if not self.config.enabled:
-            return _assumed(feature, has_access=True), None
+            return asked(_assumed(feature, has_access=True)), None
         fallback = fallback or self.config.fallbacks.get(feature)
         try:
-            snapshot, source = self._cache.get(customer)
-            answer = snapshot.find(feature)
-            if answer is None:
-                answer = self._missing(feature, customer, snapshot, source, fallback)
+            answer, snapshot = self._looked_up(feature, customer, fallback)
+            if not asked(answer):
+                answer, snapshot = self._looked_up(feature, customer, fallback, max_age=DENIAL_SECONDS)
         except SidecarError as error:
-            return self._without_data(feature, fallback, error), None
+            return asked(self._without_data(feature, fallback, error)), None
         if answer.reason is Reason.FEATURE_NOT_FOUND and fallback is not None:
-            return _fallen_back(feature, fallback), None
+            return asked(_fallen_back(feature, fallback)), None
+        return asked(answer), snapshot
+
+    def _looked_up(
+        self, feature: str, customer: Customer, fallback: Fallback | None, max_age: float = inf
+    ) -> tuple[Entitlement, Snapshot]:
+        snapshot, source = self._cache.get(customer, max_age)
+        answer = snapshot.find(feature)
+        if answer is None:
+            answer = self._missing(feature, customer, snapshot, source, fallback)
         return self._seen(answer, source), snapshot
 
     def _seen(self, answer: Entitlement, source: Source) -> Entitlement:
@@ -292,18 +314,27 @@ class Guard:
         return entitlement_from_wire(answer, feature_id=feature)
 
     def _hold(self, feature: str, amount: float, customer: Customer) -> tuple[Entitlement, Hold | None]:
-        entitlement, snapshot = self._entitlement(feature, customer)
-        asked = entitlement.allows(amount)
+        asked, snapshot = self._decided(feature, customer, requested_usage=amount)
         if not self.config.enabled:
             return asked, None
-        if entitlement.kind is Kind.CREDIT and entitlement.currency == feature:
-            raise InvalidRequest("feature_id", f"{feature} is a currency; consume the feature that spends it")
-        if not asked and not entitlement.is_limited:
+        try:
+            return asked, self._held(asked, snapshot, amount, customer)
+        except FeatureDenied:
+            if snapshot is None or self._cache.age(snapshot) <= DENIAL_SECONDS:
+                raise
+        answer, snapshot = self._looked_up(feature, customer, None, max_age=DENIAL_SECONDS)
+        asked = answer.allows(amount)
+        return asked, self._held(asked, snapshot, amount, customer)
+
+    def _held(self, asked: Entitlement, snapshot: Snapshot | None, amount: float, customer: Customer) -> Hold:
+        if asked.kind is Kind.CREDIT and asked.currency == asked.feature_id:
+            raise InvalidRequest("feature_id", f"{asked.currency} is a currency; consume the feature that spends it")
+        if not asked and not asked.is_limited:
             raise FeatureDenied(asked, customer)
-        held = self._ledger.hold(_claim(entitlement, snapshot, amount, customer), self.config.hold_ttl)
+        held = self._ledger.hold(_claim(asked, snapshot, amount, customer), self.config.hold_ttl)
         if isinstance(held, Refused):
-            raise FeatureDenied(entitlement.with_usage(held.counted).allows(amount), customer)
-        return asked, held
+            raise FeatureDenied(asked.with_usage(held.counted).allows(amount), customer)
+        return held
 
     def _commit(self, hold: Hold, amount: float) -> None:
         key = hold.claim.key

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
@@ -81,7 +82,9 @@ class SqliteLedger:
         self._path = path
         self._now = clock.now
         self._closed = False
-        self._processes: dict[int, _Process] = {}
+        self._connection: sqlite3.Connection | None = None
+        with _lock:
+            _ledgers.add(self)
         if path is None:
             logger.info("the ledger is in memory: usage that was not reported yet is lost when this process ends")
 
@@ -173,21 +176,18 @@ class SqliteLedger:
         return {"held": 0, "unsent": 0, "sending": 0, "dead": 0} | dict(rows)
 
     def close(self) -> None:
-        process = self._process()
-        with process.lock:
+        with _lock:
             self._closed = True
-            if process.connection is not None:
-                process.connection.close()
+            self._disconnect()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        process = self._process()
-        with process.lock:
+        with _lock:
             if self._closed:
                 raise ClientClosed("the guard or its ledger is closed; make a new one")
-            if process.connection is None:
-                process.connection = _opened(self._path)
-            db = process.connection
+            if self._connection is None:
+                self._connection = _opened(self._path)
+            db = self._connection
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -197,20 +197,38 @@ class SqliteLedger:
                     db.execute("ROLLBACK")
                 raise
 
-    def _process(self) -> _Process:
-        pid = os.getpid()
-        return self._processes.get(pid) or self._processes.setdefault(pid, _Process())
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _before_fork(self) -> None:
+        if self._path is not None:
+            self._disconnect()
+
+    def _after_fork_in_child(self) -> None:
+        self._disconnect()  # what a parent has in its memory is the parent's to report
 
 
-class _Process:
-    """What belongs to one process.
+# SQLite's own notes about the locks of a process are copied by a fork, and wrong in the child. So nothing is open while
+# a process forks, and one lock for all its ledgers makes the fork wait for every transaction.
+_lock = threading.Lock()
+_ledgers: weakref.WeakSet[SqliteLedger] = weakref.WeakSet()
 
-    A connection of the parent must be neither used nor closed in a child, or the file may be damaged: it is kept.
-    """
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.connection: sqlite3.Connection | None = None
+def _before_fork() -> None:
+    _lock.acquire()
+    for ledger in _ledgers:
+        ledger._before_fork()
+
+
+def _after_fork_in_child() -> None:
+    for ledger in _ledgers:
+        ledger._after_fork_in_child()
+    _lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
 
 
 def _opened(path: str | None) -> sqlite3.Connection:

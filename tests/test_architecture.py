@@ -1,0 +1,154 @@
+"""The rooms of the package and the direction of their imports; what importing the package does, and what it offers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import Descriptor
+
+import stigg_guard
+from stigg_guard.wire import METHODS, sidecar_pb2
+
+PACKAGE = Path(stigg_guard.__file__).parent
+
+# A room imports only what stands on a lower step; what is listed together does not see each other.
+STAIRCASE = [
+    {"errors", "clock", "wire"},
+    {"entitlements", "fallbacks"},
+    {"config", "channel", "cache", "ledger", "sidecar", "api"},
+    {"client", "denial"},
+    {"reporter"},
+    {"guard"},
+    {"decorators", "display"},
+    {"django", "flask", "testing", "__main__"},
+]
+STEP = {room: step for step, rooms in enumerate(STAIRCASE) for room in rooms}
+STARTS_A_SIDECAR = {"client", "__main__"}
+FOREIGN = {
+    "grpc": {"channel", "sidecar"},
+    "grpc_health": {"sidecar"},
+    "grpc_reflection": {"sidecar"},
+    "prometheus_client": {"sidecar"},
+    "django": {"django"},
+    "flask": {"flask"},
+    "werkzeug": {"flask"},
+    "jinja2": {"flask"},
+    "redis": {"ledger", "cache"},
+    "cachetools": {"cache"},
+    "sqlite3": {"ledger", "sidecar"},
+}
+
+
+def room_of(path: Path) -> str:
+    """The room that a source file belongs to; the root is a room of its own."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The dotted names that a file imports when it runs, wherever in the file it does so."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_the_staircase(path: Path) -> None:
+    room = room_of(path)
+    assert room in STEP, f"{room} has no place on the staircase"
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top != "stigg_guard":
+            assert room in FOREIGN.get(top, {room}), f"{room} imports {top}"
+            continue
+        seen = rest[0]
+        assert seen in STEP, f"{room} imports {name} from the root, which is for users"
+        assert seen == room or STEP[seen] < STEP[room], f"{room} imports {seen}, which stands on it or beside it"
+        assert seen != "sidecar" or room in STARTS_A_SIDECAR | {"sidecar"}, f"{room} imports the sidecar"
+
+
+def fresh(code: str) -> list[str]:
+    """What the code prints as JSON in an interpreter that has imported nothing yet."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    printed: list[str] = json.loads(done.stdout)
+    return printed
+
+
+def test_import_loads_no_framework_no_server_and_no_local_sidecar() -> None:
+    modules = fresh("import stigg_guard, sys, json; print(json.dumps(sorted(sys.modules)))")
+    unwanted = ("django", "flask", "werkzeug", "jinja2", "redis", "prometheus_client", "grpc_health", "grpc_reflection")
+    roots = {name.partition(".")[0] for name in modules}
+    assert "stigg_guard" in roots
+    assert not roots & set(unwanted)
+    assert not [name for name in modules if name.startswith(("stigg_guard.sidecar", "stigg_guard.django"))]
+
+
+def test_import_and_a_guard_start_no_thread_and_open_nothing() -> None:
+    watched = """
+import json, sys, threading
+events = []
+sys.addaudithook(lambda event, _: events.append(event))
+import stigg_guard
+guard = stigg_guard.Guard(stigg_guard.Config(ledger="sqlite:///never.db"))
+guard.close()
+started = {"socket.__new__", "socket.connect", "socket.bind", "sqlite3.connect", "subprocess.Popen", "os.fork"}
+print(json.dumps([*(event for event in events if event in started), *(t.name for t in threading.enumerate())]))
+"""
+    assert fresh(watched) == ["MainThread"]
+
+
+def test_all_names_what_can_be_imported_and_nothing_else() -> None:
+    own = {name for name, value in vars(stigg_guard).items() if not name.startswith("_") and name != "annotations"}
+    modules = {path.stem for path in PACKAGE.iterdir()}
+    assert own - modules == set(stigg_guard.__all__)
+    assert stigg_guard.__all__ == sorted(stigg_guard.__all__)
+
+
+def test_all_has_every_request_response_and_enum_of_the_wire() -> None:
+    contract = {method.request.DESCRIPTOR.name for method in METHODS.values()}
+    contract |= {method.response.DESCRIPTOR.name for method in METHODS.values()}
+    contract |= {enum.name for enum in sidecar_pb2.DESCRIPTOR.enum_types_by_name.values()}
+    assert contract - {"Empty"} <= set(stigg_guard.__all__)
+
+
+def test_all_has_every_message_that_goes_into_a_request() -> None:
+    def parts(message: Descriptor) -> Iterator[str]:
+        yield message.name
+        for field in message.fields:
+            own = field.message_type
+            if own is not None and own.file is sidecar_pb2.DESCRIPTOR and not own.GetOptions().map_entry:
+                yield from parts(own)
+            elif own is not None and own.GetOptions().map_entry:
+                value = own.fields_by_name["value"].message_type
+                yield from parts(value) if value is not None else ()
+
+    for method in METHODS.values():
+        assert set(parts(method.request.DESCRIPTOR)) <= set(stigg_guard.__all__)
+
+
+def test_every_public_object_says_what_it_is() -> None:
+    for name in stigg_guard.__all__:
+        value = getattr(stigg_guard, name)
+        if getattr(value, "__module__", "").startswith("stigg_guard") and not hasattr(value, "DESCRIPTOR"):
+            assert value.__doc__, name
