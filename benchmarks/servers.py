@@ -44,6 +44,7 @@ def noop_server(method: str, answer: bytes) -> Iterator[str]:
     process = spawn.Process(target=_answer_always, args=(method, answer, its), daemon=True)
     with _server_core():
         process.start()
+    its.close()  # so that its death ends the wait
     try:
         yield f"127.0.0.1:{ours.recv()}"
     finally:

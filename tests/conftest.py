@@ -1,4 +1,4 @@
-"""Fixtures over real parts: a local sidecar with the demonstration catalog, a guard that asks it, a clock set by hand."""
+"""Fixtures over real parts: a sidecar with the demonstration catalog, a guard that asks it, a clock set by hand."""
 
 from __future__ import annotations
 

@@ -275,7 +275,6 @@ class TestHungSidecar:
                     break
             assert len(asked) == 4
 
-
     def test_that_is_stopped_and_continued(self) -> None:
         with Stigg(local_sidecar_config=LocalSidecarConfig(), local_sidecar_port=0, timeout=0.05) as client:
             client.get_metered_entitlement(metered(), timeout=5)

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stigg_guard.entitlements import (
@@ -33,6 +33,7 @@ FEATURE = wire.EntitlementFeature(id="f", units="template", units_plural="templa
 UNKNOWN_NUMBER = 9_999
 ABOUT_THE_AMOUNT = {Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_CREDITS}
 
+untimed = settings(deadline=None)
 amounts = st.floats(min_value=0, max_value=1e12)
 figures = st.floats(min_value=-1e12, max_value=1e12)
 
@@ -72,11 +73,13 @@ def test_amount_decides_below_the_limit(used: float, asked: float | None, allowe
     assert answer.requested_usage == asked
 
 
+@untimed
 @given(used=figures, limit=amounts, asked=amounts)
 def test_given_amount_is_allowed_exactly_when_it_fits(used: float, limit: float, asked: float) -> None:
     assert metered(used, limit).allows(asked).has_access is (used + asked <= limit)
 
 
+@untimed
 @given(used=figures, asked=amounts)
 def test_unlimited_allows_every_amount(used: float, asked: float) -> None:
     answer = of_kind(Kind.METERED, is_unlimited=True, current_usage=used)
@@ -85,6 +88,7 @@ def test_unlimited_allows_every_amount(used: float, asked: float) -> None:
 
 
 @pytest.mark.parametrize("has_access", [True, False])
+@untimed
 @given(used=figures, asked=amounts)
 def test_sidecars_word_stands_behind_a_soft_limit(has_access: bool, used: float, asked: float) -> None:
     reason = None if has_access else Reason.REQUESTED_USAGE_EXCEEDING_LIMIT
@@ -161,6 +165,7 @@ def test_fallback_has_no_type_to_mismatch() -> None:
     assert fallback.allows(requested_values=["eu"])
 
 
+@untimed
 @given(used=amounts, limit=amounts)
 def test_new_usage_is_judged_as_a_check_without_an_amount(used: float, limit: float) -> None:
     answer = metered(0, limit, has_access=True, reason=None).with_usage(used)

@@ -1,8 +1,8 @@
 """The descriptor pool of the wire messages.
 
 The contract's file name and package belong to Stigg, so another library in the same process may register them too, and
-protobuf refuses a second, different registration in one pool. Ours live in a pool of their own: neither import order nor
-version of the other library matters. What follows for users: pass ``datetime`` (or a mapping) for timestamps; a
+protobuf refuses a second, different registration in one pool. Ours live in a pool of their own: neither import order
+nor version of the other library matters. What follows for users: pass ``datetime`` (or a mapping) for timestamps; a
 ``google.protobuf.timestamp_pb2.Timestamp`` belongs to the default pool and is refused with a ``TypeError``.
 """
 

@@ -1,0 +1,58 @@
+"""The command ``stigg-guard check``; ``stigg-guard sidecar`` is in ``test_sidecar_process.py``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stigg_guard.__main__ import main
+from stigg_guard.sidecar.server import Sidecar
+
+CUSTOMER = "customer-demo-01"
+
+
+@pytest.fixture(autouse=True)
+def environment(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STIGG_GUARD_SIDECAR", sidecar.address)
+
+
+def test_lists_what_a_plan_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", CUSTOMER]) == 0
+    assert "feature-templates      yes  3 of 6 templates" in capsys.readouterr().out
+
+
+def test_says_that_there_is_no_subscription(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "customer-demo-04"]) == 0
+    assert capsys.readouterr().out == "nothing: there is no active subscription\n"
+
+
+def test_a_denial_is_status_1_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", CUSTOMER, "feature-templates", "--requested-usage", "10"]) == 1
+    expected = "feature-templates  no   REQUESTED_USAGE_EXCEEDING_LIMIT (3 of 6 templates used, 10 requested)\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_asks_for_a_resource_and_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", CUSTOMER, "feature-templates", "--resource", "site-01", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert (answer["kind"], answer["current_usage"], answer["source"]) == ("metered", 0, "sidecar")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("STIGG_GUARD_SIDECAR", "127.0.0.1:1", "failed with UNAVAILABLE"),
+        ("STIGG_GUARD_TIMEOT", "1", "did you mean STIGG_GUARD_TIMEOUT?"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as end:
+        main(["check", CUSTOMER])
+    printed = capsys.readouterr().err
+    assert (end.value.code, printed.count("\n")) == (2, 1)
+    assert printed.startswith("stigg-guard: ")
+    assert said in printed
