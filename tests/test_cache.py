@@ -14,7 +14,7 @@ import pytest
 from conftest import ManualClock
 from stigg_guard.cache import EXTRAS_KEPT, Snapshot, SnapshotCache
 from stigg_guard.clock import Clock
-from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source
+from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, entitlements_by_id
 from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable
 from stigg_guard.wire import sidecar_pb2 as wire
 
@@ -63,7 +63,8 @@ class Origin:
         self.before()
         if fault is not None:
             raise fault
-        return Snapshot({"f": answer}, None, ticket)
+        by_id, ends = entitlements_by_id([answer])
+        return Snapshot(by_id, None, ticket, period_ends=ends)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
@@ -31,7 +31,8 @@ class Snapshot:
 
     ``messages`` are the wire's entitlements by feature id or currency id, read when they are first asked for;
     ``denial`` is the reason why the customer has none at all. ``ticket`` orders snapshots and reports of a customer: a
-    later fetch has a higher one. ``source`` marks the answers: ``CACHE``, or ``OFFLINE``.
+    later fetch has a higher one. ``period_ends`` are the ends of usage periods, in seconds since the epoch. ``source``
+    marks the answers: ``CACHE``, or ``OFFLINE``.
 
     ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
     came. What was asked for alone, because the list lacks it, joins both, or ``missing`` when no such feature exists.
@@ -46,17 +47,25 @@ class Snapshot:
         "fresh_until",
         "messages",
         "missing",
+        "period_ends",
         "source",
         "stale_until",
         "ticket",
     )
 
     def __init__(
-        self, messages: Mapping[str, Any], denial: Reason | None, ticket: int, source: Source = Source.CACHE
+        self,
+        messages: Mapping[str, Any],
+        denial: Reason | None,
+        ticket: int,
+        *,
+        period_ends: Sequence[float] = (),
+        source: Source = Source.CACHE,
     ) -> None:
         self.messages = messages
         self.denial = denial
         self.ticket = ticket
+        self.period_ends = period_ends
         self.source = source
         self.answers: dict[str, Entitlement] = {}
         self.fetched: dict[str, Entitlement] = {}
@@ -73,14 +82,6 @@ class Snapshot:
             self.fetched.setdefault(feature_id, answer)
             answer = self.answers.setdefault(feature_id, answer)
         return answer
-
-    def period_ends(self) -> Iterator[float]:
-        """When the usage periods end, in seconds since the epoch."""
-        for message in self.messages.values():
-            body = getattr(message, message.WhichOneof("entitlement"))
-            end = getattr(body, "usage_period_end", None)
-            if end is not None and end.seconds:
-                yield end.seconds + end.nanos / 1e9
 
 
 class SnapshotCache:
@@ -221,7 +222,7 @@ class SnapshotCache:
     def _fetched(self, customer: Customer) -> Snapshot:
         snapshot = self._fetch(customer)
         now = self._clock.monotonic()
-        snapshot.fresh_until = min(now + self._ttl, self._monotonic_at(snapshot.period_ends()))
+        snapshot.fresh_until = min(now + self._ttl, self._monotonic_at(snapshot.period_ends))
         snapshot.stale_until = now + self._ttl + self._stale_ttl
         snapshot.fetched_at = now
         key = cache_key(customer)

@@ -8,7 +8,7 @@ Unlimited is always open. Behind a soft limit the sidecar's own answer stands an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -255,13 +255,24 @@ def entitlement_from_wire(message: Any, *, feature_id: str = "", source: Source 
     return Entitlement(kind=Kind(kind) if kind else None, source=source, **access, **fields)
 
 
-def entitlement_id(message: Any) -> str:
-    """The id of the feature, or of the currency, that a wire entitlement is about; empty when it does not say."""
-    kind = message.WhichOneof("entitlement")
-    if kind is None:
-        return ""
-    body = getattr(message, kind)
-    return str(body.currency.currency_id if kind == "credit" else body.feature.id)
+def entitlements_by_id(messages: Iterable[Any]) -> tuple[dict[str, Any], list[float]]:
+    """Wire entitlements by feature id or currency id, and when their usage periods end, in seconds since the epoch.
+
+    Those of a kind that this version does not know are left out.
+    """
+    by_id: dict[str, Any] = {}
+    ends: list[float] = []
+    for message in messages:
+        kind = message.WhichOneof("entitlement")
+        if kind is None:
+            continue
+        body = getattr(message, kind)
+        named = body.currency.currency_id if kind == "credit" else body.feature.id
+        if named:
+            by_id[named] = message
+        if kind in ("metered", "credit") and body.HasField("usage_period_end"):
+            ends.append(body.usage_period_end.seconds)
+    return by_id, ends
 
 
 def _access(message: Any, fields: dict[str, Any]) -> dict[str, Any]:
@@ -326,8 +337,11 @@ def _credit_fields(body: Any) -> dict[str, Any]:
 def _instant(body: Any, field: str) -> datetime | None:
     if not body.HasField(field):
         return None
-    instant: datetime = getattr(body, field).ToDatetime(tzinfo=timezone.utc)
-    return instant
+    stamp = getattr(body, field)
+    try:
+        return datetime.fromtimestamp(stamp.seconds + stamp.nanos / 1e9, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return None  # no instant that a calendar has
 
 
 _FIELDS_OF = {

@@ -23,7 +23,7 @@ from stigg_guard.entitlements import (
     Reason,
     Source,
     entitlement_from_wire,
-    entitlement_id,
+    entitlements_by_id,
     usage_amount,
 )
 from stigg_guard.errors import ClientClosed, FeatureDenied, InvalidRequest, NotSupported, SidecarError
@@ -298,11 +298,13 @@ class Guard:
 
     def _snapshot(self, response: Any, ticket: int) -> Snapshot:
         denied = response.HasField("access_denied_reason") and response.access_denied_reason
+        by_id, period_ends = entitlements_by_id(response.entitlements)
         return Snapshot(
-            {key: message for message in response.entitlements if (key := entitlement_id(message))},
+            by_id,
             Reason.from_wire(response.access_denied_reason) if denied else None,
             ticket,
-            Source.OFFLINE if self.stigg.offline else Source.CACHE,
+            period_ends=period_ends,
+            source=Source.OFFLINE if self.stigg.offline else Source.CACHE,
         )
 
     def _single(self, feature: str, customer: Customer) -> Entitlement:
