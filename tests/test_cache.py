@@ -23,7 +23,9 @@ PATIENCE = 30.0
 
 
 def metered(used: float, period_end: datetime | None = None) -> wire.EntitlementV2:
-    body = wire.MeteredEntitlement(usage_limit=6, current_usage=used, usage_period_end=period_end)
+    body = wire.MeteredEntitlement(
+        feature=wire.EntitlementFeature(id="f"), usage_limit=6, current_usage=used, usage_period_end=period_end
+    )
     return wire.EntitlementV2(has_access=used < 6, metered=body)
 
 
@@ -341,7 +343,9 @@ class TestCorrection:
     def test_nothing_is_corrected_where_nothing_is_counted(self, cache: SnapshotCache, origin: Origin) -> None:
         cache.correct(ANN, "f", 6)
         assert not cache.snapshots
-        origin.answer = wire.EntitlementV2(has_access=True, boolean=wire.BooleanEntitlement())
+        origin.answer = wire.EntitlementV2(
+            has_access=True, boolean=wire.BooleanEntitlement(feature=wire.EntitlementFeature(id="f"))
+        )
         cache.get(ANN)
         cache.correct(ANN, "f", 6)
         cache.correct(ANN, "g", 6)
