@@ -307,6 +307,32 @@ def test_state_lists_everything_decided_with_credits_and_revoked(engine):
     assert (revoked.has_access, reason(revoked), revoked.boolean.feature.id) == (False, "REVOKED", "flag")
 
 
+def test_state_shows_usage_a_new_plan_and_a_new_period_at_once():
+    instants = [NOW]
+    engine = Engine(parse_catalog(CATALOG), Store(None), now=lambda: instants[-1])
+
+    def meter() -> tuple[bool, float, float]:
+        (entitlement,) = (
+            one for one in ask(engine, "GetEntitlementsStateV2").entitlements if one.metered.feature.id == "meter"
+        )
+        return entitlement.has_access, entitlement.metered.usage_limit, entitlement.metered.current_usage
+
+    assert meter() == (True, 6, 3)
+    ask(engine, "ReportUsage", feature_id="meter", value=3)
+    assert meter() == (False, 6, 6)
+    instants.append(datetime(2024, 3, 31, tzinfo=timezone.utc))
+    assert meter() == (True, 6, 0)
+    engine.assign_plan("c", "small")
+    assert meter() == (True, 1, 0)
+    engine.close()
+
+
+def test_state_changed_by_its_holder_is_answered_unchanged_again(engine):
+    first = ask(engine, "GetEntitlementsStateV2")
+    del first.entitlements[:]
+    assert len(ask(engine, "GetEntitlementsStateV2").entitlements) == 9
+
+
 def test_older_list_has_the_features_without_those_revoked(engine):
     listed = ask(engine, "GetEntitlements", "revoked").entitlements
     ids = [getattr(entitlement, entitlement.WhichOneof("entitlement")).feature.id for entitlement in listed]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 from google.protobuf.message import Message
 
@@ -19,13 +20,19 @@ from stigg_guard.fallbacks import (
 from stigg_guard.sidecar.catalog import Catalog, Grant
 from stigg_guard.sidecar.fields import require_finite, require_ids
 from stigg_guard.sidecar.store import Store
-from stigg_guard.sidecar.subscriptions import Denied, Offer, Subscriber, Subscriptions
+from stigg_guard.sidecar.subscriptions import Denied, Offer, Offers, Subscriber, Subscriptions, Window
 from stigg_guard.wire import sidecar_pb2 as pb
 
 _EXCEEDED = {
     "metered": pb.ACCESS_DENIED_REASON_REQUESTED_USAGE_EXCEEDING_LIMIT,
     "credit": pb.ACCESS_DENIED_REASON_INSUFFICIENT_CREDITS,
 }
+
+STATES_KEPT = 1024
+"""How many states, of those asked for last, are kept so that they need not be built again."""
+
+_Usage: TypeAlias = "tuple[float, Window | None]"
+"""What was used of a metered feature or of credits, and the window that it counts in."""
 
 
 class _Ask(NamedTuple):
@@ -54,6 +61,9 @@ class Checks:
         self._subscriptions = subscriptions
         self._now = now
         self._fallbacks = fallbacks
+        # Building a state is most of the work of its call. It is a function of nothing but its arguments, which are
+        # read anew for each call: neither usage, nor a plan, nor the end of a period is seen late.
+        self._state = lru_cache(STATES_KEPT)(_state)
 
     def entitlement(self, method: str, request: Any) -> Message:
         """``GetEntitlement``, ``GetEntitlementV2`` and the four that ask for one kind."""
@@ -61,13 +71,15 @@ class Checks:
         require_ids(request, "customer_id", "currency_id" if kind == "credit" else "feature_id")
         ask = _ask(request, kind)
         try:
-            answer = self._decide(request, kind, ask)
+            subscriber, offer = self._wanted(request, kind)
         except Denied as denied:
             if denied.reason == pb.ACCESS_DENIED_REASON_FEATURE_NOT_FOUND:
                 fallback = requested_fallback(request) or self._fallbacks.get(request.feature_id)
                 if fallback:
                     return fallback_answer(method, request, fallback)
             answer = self._missing(request, kind, denied.reason)
+        else:
+            answer = _entitlement(offer, subscriber.account.revoked, self._usage(subscriber, offer, self._now()), ask)
         return entitlement_response(method, request, answer)
 
     def entitlements_state(self, request: pb.GetEntitlementsStateV2Request) -> Message:
@@ -77,10 +89,11 @@ class Checks:
             subscriber, offers = self._subscriptions.active(request.customer_id, request.resource_id)
         except Denied as denied:
             return pb.GetEntitlementsStateV2Response(access_denied_reason=denied.reason)
-        every = (*offers.features.values(), *offers.credits.values())
-        return pb.GetEntitlementsStateV2Response(
-            entitlements=[self._entitlement(subscriber, offer, _NO_ASK) for offer in every]
-        )
+        now = self._now()
+        usages = tuple([self._usage(subscriber, offer, now) for offer in offers.every])
+        response = pb.GetEntitlementsStateV2Response()
+        response.CopyFrom(self._state(offers, subscriber.account.revoked, usages))
+        return response
 
     def entitlements(self, request: pb.GetEntitlementsRequest) -> Message:
         """``GetEntitlements``: the features that the plan gives, without those revoked, which it has no way to mark."""
@@ -90,10 +103,11 @@ class Checks:
         except Denied as denied:
             return pb.GetEntitlementsResponse(access_denied_reason=denied.reason)
         response = pb.GetEntitlementsResponse()
+        now = self._now()
         for offer in offers.features.values():
             if offer.id not in subscriber.account.revoked:
-                answer = self._entitlement(subscriber, offer, _NO_ASK)
-                getattr(response.entitlements.add(), offer.kind).CopyFrom(getattr(answer, offer.kind))
+                entitlement = getattr(response.entitlements.add(), offer.kind)
+                _fill(entitlement, offer, self._usage(subscriber, offer, now))
         return response
 
     def reload(self, request: pb.ReloadEntitlementsRequest) -> Message:
@@ -105,13 +119,13 @@ class Checks:
             return pb.ReloadEntitlementsResponse(entitled_entity_exists=False)
         return pb.ReloadEntitlementsResponse(entitled_entity_exists=True)
 
-    def _decide(self, request: Any, kind: str | None, ask: _Ask) -> pb.EntitlementV2:
+    def _wanted(self, request: Any, kind: str | None) -> tuple[Subscriber, Offer]:
         subscriber, offers = self._subscriptions.active(request.customer_id, request.resource_id)
         if kind == "credit":
             offer = offers.credits.get(request.currency_id)
             if offer is None:
                 raise Denied(pb.ACCESS_DENIED_REASON_ENTITLEMENT_NOT_FOUND)
-            return self._entitlement(subscriber, offer, ask)
+            return subscriber, offer
         feature = self._features.get(request.feature_id)
         if feature is None:
             raise Denied(pb.ACCESS_DENIED_REASON_FEATURE_NOT_FOUND)
@@ -120,7 +134,7 @@ class Checks:
         offer = offers.features.get(feature.id)
         if offer is None:
             raise Denied(pb.ACCESS_DENIED_REASON_NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION)
-        return self._entitlement(subscriber, offer, ask)
+        return subscriber, offer
 
     def _missing(self, request: Any, kind: str | None, reason: pb.AccessDeniedReason) -> pb.EntitlementV2:
         """The answer for an entitlement that is not there: an empty one, of the kind asked for, else of the feature."""
@@ -133,37 +147,52 @@ class Checks:
             answer.metered.reset_period = pb.ENTITLEMENT_RESET_PERIOD_UNSPECIFIED
         return answer
 
-    def _entitlement(self, subscriber: Subscriber, offer: Offer, ask: _Ask) -> pb.EntitlementV2:
-        answer = pb.EntitlementV2()
-        entitlement = getattr(answer, offer.kind)
-        entitlement.CopyFrom(offer.message)
-        reason = None
-        if offer.kind in _EXCEEDED:
-            used = self._fill_usage(entitlement, subscriber, offer)
-            if not _within_limit(offer.grant, used, ask.usage):
-                reason = _EXCEEDED[offer.kind]
-        elif offer.kind == "enum" and not set(offer.grant.values).issuperset(ask.values):
-            reason = pb.ACCESS_DENIED_REASON_REQUESTED_VALUES_MISMATCH
-        if offer.id in subscriber.account.revoked:
-            reason = pb.ACCESS_DENIED_REASON_REVOKED
-        if reason is None:
-            answer.has_access = True
-        else:
-            answer.access_denied_reason = reason
-        return answer
+    def _usage(self, subscriber: Subscriber, offer: Offer, now: datetime) -> _Usage | None:
+        if offer.kind not in _EXCEEDED:
+            return None
+        key, window = self._subscriptions.usage_key(subscriber, offer, now)
+        return self._store.usage(key), window
 
-    def _fill_usage(self, entitlement: Any, subscriber: Subscriber, offer: Offer) -> float:
-        key, window = self._subscriptions.usage_key(subscriber, offer, self._now())
-        used = self._store.usage(key)
-        entitlement.current_usage = used
-        if offer.kind == "credit":
-            entitlement.remaining = max(entitlement.usage_limit - used, 0.0)
-        elif window:
-            entitlement.usage_period_anchor.CopyFrom(window.anchor)
-            entitlement.usage_period_start.CopyFrom(window.start)
-        if window:
-            entitlement.usage_period_end.CopyFrom(window.end)
-        return used
+
+def _state(
+    offers: Offers, revoked: frozenset[str], usages: tuple[_Usage | None, ...]
+) -> pb.GetEntitlementsStateV2Response:
+    every = zip(offers.every, usages, strict=True)
+    return pb.GetEntitlementsStateV2Response(
+        entitlements=[_entitlement(offer, revoked, usage, _NO_ASK) for offer, usage in every]
+    )
+
+
+def _entitlement(offer: Offer, revoked: frozenset[str], usage: _Usage | None, ask: _Ask) -> pb.EntitlementV2:
+    answer = pb.EntitlementV2()
+    _fill(getattr(answer, offer.kind), offer, usage)
+    reason = pb.ACCESS_DENIED_REASON_REVOKED if offer.id in revoked else _excess(offer, usage, ask)
+    if reason is None:
+        answer.has_access = True
+    else:
+        answer.access_denied_reason = reason
+    return answer
+
+
+def _fill(entitlement: Any, offer: Offer, usage: _Usage | None) -> None:
+    entitlement.CopyFrom(offer.message)
+    if usage is None:
+        return
+    used, window = usage
+    entitlement.current_usage = used
+    if offer.kind == "credit":
+        entitlement.remaining = max(entitlement.usage_limit - used, 0.0)
+    if window:
+        entitlement.MergeFrom(getattr(window, offer.kind))
+
+
+def _excess(offer: Offer, usage: _Usage | None, ask: _Ask) -> pb.AccessDeniedReason | None:
+    """Why the offer does not cover what is asked for, if it does not."""
+    if usage is not None:
+        return None if _within_limit(offer.grant, usage[0], ask.usage) else _EXCEEDED[offer.kind]
+    if offer.kind == "enum" and not set(offer.grant.values).issuperset(ask.values):
+        return pb.ACCESS_DENIED_REASON_REQUESTED_VALUES_MISMATCH
+    return None
 
 
 def _wanted_kind(method: str, request: Any) -> str | None:

@@ -153,8 +153,8 @@ class Reports:
             resource_id=subscriber.resource or None,
             feature_id=offer.id,
             current_usage=transaction.usage(key),
-            usage_period_start=window and window.start,
-            usage_period_end=window and window.end,
+            usage_period_start=window.period.start if window else None,
+            usage_period_end=window.period.end if window else None,
         )
 
     def _event_instant(self, event: pb.Event, place: str) -> datetime:

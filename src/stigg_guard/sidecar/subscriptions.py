@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 
@@ -42,11 +43,13 @@ class Offer(NamedTuple):
     message: Message
 
 
-class Offers(NamedTuple):
-    """What a plan gives, by feature id and by currency id."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Offers:
+    """What a plan gives, by feature id and by currency id; one object for each plan, equal to itself alone."""
 
     features: Mapping[str, Offer]
     credits: Mapping[str, Offer]
+    every: tuple[Offer, ...]
 
 
 class Subscriber(NamedTuple):
@@ -57,17 +60,17 @@ class Subscriber(NamedTuple):
     account: Account
 
 
-class Window(NamedTuple):
-    """A period with its wire forms; ``name`` is what usage is stored under."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """A period; ``name`` is what usage is stored under, the rest what an entitlement of either kind says of it."""
 
     period: Period
     name: str
-    anchor: Any
-    start: Any
-    end: Any
+    metered: pb.MeteredEntitlement
+    credit: pb.CreditEntitlement
 
 
-_NOTHING = Offers({}, {})
+_NOTHING = Offers({}, {}, ())
 
 
 class Subscriptions:
@@ -116,15 +119,14 @@ class Subscriptions:
 
     def usage_key(self, subscriber: Subscriber, offer: Offer, instant: datetime) -> tuple[UsageKey, Window | None]:
         """What usage of that instant is counted by, and its window if there is one."""
-        window = self._window(offer.grant.reset, subscriber.account.anchor or DEFAULT_ANCHOR, instant)
+        reset = offer.grant.reset
+        window = self._window(reset, subscriber.account.anchor or DEFAULT_ANCHOR, instant) if reset else None
         return UsageKey(subscriber.customer, subscriber.resource, offer.id, window.name if window else ""), window
 
     def _plan(self, subscriber: Subscriber) -> str | None:
         return self._store.plan(subscriber.customer, subscriber.resource, subscriber.account.plan)
 
-    def _window(self, reset: str | None, anchor: datetime, instant: datetime) -> Window | None:
-        if reset is None:
-            return None
+    def _window(self, reset: str, anchor: datetime, instant: datetime) -> Window:
         window = self._windows.get((reset, anchor))
         if window is None or instant not in window.period:
             window = self._windows[reset, anchor] = _make_window(period_at(instant, reset, anchor))
@@ -137,9 +139,9 @@ def without_plan(feature_id: str) -> Offer:
 
 
 def _offers(plan: Plan, catalog: Catalog) -> Offers:
-    features = (_feature_offer(catalog.features[id_], grant) for id_, grant in plan.entitlements.items())
-    credits_ = (_credit_offer(catalog.currencies[id_], grant) for id_, grant in plan.credits.items())
-    return Offers({offer.id: offer for offer in features}, {offer.id: offer for offer in credits_})
+    features = {id_: _feature_offer(catalog.features[id_], grant) for id_, grant in plan.entitlements.items()}
+    credits_ = {id_: _credit_offer(catalog.currencies[id_], grant) for id_, grant in plan.credits.items()}
+    return Offers(features, credits_, (*features.values(), *credits_.values()))
 
 
 def _feature_offer(feature: Feature, grant: Grant) -> Offer:
@@ -188,8 +190,8 @@ def _credit_offer(currency: Currency, grant: Grant) -> Offer:
 
 def _make_window(period: Period) -> Window:
     # Stamps are made once for each window: a datetime costs microseconds in every answer.
-    stamps = pb.MeteredEntitlement(
+    metered = pb.MeteredEntitlement(
         usage_period_anchor=period.anchor, usage_period_start=period.start, usage_period_end=period.end
     )
-    name = f"{period.reset} {period.start.isoformat()}"
-    return Window(period, name, stamps.usage_period_anchor, stamps.usage_period_start, stamps.usage_period_end)
+    credit = pb.CreditEntitlement(usage_period_end=period.end)
+    return Window(period, f"{period.reset} {period.start.isoformat()}", metered, credit)
