@@ -5,13 +5,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test lint bench wire wheel clean
+.PHONY: help demo test lint bench faults wire wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   measure the hot paths against their floors"
+	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
 	@echo "make wire    generate the wire code from sidecar.proto"
 
 $(READY): pyproject.toml
@@ -34,6 +35,9 @@ lint: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+faults: $(READY)
+	@$(BIN)/python -m faults $(ARGS)
+
 # The proto file is registered under its contract name, in a descriptor pool of our own (see wire/__init__.py).
 wire: $(READY)
 	@rm -rf .venv/wire && mkdir -p .venv/wire/in/stigg/sidecar/v1 .venv/wire/out
@@ -49,4 +53,4 @@ wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .coverage*
+	@rm -rf .venv .venv-peers dist .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -308,6 +308,19 @@ class TestLocalSidecar:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
 
+    def test_is_started_again_when_it_was_killed(self) -> None:
+        with Stigg(local_sidecar_config=LocalSidecarConfig(), local_sidecar_port=0) as client:
+            process = client._answers._child._process  # type: ignore[attr-defined]
+            process.kill()
+            process.wait()
+            begun = monotonic()
+            while monotonic() - begun < 20:
+                with suppress(SidecarUnavailable):
+                    assert client.get_metered_entitlement(metered()).entitlement.current_usage == 3
+                    break
+            else:
+                pytest.fail("it was not started again")
+
     def test_a_taken_port_is_a_clear_error(self) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

@@ -18,10 +18,13 @@ SECRET = "server-0123456789"
 SETTINGS: dict[str, tuple[str, Any, Any]] = {
     "SIDECAR": (" sidecar.internal:8433 ", "sidecar.internal:8433", "sidecar.internal:8433"),
     "API_KEY": (SECRET, SECRET, SECRET),
-    "TLS_CA_FILE": ("/etc/ca.pem", Path("/etc/ca.pem"), "/etc/ca.pem"),
+    "TLS_CA_FILE": (__file__, Path(__file__), __file__),
     "TIMEOUT": ("0.5", 0.5, 0.5),
     "CACHE_TTL": ("60", 60, 60.0),
     "CACHE_SIZE": ("500", 500, 500),
+    "CACHE": (" redis://cache:6379/1 ", "redis://cache:6379/1", "redis://cache:6379/1"),
+    "REDIS_ENVIRONMENT_PREFIX": ("live", "live", "live"),
+    "REDIS_KEYS_TTL": ("-1", -1, -1),
     "STALE_TTL": ("0", 0, 0.0),
     "FALLBACKS": ('{"f": {"hasAccess": true}}', {"f": True}, {"f": Fallback(True)}),
     "ON_OUTAGE": (" Allow ", OnOutage.ALLOW, OnOutage.ALLOW),
@@ -50,8 +53,36 @@ def test_customer_is_a_dotted_path_or_a_callable() -> None:
 
 
 def test_local_sidecar_has_a_catalog_and_an_offline_one_a_file() -> None:
-    assert Config.from_mapping({"SIDECAR": "local", "CATALOG": Path("shop.toml")}).catalog == "shop.toml"
-    assert Config.from_mapping({"SIDECAR": "offline", "OFFLINE_FILE": "data.json"}).offline_file == "data.json"
+    assert Config.from_mapping({"SIDECAR": "local", "CATALOG": Path(__file__)}).catalog == __file__
+    assert Config.from_mapping({"SIDECAR": "offline", "OFFLINE_FILE": __file__}).offline_file == __file__
+
+
+@pytest.mark.parametrize("name", ["CATALOG", "OFFLINE_FILE", "TLS_CA_FILE"])
+def test_file_that_is_not_there_is_a_fault_at_the_start(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: there is no file /nowhere/at.all"):
+        Config(**{name.lower(): "/nowhere/at.all"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"on_outage": "allow"}, OnOutage.ALLOW),
+        ({"report": "inline"}, ReportMode.INLINE),
+        ({"fallbacks": {"f": {"hasAccess": True}}}, {"f": Fallback(has_access=True)}),
+    ],
+)
+def test_value_given_in_code_is_read_like_any_other(setting: dict[str, Any], expected: object) -> None:
+    (name,) = setting
+    assert getattr(Config(**setting), name) is expected or getattr(Config(**setting), name) == expected
+
+
+@pytest.mark.parametrize(
+    "setting", [{"timeout": 0}, {"cache_ttl": -1}, {"sidecar": "nonsense:port"}, {"sidecar": "a b"}]
+)
+def test_wrong_value_given_in_code_is_refused(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    with pytest.raises(ConfigError, match=f"^{name.upper()}: "):
+        Config(**setting)
 
 
 def test_nothing_given_is_the_documented_defaults() -> None:
@@ -83,8 +114,8 @@ def test_optional_settings_may_be_none() -> None:
         ("CACHE_TIL", "did you mean CACHE_TTL?"),
         ("cache_ttl", "did you mean CACHE_TTL?"),
         ("STATUS_CODE", "did you mean STATUS_CODES?"),
-        ("XYZZY", "the settings are API_KEY, CACHE_SIZE"),
-        ("", "the settings are API_KEY, CACHE_SIZE"),
+        ("XYZZY", "the settings are API_KEY, CACHE, CACHE_SIZE"),
+        ("", "the settings are API_KEY, CACHE, CACHE_SIZE"),
     ],
 )
 def test_unknown_setting_is_named_with_the_nearest_right_one(key: str, advice: str) -> None:
@@ -126,7 +157,9 @@ def test_every_fault_is_told_at_once() -> None:
         *(("ON_OUTAGE", value, "expected one of 'allow', 'deny', 'error'") for value in ("open", None, 1)),
         ("REPORT", "later", "expected one of 'background', 'inline'"),
         ("LEDGER", "", "expected text, not nothing"),
-        ("LEDGER", None, "expected text, not NoneType"),
+        *(("CACHE", value, "expected memory://, redis://") for value in ("memory", "http://cache", "sqlite:///x")),
+        ("REDIS_ENVIRONMENT_PREFIX", "", "expected text, not nothing"),
+        *(("REDIS_KEYS_TTL", value, "a whole number of seconds, negative for never") for value in (0, 1.5)),
         ("UPGRADE_URL", "  ", "expected text, not nothing"),
         ("CUSTOMER", 7, "expected text, not int"),
         ("FALLBACKS", '{"f": ', "not JSON"),
@@ -160,9 +193,10 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str
 
 
 def test_secrets_show_neither_in_the_repr_nor_in_a_message() -> None:
-    ledger = f"redis://:{SECRET}@redis:6379/0"
-    assert SECRET not in repr(Config.from_mapping({"API_KEY": SECRET, "LEDGER": ledger}))
-    for settings in ({"API_KY": SECRET}, {"API_KEY": SECRET, "TIMEOUT": 0}, {"API_KEY": SECRET.encode()}):
+    url = f"redis://:{SECRET}@redis:6379/0"
+    assert SECRET not in repr(Config.from_mapping({"API_KEY": SECRET, "LEDGER": url, "CACHE": url}))
+    wrong = ({"API_KY": SECRET}, {"API_KEY": SECRET, "TIMEOUT": 0}, {"API_KEY": SECRET.encode()}, {"CACHE": f":{url}"})
+    for settings in wrong:
         with pytest.raises(ConfigError) as caught:
             Config.from_mapping(settings)
         assert SECRET not in str(caught.value)

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from stigg_guard import ConfigError, Customer, FeatureDenied, Guard, InvalidRequest, Reason
-from stigg_guard.decorators import consumes_usage, requires_feature
+from stigg_guard.decorators import consumes_usage, releases_usage, requires_feature
 
 CUSTOMER = "customer-demo-01"
 TEMPLATES = "feature-templates"  # 3 of 6 are used
 SEATS = "feature-seats"  # 2 of 5 are used
+ACTIVE = "feature-active-users"  # counted by events
 MISSING = "feature-analytics"
 
 Decorate = Callable[..., Any]
@@ -34,6 +35,11 @@ def requires(guard: Guard) -> Decorate:
 @pytest.fixture
 def consumes(guard: Guard) -> Decorate:
     return partial(consumes_usage, guard=lambda: guard, customer=lambda *_, **__: CUSTOMER)
+
+
+@pytest.fixture
+def releases(guard: Guard) -> Decorate:
+    return partial(releases_usage, guard=lambda: guard, customer=CUSTOMER)
 
 
 def used(guard: Guard, feature: str = TEMPLATES) -> float:
@@ -134,7 +140,7 @@ class TestConsumesUsage:
     def test_lets_the_result_tell_whether_it_was_a_success(
         self, consumes: Decorate, guard: Guard, status: int, counted: float
     ) -> None:
-        def settle(result: int) -> tuple[str, bool]:
+        def settle(result: int, _hold_open: object) -> tuple[str, bool]:
             return f"HTTP {result}", result < 400
 
         assert consumes(1, TEMPLATES, settle=settle)(lambda: status)() == f"HTTP {status}"
@@ -166,6 +172,104 @@ class TestConsumesUsage:
 
         assert view(1) == 2
         assert used(guard) == 5
+
+    def test_held_stream_settles_when_it_ends(self, consumes: Decorate, guard: Guard) -> None:
+        def settle(result: str, hold_open: Callable[[Any], Any]) -> tuple[Any, bool]:
+            return hold_open(result), True
+
+        stream = consumes(2, TEMPLATES, settle=settle)(lambda: "ab")()
+        assert used(guard) == 3
+        assert list(stream) == ["a", "b"]
+        assert used(guard) == 5
+
+    def test_gives_back_what_no_stream_can_be_made_of(self, consumes: Decorate, guard: Guard) -> None:
+        def settle(result: Any, hold_open: Callable[[Any], Any]) -> tuple[Any, bool]:
+            return hold_open(result), True
+
+        with pytest.raises(TypeError):
+            consumes(3, TEMPLATES, settle=settle)(lambda: 7)()
+        assert guard.stats()["held"] == 0
+
+    def test_reports_an_event_with_dimensions_of_the_arguments(self, consumes: Decorate, guard: Guard) -> None:
+        def login(user: str) -> str:
+            return user
+
+        def dimensions(user: str) -> dict[str, str]:
+            return {"user_id": user}
+
+        view = consumes(1, ACTIVE, event="user_login", dimensions=dimensions)(login)
+        for user in ("ann", "bob", "ann"):
+            assert view(user) == user
+        assert used(guard, ACTIVE) == 2
+
+
+class TestReleasesUsage:
+    def test_gives_units_back_after_success(self, releases: Decorate, guard: Guard, work: Work) -> None:
+        assert releases(2, TEMPLATES)(work)() == "done"
+        assert used(guard) == 1
+
+    def test_gives_nothing_back_when_the_function_raises(self, releases: Decorate, guard: Guard) -> None:
+        @releases(2, TEMPLATES)
+        def remove() -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            remove()
+        assert used(guard) == 3
+
+    @pytest.mark.parametrize(("status", "left"), [(204, 2), (404, 3)])
+    def test_lets_the_result_tell_whether_it_was_a_success(
+        self, releases: Decorate, guard: Guard, status: int, left: float
+    ) -> None:
+        releases(1, TEMPLATES, settle=lambda result, _: (result, result < 400))(lambda: status)()
+        assert used(guard) == left
+
+    def test_takes_amount_and_customer_from_the_functions_own_arguments(self, guard: Guard) -> None:
+        @guard.releases_usage(lambda who, names: len(names), TEMPLATES, customer=lambda who, names: who)
+        def remove(who: str, names: list[str]) -> list[str]:
+            return names
+
+        assert remove(CUSTOMER, ["a", "b"]) == ["a", "b"]
+        assert used(guard) == 1
+
+    @pytest.mark.parametrize("amount", [-1, float("nan"), True, "2", None])
+    def test_refuses_a_wrong_amount_where_it_is_written(self, releases: Decorate, amount: object) -> None:
+        with pytest.raises(InvalidRequest):
+            releases(amount, TEMPLATES)
+
+    def test_refuses_a_wrong_computed_amount_before_the_function(self, releases: Decorate, work: Work) -> None:
+        with pytest.raises(InvalidRequest):
+            releases(lambda: -1, TEMPLATES)(work)()
+        assert work.runs == []
+
+
+class TestOfAGuard:
+    """The same as methods, for plain functions and jobs."""
+
+    def test_required_feature_lets_the_customer_run_it(self, guard: Guard, work: Work) -> None:
+        assert guard.requires_feature("feature-exports", customer=CUSTOMER)(work)("a") == "done"
+        with pytest.raises(FeatureDenied):
+            guard.requires_feature(MISSING, customer=Customer(CUSTOMER))(work)("b")
+        assert work.runs == [("a",)]
+
+    def test_usage_is_consumed_by_the_customer_of_the_arguments(self, guard: Guard) -> None:
+        @guard.consumes_usage(2, TEMPLATES, customer=lambda who: who)
+        def job(who: str) -> str:
+            return who
+
+        assert job(CUSTOMER) == CUSTOMER
+        assert used(guard) == 5
+        with pytest.raises(FeatureDenied):
+            job(CUSTOMER)
+
+    def test_feature_is_named_once(self, guard: Guard, work: Work) -> None:
+        consuming = guard.consumes_usage(2, customer=CUSTOMER)(work)
+        guard.requires_feature(TEMPLATES, customer=CUSTOMER)(consuming)()
+        assert used(guard) == 5
+
+    def test_event_reports_it(self, guard: Guard, work: Work) -> None:
+        guard.consumes_usage(1, ACTIVE, customer=CUSTOMER, event="user_login", dimensions={"user_id": "ann"})(work)()
+        assert used(guard, ACTIVE) == 1
 
 
 class TestTogether:
@@ -237,7 +341,7 @@ class TestTogether:
             consumes(1)(requires(TEMPLATES)(lambda: None))()
 
 
-@pytest.mark.parametrize("name", ["requires", "consumes"])
+@pytest.mark.parametrize("name", ["requires", "consumes", "releases"])
 def test_decorated_function_keeps_its_name_its_words_and_its_signature(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -245,13 +349,13 @@ def test_decorated_function_keeps_its_name_its_words_and_its_signature(
         """Says it."""
         return str(number)
 
-    decorate = {"requires": ("f",), "consumes": (1, "f")}[name]
+    decorate = {"requires": ("f",), "consumes": (1, "f"), "releases": (1, "f")}[name]
     decorated = request.getfixturevalue(name)(*decorate)(view)
     assert (decorated.__name__, decorated.__doc__) == ("view", "Says it.")
     assert inspect.signature(decorated) == inspect.signature(view)
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("requires", ("f",)), ("consumes", (1, "f"))])
+@pytest.mark.parametrize(("name", "arguments"), [("requires", ("f",)), ("consumes", (1, "f")), ("releases", (1, "f"))])
 def test_async_function_is_refused_where_it_is_decorated(
     name: str, arguments: tuple[Any, ...], request: pytest.FixtureRequest
 ) -> None:

@@ -20,6 +20,8 @@ from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason
 from stigg_guard.errors import (
     FeatureDenied,
     InvalidRequest,
+    LedgerUnavailable,
+    SidecarError,
     SidecarRefused,
     SidecarTimeout,
     SidecarUnavailable,
@@ -78,8 +80,10 @@ def test_status_table_can_be_overridden_and_the_upgrade_stays() -> None:
     assert denied(config=config, reason=Reason.REVOKED).status == STATUS_CODES[Reason.REVOKED]
 
 
-@pytest.mark.parametrize("error", [SidecarUnavailable("down"), SidecarTimeout("slow"), SidecarRefused("key")])
-def test_outage_is_503_with_a_time_to_come_back(error: SidecarUnavailable) -> None:
+@pytest.mark.parametrize(
+    "error", [SidecarUnavailable("down"), SidecarTimeout("slow"), SidecarRefused("key"), LedgerUnavailable("full")]
+)
+def test_outage_is_503_with_a_time_to_come_back(error: SidecarError | LedgerUnavailable) -> None:
     denial = Denial.of(error, CONFIG)
     assert denial.status == 503
     assert int(denial.headers["Retry-After"]) >= 1

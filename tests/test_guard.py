@@ -28,7 +28,7 @@ from stigg_guard import (
     Source,
     Stigg,
 )
-from stigg_guard.ledger import UsageKey
+from stigg_guard.ledger import UsageKey, Use
 from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
@@ -311,6 +311,19 @@ class TestConsume:
             assert guard.flush() == 0
         assert used(ten, "feature-calls", "c") == 2
 
+    def test_counts_in_the_period_in_which_it_ends(self, ten: Sidecar, clock: ManualClock) -> None:
+        with Guard(Config(sidecar=ten.address), clock=clock.clock) as guard:
+            with guard.consume("feature-calls", 1, customer="c"):
+                pass
+            with guard.consume("feature-calls", 1, customer="c"):
+                clock.advance(3_600)
+            assert guard.flush() == 0
+            assert used(ten, "feature-calls", "c") == 1
+            with guard.consume("feature-calls", 1, customer="c"):
+                pass
+            with pytest.raises(FeatureDenied), guard.consume("feature-calls", 1, customer="c"):
+                pytest.fail("oversold in the new period")
+
 
 class TestReport:
     def test_gives_units_back(self, guard: Guard, sidecar: Sidecar) -> None:
@@ -331,9 +344,10 @@ class TestReport:
 
     def test_sets_aside_only_the_report_that_is_refused(self, guard: Guard, sidecar: Sidecar) -> None:
         before = used(sidecar, "feature-api-calls")
-        ledger = guard._ledger
+        ledger = guard.ledger
         for feature in (TEMPLATES, "feature-unheard-of", "feature-api-calls"):
-            ledger.record(UsageKey(CUSTOMER, "", feature), 1)  # without waking the reporter: one batch holds all three
+            # Without waking the reporter, so that one batch holds all three.
+            ledger.record(Use(UsageKey(CUSTOMER, "", feature), 1))
         assert guard.flush() == 0
         assert ledger.counts()["dead"] == 1
         assert (used(sidecar), used(sidecar, "feature-api-calls")) == (4, before + 1)

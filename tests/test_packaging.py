@@ -56,7 +56,14 @@ def test_imports_without_any_extra(environment: Path) -> None:
 
 @pytest.mark.parametrize(
     ("extra", "module"),
-    [("django", "stigg_guard.django"), ("flask", "stigg_guard.flask"), ("sidecar", "stigg_guard.sidecar.server")],
+    [
+        ("django", "stigg_guard.django"),
+        ("flask", "stigg_guard.flask"),
+        ("sidecar", "stigg_guard.sidecar.server"),
+        ("prometheus", "stigg_guard.metrics"),
+        ("redis", "stigg_guard.ledger.redis"),
+        ("redis", "stigg_guard.shared"),
+    ],
 )
 def test_a_missing_extra_says_the_pip_line(environment: Path, extra: str, module: str) -> None:
     done = run(environment, f"import {module}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from stigg_guard.client import ApiConfig, LocalSidecarConfig, RedisOptions, Stigg
 from stigg_guard.clock import Clock
-from stigg_guard.config import Config, OnOutage, ReportMode
+from stigg_guard.config import Config, OnOutage, OnUncertain, ReportMode
+from stigg_guard.consumption import Consumption
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, ResetPeriod, Source
 from stigg_guard.errors import (
     ClientClosed,
     ConfigError,
     FeatureDenied,
     InvalidRequest,
+    LedgerUnavailable,
     MissingExtra,
     NotSupported,
     SidecarError,
@@ -22,7 +24,7 @@ from stigg_guard.errors import (
     StiggGuardError,
 )
 from stigg_guard.fallbacks import Fallback
-from stigg_guard.guard import Consumption, Guard
+from stigg_guard.guard import Guard
 from stigg_guard.wire.sidecar_pb2 import (
     AccessDeniedReason,
     BooleanEntitlement,
@@ -121,6 +123,7 @@ __all__ = [
     "Guard",
     "InvalidRequest",
     "Kind",
+    "LedgerUnavailable",
     "LocalSidecarConfig",
     "MeterType",
     "MeteredEntitlement",
@@ -132,6 +135,7 @@ __all__ = [
     "NumericEntitlementFallback",
     "NumericEntitlementOptions",
     "OnOutage",
+    "OnUncertain",
     "Reason",
     "RedisOptions",
     "ReloadEntitlementsRequest",

@@ -12,6 +12,7 @@ from stigg_guard.display import usage_text
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.guard import Guard
+from stigg_guard.operators import configure_ledger, configure_report
 from stigg_guard.sidecar.__main__ import configure as configure_sidecar
 
 
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     configure_sidecar(commands.add_parser("sidecar", help="run a local Stigg sidecar that needs no account"))
     _configure_check(commands.add_parser("check", help="ask what a customer may use"))
+    configure_report(commands.add_parser("report", help="report usage that happened"))
+    configure_ledger(commands.add_parser("ledger", help="look after usage that is on its way"))
     options = parser.parse_args(argv)
     try:
         return int(options.run(options))

@@ -13,12 +13,20 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from math import inf
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from cachetools import TTLCache
 
 from stigg_guard.clock import Clock
-from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, entitlement_from_wire
+from stigg_guard.entitlements import (
+    Customer,
+    Entitlement,
+    Kind,
+    Reason,
+    Source,
+    entitlement_from_wire,
+    entitlements_by_id,
+)
 from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable
 
 T = TypeVar("T")
@@ -36,11 +44,14 @@ class Snapshot:
 
     ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
     came. What was asked for alone, because the list lacks it, joins both, or ``missing`` when no such feature exists.
-    ``fetched_at``, ``fresh_until`` and ``stale_until`` are on the monotonic clock.
+    ``begun_at`` is when its fetch began, in seconds since the epoch; ``fetched_at``, ``fresh_until`` and
+    ``stale_until`` are on the monotonic clock. ``response`` is what other processes can read the same from, None when
+    there is no such message; ``stamp`` is when the fetch began for them, 0 when they do not know.
     """
 
     __slots__ = (
         "answers",
+        "begun_at",
         "denial",
         "fetched",
         "fetched_at",
@@ -48,8 +59,10 @@ class Snapshot:
         "messages",
         "missing",
         "period_ends",
+        "response",
         "source",
         "stale_until",
+        "stamp",
         "ticket",
     )
 
@@ -61,15 +74,19 @@ class Snapshot:
         *,
         period_ends: Sequence[float] = (),
         source: Source = Source.CACHE,
+        response: Any = None,
     ) -> None:
         self.messages = messages
         self.denial = denial
         self.ticket = ticket
         self.period_ends = period_ends
         self.source = source
+        self.response = response
+        self.stamp = 0
         self.answers: dict[str, Entitlement] = {}
         self.fetched: dict[str, Entitlement] = {}
         self.missing: dict[str, Entitlement] = {}
+        self.begun_at = 0.0
         self.fetched_at = 0.0
         self.fresh_until = 0.0
         self.stale_until = 0.0
@@ -84,8 +101,57 @@ class Snapshot:
         return answer
 
 
+def snapshot_of(response: Any, ticket: int, source: Source = Source.CACHE) -> Snapshot:
+    """The snapshot of a sidecar's answer: ``GetEntitlementsStateV2Response`` or ``GetEntitlementsResponse``."""
+    denied = response.HasField("access_denied_reason") and response.access_denied_reason
+    by_id, period_ends = entitlements_by_id(response.entitlements)
+    denial = Reason.from_wire(response.access_denied_reason) if denied else None
+    return Snapshot(by_id, denial, ticket, period_ends=period_ends, source=source, response=response)
+
+
+class SharedSnapshots(Protocol):
+    """Snapshots that all processes share. Nothing here raises: what is away finds nothing and keeps nothing.
+
+    *Stamps* are instants of the one clock that these processes share; 0 stands for one that nobody knows.
+    """
+
+    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
+        """The newest snapshot that any process fetched, with the times of its fetch, and the present stamp."""
+        ...
+
+    def store(self, customer: Customer, snapshot: Snapshot) -> bool:
+        """Keeps a snapshot unless there is news since its stamp; false when there is."""
+        ...
+
+    def invalidate(self, customer: Customer) -> int:
+        """Tells all processes that what was fetched before now is outdated; the present stamp."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _NotShared:
+    """The processes share nothing."""
+
+    def find(self, _customer: Customer) -> tuple[None, int]:
+        return None, 0
+
+    def store(self, _customer: Customer, _snapshot: Snapshot) -> bool:
+        return True
+
+    def invalidate(self, _customer: Customer) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+NOT_SHARED: SharedSnapshots = _NotShared()
+
+
 class SnapshotCache:
-    """The snapshots of a process. ``fetch`` gets one from the sidecar and is never called with a lock held.
+    """The snapshots of a process. ``fetch`` gets one from the sidecar and is never called with a lock held; before
+    that, one is looked for in what is ``shared`` with other processes.
 
     ``ttl`` and ``stale_ttl`` are seconds, ``size`` a number of customers, ``patience`` how many seconds a thread waits
     for another one's fetch. After a failed fetch nobody asks for ``BACK_OFF`` seconds.
@@ -102,6 +168,7 @@ class SnapshotCache:
         size: int,
         patience: float,
         clock: Clock,
+        shared: SharedSnapshots = NOT_SHARED,
     ) -> None:
         self.snapshots: dict[Hashable, Snapshot] = {}
         self._fetch = fetch
@@ -109,6 +176,7 @@ class SnapshotCache:
         self._stale_ttl = stale_ttl
         self._patience = patience
         self._clock = clock
+        self._shared = shared
         self._bound = _Bound(size, ttl + stale_ttl, clock.monotonic, self.snapshots)
         self._start_process()
 
@@ -121,15 +189,14 @@ class SnapshotCache:
         self._enter_process()
         key = cache_key(customer)
         snapshot = self.snapshots.get(key)
-        now = self._clock.monotonic()
-        fresh = snapshot is not None and now < snapshot.fresh_until
-        if snapshot is not None and fresh and self.age(snapshot) <= max_age:
+        if snapshot is not None and self._serves(snapshot, max_age):
             return snapshot, Source.CACHE
         try:
-            return self.once(key, lambda: self._fetched(customer)), Source.SIDECAR
+            return self._fly((key, max_age), lambda: self._loaded(customer, max_age))
         except SidecarError:
-            if snapshot is not None and now < snapshot.stale_until:
-                return snapshot, Source.CACHE if fresh else Source.STALE
+            snapshot = self.snapshots.get(key)
+            if snapshot is not None and self._clock.monotonic() < snapshot.stale_until:
+                return snapshot, Source.CACHE if self._serves(snapshot) else Source.STALE
             raise
 
     def age(self, snapshot: Snapshot) -> float:
@@ -139,13 +206,25 @@ class SnapshotCache:
     def refresh(self, customer: Customer) -> Snapshot:
         """Fetches now, whatever is cached or under way."""
         self._enter_process()
-        return self._fetched(customer)
+        return self._fetched(customer, self._shared.invalidate(customer))
 
-    def correct(self, customer: Customer, feature_id: str, current_usage: float) -> None:
-        """Lets later checks see usage that was counted after the fetch."""
+    def expire(self, customer: Customer, stamp: int) -> None:
+        """Lets nobody be answered from what was fetched before the stamp, unless nothing newer can be had."""
+        snapshot = self.snapshots.get(cache_key(customer))
+        if snapshot is not None and snapshot.stamp < stamp:
+            snapshot.fresh_until = 0.0
+
+    def close(self) -> None:
+        """Leaves what is shared."""
+        self._shared.close()
+
+    def correct(self, customer: Customer, feature_id: str, current_usage: float, *, lower: bool = True) -> None:
+        """Lets later checks see usage that was counted after the fetch; less than they see already if ``lower``."""
         snapshot = self.snapshots.get(cache_key(customer))
         answer = snapshot.find(feature_id) if snapshot is not None else None
-        if snapshot is not None and answer is not None and answer.kind is Kind.METERED:
+        if snapshot is None or answer is None or answer.kind is not Kind.METERED:
+            return
+        if lower or current_usage > answer.current_usage:
             snapshot.answers[feature_id] = answer.with_usage(current_usage)
 
     def add(self, snapshot: Snapshot, answer: Entitlement) -> None:
@@ -157,25 +236,18 @@ class SnapshotCache:
             snapshot.missing[answer.feature_id] = kept
             return
         if answer.usage_period_end is not None:
-            end = self._monotonic_at([answer.usage_period_end.timestamp()])
+            end = self._first_after(self._clock.now().timestamp(), [answer.usage_period_end.timestamp()])
             snapshot.fresh_until = min(snapshot.fresh_until, end)
         snapshot.fetched.setdefault(answer.feature_id, kept)
         snapshot.answers.setdefault(answer.feature_id, kept)
 
-    def once(self, key: Hashable, load: Callable[[], T]) -> T:
-        """Runs ``load`` unless another thread already does so for this key, whose result is shared then.
+    def once(self, key: Hashable, ask: Callable[[], T]) -> T:
+        """Asks the sidecar unless another thread already does so for this key, whose answer is shared then.
 
         Raises:
             SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
         """
-        with self._lock:
-            self._refuse_while_backing_off()
-            flight: Future[Any] | None = self._flights.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[key] = Future()
-        result: T = self._lead(key, flight, load) if leads else self._follow(flight)
-        return result
+        return self._fly(key, lambda: self._ask(ask))
 
     def _enter_process(self) -> None:
         if self._pid != os.getpid():
@@ -190,13 +262,19 @@ class SnapshotCache:
             snapshot.ticket = 0  # what a parent fetched is older than anything of this process
         self._pid = os.getpid()
 
+    def _fly(self, key: Hashable, load: Callable[[], T]) -> T:
+        with self._lock:
+            flight: Future[Any] | None = self._flights.get(key)
+            leads = flight is None
+            if flight is None:
+                flight = self._flights[key] = Future()
+        result: T = self._lead(key, flight, load) if leads else self._follow(flight)
+        return result
+
     def _lead(self, key: Hashable, flight: Future[T], load: Callable[[], T]) -> T:
         try:
             result = load()
         except BaseException as error:
-            if isinstance(error, SidecarError):
-                self._last_fault = str(error)
-                self._asleep_until = self._clock.monotonic() + self.BACK_OFF
             self._land(key)
             flight.set_exception(error)
             raise
@@ -214,30 +292,56 @@ class SnapshotCache:
         with self._lock:
             self._flights.pop(key, None)
 
-    def _refuse_while_backing_off(self) -> None:
+    def _ask(self, ask: Callable[[], T]) -> T:
         left = self._asleep_until - self._clock.monotonic()
         if left > 0:
             raise SidecarUnavailable(f"the sidecar is not asked for another {left:.1f} s, since: {self._last_fault}")
+        try:
+            return ask()
+        except SidecarError as error:
+            self._last_fault = str(error)
+            self._asleep_until = self._clock.monotonic() + self.BACK_OFF
+            raise
 
-    def _fetched(self, customer: Customer) -> Snapshot:
+    def _serves(self, snapshot: Snapshot, max_age: float = inf) -> bool:
+        return self._clock.monotonic() < snapshot.fresh_until and self.age(snapshot) <= max_age
+
+    def _loaded(self, customer: Customer, max_age: float) -> tuple[Snapshot, Source]:
+        copy, stamp = self._shared.find(customer)
+        known = self.snapshots.get(cache_key(customer))
+        if copy is not None and (known is None or known.fetched_at < copy.fetched_at):
+            self._keep(customer, copy)
+            if self._serves(copy, max_age):
+                return copy, Source.CACHE
+        return self.once(cache_key(customer), lambda: self._fetched(customer, stamp)), Source.SIDECAR
+
+    def _fetched(self, customer: Customer, stamp: int) -> Snapshot:
+        begun_at = self._clock.now().timestamp()
         snapshot = self._fetch(customer)
-        now = self._clock.monotonic()
-        snapshot.fresh_until = min(now + self._ttl, self._monotonic_at(snapshot.period_ends))
-        snapshot.stale_until = now + self._ttl + self._stale_ttl
-        snapshot.fetched_at = now
+        snapshot.begun_at = begun_at
+        snapshot.fetched_at = self._clock.monotonic()
+        snapshot.stamp = stamp
+        self._keep(customer, snapshot)
+        # Kept first: an invalidation that comes in between finds it either here or among what is shared.
+        if not self._shared.store(customer, snapshot):
+            snapshot.fresh_until = 0.0
+        return snapshot
+
+    def _keep(self, customer: Customer, snapshot: Snapshot) -> None:
+        period_end = self._first_after(snapshot.begun_at, snapshot.period_ends)
+        snapshot.fresh_until = min(snapshot.fetched_at + self._ttl, period_end)
+        snapshot.stale_until = snapshot.fetched_at + self._ttl + self._stale_ttl
         key = cache_key(customer)
         with self._lock:
             known = self.snapshots.get(key)
             if known is None or known.ticket <= snapshot.ticket:
                 self._bound[key] = snapshot
                 self.snapshots[key] = snapshot
-        return snapshot
 
-    def _monotonic_at(self, instants: Iterable[float]) -> float:
-        """The first of these instants that is still to come, on the monotonic clock."""
-        now = self._clock.now().timestamp()
-        left = min((instant - now for instant in instants if instant > now), default=float("inf"))
-        return self._clock.monotonic() + left
+    def _first_after(self, start: float, instants: Iterable[float]) -> float:
+        """The first of these instants after ``start``, on the monotonic clock; some may have passed since then."""
+        first = min((instant for instant in instants if instant > start), default=inf)
+        return self._clock.monotonic() + first - self._clock.now().timestamp()
 
 
 class _Bound(TTLCache[Hashable, Snapshot]):

@@ -24,7 +24,7 @@ from stigg_guard.errors import (
     SidecarTimeout,
     SidecarUnavailable,
 )
-from stigg_guard.wire import METHODS
+from stigg_guard.wire import KEYS_HONOURED, METHODS, TELLS_OF_KEYS
 
 logger = logging.getLogger("stigg_guard")
 
@@ -52,6 +52,15 @@ _REMEDIES = {
     SidecarTimeout: "look whether it hangs, or allow it more time",
     SidecarRefused: "look at the sidecar's API key",
     NotSupported: "update the sidecar",
+}
+
+# What is wrong with the request would be wrong again.
+_REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
 }
 
 # After these a report may have been counted, unless the connection was never made.
@@ -85,6 +94,8 @@ class Channel:
         self._connection: _Connection | None = None
         self._inherited: list[_Connection] = []
         self._closed = False
+        self.honours_keys: bool | None = None
+        """Whether the sidecar counts reports of one idempotency key once; None until it has told."""
 
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
@@ -101,7 +112,8 @@ class Channel:
         metadata = (("idempotency-key", idempotency_key),) if idempotency_key else None
         try:
             with connection.forks:
-                answer: Message = connection.calls[method](request, timeout=timeout, metadata=metadata)
+                answer: Message
+                answer, call = connection.calls[method].with_call(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise self._translated(error, method, connection) from error
         except ValueError as error:
@@ -109,6 +121,8 @@ class Channel:
                 raise ClientClosed("the client was closed during this call") from error
             raise InvalidRequest("", f"the request cannot be sent: {error}") from error
         connection.hung.answered()
+        if method in TELLS_OF_KEYS:
+            self.honours_keys = KEYS_HONOURED in call.trailing_metadata()
         return answer
 
     def close(self) -> None:
@@ -146,7 +160,7 @@ class Channel:
             connection.hung.timed_out()
         else:
             connection.hung.answered()
-        if code is grpc.StatusCode.INVALID_ARGUMENT:
+        if code in _REFUSALS:
             field, separator, problem = details.partition(": ")
             return InvalidRequest(field, problem) if separator and " " not in field else InvalidRequest("", details)
         if code is grpc.StatusCode.CANCELLED and self._closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
@@ -26,6 +27,9 @@ class Answers(Protocol):
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
     ) -> Message: ...
+
+    @property
+    def honours_keys(self) -> bool | None: ...
 
     def close(self) -> None: ...
 
@@ -171,7 +175,7 @@ class Stigg:
         self, request: wire.ReloadEntitlementsRequest, *, timeout: float | None = None
     ) -> wire.ReloadEntitlementsResponse:
         """Makes the sidecar read the customer from the source again, and tells whether it exists."""
-        return self._ask("ReloadEntitlements", request, timeout or self._timeout, wire.ReloadEntitlementsResponse)
+        return self._ask("ReloadEntitlements", request, _or(timeout, self._timeout), wire.ReloadEntitlementsResponse)
 
     def report_usage(
         self, request: wire.ReportUsageRequest, *, timeout: float | None = None, idempotency_key: str | None = None
@@ -193,6 +197,11 @@ class Stigg:
         """Reports 1 to 1000 raw events; repeated ones count once, by timestamp and key. The answer is empty."""
         return self._report("ReportEvents", request, timeout, Message, None)
 
+    @property
+    def honours_keys(self) -> bool | None:
+        """Whether reports under one idempotency key count once: yes, no, or None before the sidecar has told."""
+        return self._answers.honours_keys
+
     def close(self) -> None:
         """Ends the connection, and the local sidecar if this client started one. Closing twice is harmless."""
         self._closed = True
@@ -206,7 +215,7 @@ class Stigg:
 
     def _check(self, method: str, request: Message, timeout: float | None, answer: type[Response]) -> Response:
         try:
-            return self._ask(method, request, timeout or self._timeout, answer)
+            return self._ask(method, request, _or(timeout, self._timeout), answer)
         except SidecarError:
             fallback = requested_fallback(request) or self._fallbacks.get(getattr(request, "feature_id", ""))
             if fallback is None:
@@ -216,7 +225,7 @@ class Stigg:
     def _report(
         self, method: str, request: Message, timeout: float | None, answer: type[Response], key: str | None
     ) -> Response:
-        return self._ask(method, request, timeout or self._report_timeout, answer, key)
+        return self._ask(method, request, _or(timeout, self._report_timeout), answer, key)
 
     def _ask(
         self, method: str, request: Message, timeout: float, answer: type[Response], key: str | None = None
@@ -224,6 +233,8 @@ class Stigg:
         expected = METHODS[method].request
         if not isinstance(request, expected):
             raise InvalidRequest("", f"{method} takes a {expected.__name__}, not a {type(request).__name__}")
+        if not 0 < timeout < inf:
+            raise InvalidRequest("", f"a timeout is a number of seconds above 0, not {timeout!r}")
         if self._closed:
             raise ClientClosed("this Stigg client is closed; make a new one")
         return cast(Response, self._answers.answer(method, request, timeout=timeout, idempotency_key=key))
@@ -238,9 +249,19 @@ class _LocalAnswers(Channel):
         self._child = ChildSidecar(port=port, catalog=catalog, fallbacks=fallbacks)
         super().__init__("127.0.0.1", self._child.port)
 
+    def answer(
+        self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Message:
+        self._child.revive()
+        return super().answer(method, request, timeout=timeout, idempotency_key=idempotency_key)
+
     def close(self) -> None:
         super().close()
         self._child.stop()
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
 
 
 def _offline_answers(file: str | os.PathLike[str], fallbacks: Mapping[str, Fallback]) -> Answers:

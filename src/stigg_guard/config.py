@@ -16,6 +16,7 @@ from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback, parse_fallbacks
 
 PREFIX = "STIGG_GUARD_"
+YEAR = 366 * 86_400.0
 
 # What money can change is 402; the rest is 403 (RFC 9110).
 STATUS_CODES: Mapping[Reason, int] = {
@@ -44,6 +45,14 @@ class OnOutage(str, Enum):
     ERROR = "error"
 
 
+class OnUncertain(str, Enum):
+    """What becomes of a usage report when nobody knows whether it was counted, and a repetition could count twice."""
+
+    RECONCILE = "reconcile"
+    RESEND = "resend"
+    DROP = "drop"
+
+
 class ReportMode(str, Enum):
     """When usage is reported: after the response by a background thread, or before it by the request itself."""
 
@@ -69,15 +78,27 @@ class Config:
     cache_ttl: float = 30.0
     cache_size: int = 10_000
     """Number of customers whose entitlements are kept."""
+    cache: str = field(default="memory://", repr=False)
+    """``memory://``, or the ``redis://`` or ``rediss://`` URL of what all processes share; it may hold a password."""
+    redis_environment_prefix: str = "stigg-guard"
+    """What the keys of the shared cache begin with: another one for each environment that shares a Redis."""
+    redis_keys_ttl: int = 604_800
+    """After how many seconds Redis forgets a customer that nobody asked about; negative: never."""
     stale_ttl: float = 86_400.0
     """How long past its TTL an entitlement may still answer while the sidecar cannot be reached."""
     fallbacks: Mapping[str, Fallback] = field(default_factory=dict)
     on_outage: OnOutage = OnOutage.ERROR
-    ledger: str = field(default="memory://", repr=False)
-    """URL of the ledger; it may hold a password, so it never shows in a repr."""
+    ledger: str | None = field(default=None, repr=False)
+    """URL of the ledger, which may hold a password and never shows in a repr. None is a file of its own: beside the
+    project in Django, in the instance folder in Flask, else in the user's state folder."""
     hold_ttl: float = 300.0
     """After this time a hold that was neither committed nor released no longer counts against the limit."""
     report: ReportMode = ReportMode.BACKGROUND
+    on_uncertain: OnUncertain = OnUncertain.RECONCILE
+    """``reconcile`` reads the usage back and decides when the figures allow it; ``resend`` may count twice, ``drop``
+    not at all. A sidecar that honours idempotency keys, as the local one does, is simply asked again."""
+    settle_grace: float = 15.0
+    """How long the sidecar's figures may lag behind its own acknowledgement."""
     customer: str | Callable[..., Any] | None = None
     """Dotted path or callable that finds the customer of a request."""
     upgrade_url: str | None = None
@@ -85,6 +106,18 @@ class Config:
     status_codes: Mapping[Reason, int] = field(default_factory=lambda: STATUS_CODES)
     enabled: bool = True
     """False lets every check pass and reports nothing."""
+
+    def __post_init__(self) -> None:
+        """Settles each value into its own type.
+
+        Raises:
+            ConfigError: values are malformed or contradict each other; the message names every one.
+        """
+        values, faults = _settled({entry.name: getattr(self, entry.name) for entry in fields(self)})
+        if faults:
+            raise ConfigError("; ".join(sorted(faults)))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any], *, prefix: str = "") -> Config:
@@ -95,17 +128,11 @@ class Config:
         Raises:
             ConfigError: a key is unknown or a value malformed; the message names every such key and the remedy.
         """
-        given = {key[len(prefix) :]: value for key, value in settings.items() if key.startswith(prefix)}
-        values: dict[str, Any] = {}
-        faults = [f"{prefix}{key}: unknown setting; {_nearest(key, prefix)}" for key in given if key not in _READERS]
-        for key in given.keys() & _READERS.keys():
-            try:
-                values[key.lower()] = _READERS[key](given[key])
-            except (ValueError, TypeError) as error:
-                faults.append(f"{prefix}{key}: {error}")
-        faults.extend(_contradictions(values, prefix))
+        given = {str(key)[len(prefix) :]: value for key, value in settings.items() if str(key).startswith(prefix)}
+        values, faults = _settled({key.lower(): value for key, value in given.items() if key in _READERS})
+        faults += [f"{key}: unknown setting; {_nearest(key, prefix)}" for key in given if key not in _READERS]
         if faults:
-            raise ConfigError("; ".join(sorted(faults)))
+            raise ConfigError("; ".join(sorted(prefix + fault for fault in faults)))
         return cls(**values)
 
     @classmethod
@@ -119,14 +146,29 @@ def _nearest(key: str, prefix: str) -> str:
     return f"did you mean {prefix}{close[0]}?" if close else "the settings are " + ", ".join(sorted(_READERS))
 
 
-def _contradictions(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _settled(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values of these settings in their own types, and what is wrong with them."""
+    values: dict[str, Any] = {}
+    faults = []
+    for name, value in given.items():
+        try:
+            values[name] = _READERS[name.upper()](value)
+        except (ValueError, TypeError) as error:
+            faults.append(f"{name.upper()}: {error}")
+    return values, [*faults, *_contradictions(values)]
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("catalog", "offline_file", "tls_ca_file"):
+        if values.get(name) and not os.path.isfile(values[name]):
+            yield f"{name.upper()}: there is no file {values[name]}"
     sidecar = values.get("sidecar", "")
     if sidecar == "offline" and not values.get("offline_file"):
-        yield f"{prefix}OFFLINE_FILE: SIDECAR is 'offline', so name the file to answer from"
+        yield "OFFLINE_FILE: SIDECAR is 'offline', so name the file to answer from"
     if sidecar != "offline" and values.get("offline_file"):
-        yield f"{prefix}OFFLINE_FILE: it is read only with SIDECAR = 'offline'"
+        yield "OFFLINE_FILE: it is read only with SIDECAR = 'offline'"
     if sidecar != "local" and values.get("catalog"):
-        yield f"{prefix}CATALOG: it is read only with SIDECAR = 'local'"
+        yield "CATALOG: it is read only with SIDECAR = 'local'"
 
 
 def _text(value: Any) -> str:
@@ -158,16 +200,37 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or (":" in host and not host.endswith("]")):  # an IPv6 address without brackets has no port
         host, port = address, "80"
     host = host.strip("[]")
-    if not host or set(host) & set("/@ ") or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if (
+        not host
+        or set(host) & set("/@")
+        or host.split() != [host]
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 < int(port) < 65536
+    ):
         raise ConfigError(f"expected host:port, 'local' or 'offline', not {address!r}")
     return host, int(port)
 
 
 def _seconds(value: Any) -> float:
     seconds = _number(value)
-    if seconds <= 0:
-        raise ValueError(f"expected a number of seconds above 0, not {value!r}")
+    if not 0 < seconds <= YEAR:
+        raise ValueError(f"expected a number of seconds above 0 and up to a year, not {value!r}")
     return seconds
+
+
+def _keys_ttl(value: Any) -> int:
+    seconds = _number(value)
+    if seconds == 0 or seconds != int(seconds):
+        raise ValueError(f"expected a whole number of seconds, negative for never, not {value!r}")
+    return int(seconds)
+
+
+def _cache(value: Any) -> str:
+    url = _text(value)
+    if url != "memory://" and not url.startswith(("redis://", "rediss://")):
+        raise ValueError("expected memory://, redis://host:port/number or rediss://…")
+    return url
 
 
 def _duration(value: Any) -> float:
@@ -248,12 +311,17 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "TIMEOUT": _seconds,
     "CACHE_TTL": _seconds,
     "CACHE_SIZE": _count,
+    "CACHE": _cache,
+    "REDIS_ENVIRONMENT_PREFIX": _text,
+    "REDIS_KEYS_TTL": _keys_ttl,
     "STALE_TTL": _duration,
     "FALLBACKS": _fallbacks,
     "ON_OUTAGE": _one_of(OnOutage),
-    "LEDGER": _text,
+    "LEDGER": _optional_text,
     "HOLD_TTL": _seconds,
     "REPORT": _one_of(ReportMode),
+    "ON_UNCERTAIN": _one_of(OnUncertain),
+    "SETTLE_GRACE": _duration,
     "CUSTOMER": _resolver,
     "UPGRADE_URL": _optional_text,
     "STATUS_CODES": _status_codes,

@@ -6,14 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TypeAlias
 from urllib.parse import quote
 
 from stigg_guard.config import STATUS_CODES, Config
 from stigg_guard.entitlements import Entitlement, Reason
-from stigg_guard.errors import FeatureDenied, InvalidRequest, SidecarError, SidecarUnavailable, SignInRequired
+from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError, SignInRequired
 
 PROBLEM_TYPE = "application/problem+json"
 TEMPLATE = "stigg_guard/denied.html"
+
+Refusal: TypeAlias = FeatureDenied | SidecarError | LedgerUnavailable | SignInRequired | InvalidRequest
 
 _UNCACHED: Mapping[str, str] = {"Cache-Control": "no-store"}
 _TITLES: Mapping[Reason, str] = {
@@ -38,7 +41,7 @@ _TITLES: Mapping[Reason, str] = {
 class Denial:
     """A refused request, ready to be answered: HTTP ``status``, extra ``headers``, and the words.
 
-    ``entitlement`` has the figures; it is None when the sidecar could not be asked.
+    ``entitlement`` has the figures; it is None when nothing was decided.
     """
 
     status: int
@@ -49,10 +52,10 @@ class Denial:
     upgrade_url: str | None
 
     @classmethod
-    def of(cls, error: FeatureDenied | SidecarError | SignInRequired | InvalidRequest, config: Config) -> Denial:
+    def of(cls, error: Refusal, config: Config) -> Denial:
         """The denial that an error of a guarded view comes to."""
-        if isinstance(error, SidecarError):
-            after = error.retry_after if isinstance(error, SidecarUnavailable) else 1.0
+        if isinstance(error, (SidecarError, LedgerUnavailable)):
+            after = getattr(error, "retry_after", 1.0)
             headers = {"Retry-After": str(max(1, round(after))), **_UNCACHED}
             detail = "What your plan includes cannot be looked up right now. Please try again in a moment."
             return cls(503, "Please try again", detail, headers, None, None)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from stigg_guard.entitlements import Customer, Entitlement, Kind
-from stigg_guard.errors import SidecarError
+from stigg_guard.errors import InvalidRequest, SidecarError
 from stigg_guard.guard import Guard
 
 
@@ -88,7 +88,7 @@ class DisplayedPlan:
             return None
         try:
             return self._guard.check(feature, customer=self._customer)
-        except SidecarError:
+        except (SidecarError, InvalidRequest):
             return None
 
 

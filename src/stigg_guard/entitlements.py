@@ -8,6 +8,7 @@ Unlimited is always open. Behind a soft limit the sidecar's own answer stands an
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -104,10 +105,9 @@ class Customer:
     resource: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id:
-            raise InvalidRequest("customer_id", f"a customer id is a non-empty string, not {self.id!r}")
-        if self.resource is not None and (not isinstance(self.resource, str) or not self.resource):
-            raise InvalidRequest("resource_id", f"a resource id is a non-empty string or None, not {self.resource!r}")
+        require_id(self.id, "customer_id")
+        if self.resource is not None:
+            require_id(self.resource, "resource_id")
 
     @classmethod
     def of(cls, customer: str | Customer) -> Customer:
@@ -222,6 +222,16 @@ class Entitlement:
         return replace(self, has_access=fits, reason=None if fits else exceeded)
 
 
+def require_id(value: object, field: str) -> None:
+    """Raises ``InvalidRequest`` unless the value is an id: text that is not empty and that the wire can carry."""
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(field, f"an id is text that is not empty, not {reprlib.repr(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(field, f"an id is valid Unicode, not {reprlib.repr(value)}") from None
+
+
 def usage_amount(amount: Amount, field: str = "value", *, negative: bool = False) -> float:
     """The float of an amount of usage: finite, and not below 0 unless ``negative`` is allowed.
 
@@ -229,15 +239,15 @@ def usage_amount(amount: Amount, field: str = "value", *, negative: bool = False
         InvalidRequest: it is not such a number. ``True`` is not 1 here: a bool is a forgotten comparison.
     """
     if isinstance(amount, bool) or not isinstance(amount, (Real, Decimal)):
-        raise InvalidRequest(field, f"usage is a number, not {amount!r}")
+        raise InvalidRequest(field, f"usage is a number, not {reprlib.repr(amount)}")
     try:
         number = float(amount)
     except (OverflowError, ValueError):  # a huge int, a signalling NaN
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidRequest(field, f"usage is a finite number, not {amount!r}")
+        raise InvalidRequest(field, f"usage is a finite number, not {reprlib.repr(amount)}")
     if number < 0 and not negative:
-        raise InvalidRequest(field, f"usage is not negative, and this is {amount!r}")
+        raise InvalidRequest(field, f"usage is not negative, and this is {reprlib.repr(amount)}")
     return number
 
 

@@ -8,6 +8,7 @@
     ├── InvalidRequest (ValueError)     the request itself is wrong: an empty id, an amount that is no number
     ├── ClientClosed                    the client was closed before this call
     ├── FeatureDenied                   the customer may not use the feature
+    ├── LedgerUnavailable               the ledger can neither be read nor written; nothing happened in it
     ├── SignInRequired                  the request comes from nobody that we know
     └── SidecarError                    the sidecar did not answer the question
         ├── SidecarUnavailable          nothing answers there, and there is neither data nor fallback
@@ -67,6 +68,15 @@ class FeatureDenied(StiggGuardError):
 
 class SignInRequired(StiggGuardError):
     """No customer belongs to the request: the configured resolver answered None. Nothing was asked or held."""
+
+
+class LedgerUnavailable(StiggGuardError):
+    """The ledger can neither be read nor written: its disk is full, its server is away. Nothing happened in it.
+
+    ``retry_after`` is the number of seconds after which it is worth trying again.
+    """
+
+    retry_after: float = 1.0
 
 
 class SidecarError(StiggGuardError):

@@ -1,4 +1,4 @@
-"""Sends unsent usage from the ledger to the sidecar: in bulk, in the background, one batch of a key at a time."""
+"""Sends unsent usage from the ledger to the sidecar: in bulk, in the background, one report of a key at a time."""
 
 from __future__ import annotations
 
@@ -7,89 +7,150 @@ import contextlib
 import logging
 import os
 import random
+import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from math import inf
+from time import monotonic
+from typing import TypeVar
 
 from stigg_guard.client import Stigg
-from stigg_guard.errors import InvalidRequest, NotSupported, SidecarError, StiggGuardError
-from stigg_guard.ledger import Acknowledged, Batch, Ledger, Report
+from stigg_guard.clock import Clock
+from stigg_guard.config import Config, OnUncertain
+from stigg_guard.errors import InvalidRequest, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
+from stigg_guard.ledger import Acknowledged, Batch, Entry, Hold, Ledger, State, UsageKey, Use
 from stigg_guard.wire import sidecar_pb2 as wire
 
 logger = logging.getLogger("stigg_guard")
 
 BATCH_SIZE = 100  # the contract's limit for one bulk report
+SEND_SECONDS = 5.0
 LEASE_SECONDS = 30.0
 RECHECK_SECONDS = 1.0
 MAX_BACK_OFF = 10.0
 EXIT_SECONDS = 2.0
+MAX_STRANDED = 10_000
+
+Request = TypeVar("Request")
 
 
 class Reporter:
     """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to.
 
-    The thread starts with the first :meth:`notify` of each process and ends with it.
+    Its thread starts with the first :meth:`watch` or :meth:`notify` of each process, and ends with it. It also renews
+    the holds of work that takes long, decides what is uncertain, and looks after usage that the ledger could not take.
     """
 
     def __init__(
-        self, ledger: Ledger, stigg: Callable[[], Stigg], acknowledged: Callable[[Acknowledged], None]
+        self,
+        ledger: Ledger,
+        stigg: Callable[[], Stigg],
+        config: Config,
+        acknowledged: Callable[[Acknowledged], None],
+        clock: Clock,
     ) -> None:
         self._ledger = ledger
         self._stigg = stigg
+        self._config = config
+        self._renewal = config.hold_ttl / 3
+        self._clock = clock
         self._acknowledged = acknowledged
         self._start_process()
 
+    def watch(self, hold: Hold) -> None:
+        """The hold is to last as long as its work does."""
+        self._ensure_thread()
+        self._holds[hold.id] = hold
+
+    def unwatch(self, hold: Hold) -> None:
+        """The work of the hold ended."""
+        self._holds.pop(hold.id, None)
+
     def notify(self) -> None:
         """There is something to send. Returns at once."""
-        if self._thread is None or self._pid != os.getpid():
-            self._start_thread()
+        self._ensure_thread()
         self._wake.set()
 
-    def drain(self, timeout: float | None = None) -> int:
-        """Sends what is unsent, now, in this thread; the number of reports that were acknowledged.
+    def rescue(self, uses: Iterable[Use], error: LedgerUnavailable) -> None:
+        """Takes usage that the ledger could not: sends it now, or else keeps it in memory and goes on trying."""
+        self._ensure_thread()
+        for use in uses:
+            logger.error("the ledger cannot take usage of %s, so it is sent at once: %s", use.key, error)
+            stranded = _Stranded(use, self._clock.now().timestamp())
+            if not self._send_stranded(stranded):
+                self._keep(stranded)
+
+    def drain(self, timeout: float = inf) -> bool:
+        """Sends what is unsent, now, in this thread; whether it came to the end of it.
+
+        After ``timeout`` seconds no other batch is begun; one may take as long itself, and ``SEND_SECONDS`` at most.
 
         Raises:
             SidecarError: the sidecar did not take a batch; the batch stays in the ledger.
+            LedgerUnavailable: what is unsent cannot be read.
         """
-        sent = 0
+        deadline = self._clock.monotonic() + timeout
         while (batch := self._ledger.take_batch(BATCH_SIZE, LEASE_SECONDS)) is not None:
-            sent += self._send(batch, timeout)
-        return sent
+            self._send(batch, min(timeout, SEND_SECONDS))
+            self._renew()
+            if self._stop.is_set() or self._clock.monotonic() >= deadline:
+                return False
+        return True
 
     def flush(self, timeout: float) -> int:
         """Reports everything that is unsent, within about ``timeout`` seconds; the number of reports left.
 
-        Zero means that the sidecar acknowledged all of them.
+        Zero means that the sidecar acknowledged all of them. Those that wait for a person are not counted.
         """
-        with contextlib.suppress(SidecarError):
-            self.drain(timeout)
+        self._enter_process()
+        deadline = monotonic() + timeout
+        if timeout > 0:
+            with contextlib.suppress(SidecarError, LedgerUnavailable):
+                self._work(timeout)
         with self._progress:
-            self._progress.wait_for(lambda: not self._left(), timeout if self._thread else 0)
+            self._progress.wait_for(lambda: not self._left(), deadline - monotonic() if self._thread else 0)
         return self._left()
+
+    def stats(self) -> Mapping[str, int]:
+        """What this process did since it started: reports ``acknowledged``, ``refused``, ``doubted``,
+        ``failures`` in a row, and uses ``stranded`` in its memory."""
+        self._enter_process()
+        return {**self._counters, "stranded": len(self._stranded)}
 
     def close(self, timeout: float = EXIT_SECONDS) -> int:
         """Flushes within ``timeout`` seconds and ends the thread; the number of reports left."""
         atexit.unregister(self._at_exit)
-        if self._pid != os.getpid():
+        if self._pid != os.getpid() or self._thread is None:
             return 0
+        deadline = monotonic() + timeout
         self.flush(timeout)
         self._stop.set()
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout)
+        self._thread.join(max(0.1, deadline - monotonic()))
         return self._left()
 
     def _start_process(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._rescuing = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._progress = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._holds: dict[str, Hold] = {}
+        self._renewed_at = self._clock.monotonic()
+        self._stranded: list[_Stranded] = []
+        self._counters = {"acknowledged": 0, "refused": 0, "doubted": 0, "failures": 0}
+        self._pid = os.getpid()
 
-    def _start_thread(self) -> None:
+    def _enter_process(self) -> None:
         if self._pid != os.getpid():
             self._start_process()
+
+    def _ensure_thread(self) -> None:
+        self._enter_process()
+        if self._thread is not None:
+            return
         with self._lock:
             if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._run, name="stigg-guard-reporter", daemon=True)
@@ -97,64 +158,121 @@ class Reporter:
                 atexit.register(self._at_exit)
 
     def _run(self) -> None:
-        failures = 0
         while not self._stop.is_set():
-            if failures:
-                self._stop.wait(_back_off(failures))  # new usage does not hurry a sidecar that is down
+            failures = self._counters["failures"]
+            if failures:  # new usage does not hurry a sidecar that is down
+                self._stop.wait(min(_back_off(failures), self._renewal))
             else:
-                self._wake.wait(RECHECK_SECONDS if self._left() else None)
+                self._wake.wait(min(RECHECK_SECONDS, self._renewal) if self._left() else self._renewal)
             self._wake.clear()
-            failures = 0 if self._drained(first_failure=not failures) else failures + 1
+            self._try_work()
             with self._progress:
                 self._progress.notify_all()
 
-    def _drained(self, *, first_failure: bool) -> bool:
+    def _try_work(self) -> None:
         try:
-            self.drain()
+            self._work()
         except StiggGuardError as error:
-            level = logging.WARNING if first_failure else logging.DEBUG
+            level = logging.DEBUG if self._counters["failures"] else logging.WARNING
             logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
-            return False
+            self._counters["failures"] += 1
         except Exception:
             logger.exception("reporting usage failed; it stays in the ledger")
-            return False
-        return True
+            self._counters["failures"] += 1
+        else:
+            self._counters["failures"] = 0
+
+    def _work(self, timeout: float = inf) -> None:
+        self._retry_stranded()
+        self._renew()
+        self.drain(timeout)
+        self._decide_uncertain()
+
+    def _renew(self) -> None:
+        """Lets open holds last, three times in the life of one."""
+        now = self._clock.monotonic()
+        if now - self._renewed_at < self._renewal:
+            return
+        holds = list(self._holds.values())
+        if holds:
+            self._ledger.renew(holds, self._config.hold_ttl)
+        self._renewed_at = now
 
     def _left(self) -> int:
-        counts = self._ledger.counts()
-        return counts["unsent"] + counts["sending"]
+        try:
+            counts = self._ledger.counts()
+        except StiggGuardError:
+            return 1 + len(self._stranded)  # who cannot count must look again
+        return counts["unsent"] + counts["sending"] + len(self._stranded)
 
     def _at_exit(self) -> None:
         left = self.close()
         if left:
             logger.error("%d usage reports were not sent when the process ended", left)
 
-    def _send(self, batch: Batch, timeout: float | None) -> int:
+    def _send(self, batch: Batch, timeout: float) -> None:
         try:
+            if not self._may_send(batch):
+                return
             answers = self._report(batch, timeout)
         except (InvalidRequest, NotSupported) as error:
             self._single_out(batch, error)
-            return 0
+            return
         except SidecarError as error:
-            if error.outcome_unknown:
+            if error.outcome_unknown or batch.reports[0].attempts > 1:
                 self._ledger.postpone(batch, RECHECK_SECONDS)
             else:
-                self._ledger.put_back(batch)
+                self._ledger.put_back(batch.reports)
             raise
+        self._settle(answers)
+
+    def _may_send(self, batch: Batch) -> bool:
+        """Whether sending cannot count twice, or may. A batch that comes again was sent, and nobody knows the outcome.
+
+        If it may not be sent, what becomes of it is decided here.
+        """
+        if batch.reports[0].attempts < 2 or all(self._may_repeat(report) for report in batch.reports):
+            return True
+        deltas = [report for report in batch.reports if not report.is_set]
+        self._ledger.put_back([report for report in batch.reports if report.is_set])
+        reason = "it was sent and not answered, so it may have been counted"
+        self._counters["doubted"] += len(deltas)
+        if self._config.on_uncertain is OnUncertain.DROP:
+            self._ledger.doubt(deltas, None, reason)
+            self._ledger.discard([report.id for report in deltas])
+            logger.error("%d usage reports without an answer are dropped, as ON_UNCERTAIN says", len(deltas))
+        else:
+            self._ledger.doubt(deltas, self._config.settle_grace, reason)
+        return False
+
+    def _may_repeat(self, report: Entry) -> bool:
+        if report.event or report.is_set or self._config.on_uncertain is OnUncertain.RESEND:
+            return True
+        stigg = self._stigg()
+        if stigg.honours_keys is None:
+            stigg.reload_entitlements(_whose(wire.ReloadEntitlementsRequest, report.key))
+        return bool(stigg.honours_keys)
+
+    def _report(self, batch: Batch, timeout: float) -> list[Acknowledged]:
+        reports, stigg = batch.reports, self._stigg()
+        if reports[0].event is not None:
+            stigg.report_events(
+                wire.ReportEventsRequest(events=[_event(report) for report in reports]), timeout=timeout
+            )
+            return [Acknowledged(report, None, 0.0) for report in reports]
+        if len(reports) == 1:
+            answers = [stigg.report_usage(_usage(reports[0]), idempotency_key=batch.id, timeout=timeout)]
+        else:
+            bulk = wire.ReportUsageBulkRequest(usages=[_usage(report) for report in reports])
+            answers = list(stigg.report_usage_bulk(bulk, idempotency_key=batch.id, timeout=timeout).usages)
+        by_key = {(answer.customer_id, answer.resource_id, answer.feature_id): answer for answer in answers}
+        return [_acknowledged(report, by_key.get(_ids(report.key))) for report in reports]
+
+    def _settle(self, answers: Sequence[Acknowledged]) -> None:
         self._ledger.acknowledge(answers)
+        self._counters["acknowledged"] += len(answers)
         for answer in answers:
             self._acknowledged(answer)
-        return len(answers)
-
-    def _report(self, batch: Batch, timeout: float | None) -> list[Acknowledged]:
-        usages = [_usage(report) for report in batch.reports]
-        stigg = self._stigg()
-        if len(usages) == 1:
-            responses = [stigg.report_usage(usages[0], idempotency_key=batch.id, timeout=timeout)]
-        else:
-            bulk = wire.ReportUsageBulkRequest(usages=usages)
-            responses = list(stigg.report_usage_bulk(bulk, idempotency_key=batch.id, timeout=timeout).usages)
-        return [_acknowledged(report, response) for report, response in zip(batch.reports, responses, strict=True)]
 
     def _single_out(self, batch: Batch, error: StiggGuardError) -> None:
         """Finds the report for which a batch is refused: each is sent alone, and what is refused alone is set aside."""
@@ -162,15 +280,106 @@ class Reporter:
             self._ledger.split(batch)
             return
         self._ledger.bury(batch.reports[0], str(error))
-        logger.error("the sidecar refuses a usage report, which is set aside: %s", error)
+        self._counters["refused"] += 1
+        logger.error("the sidecar refuses usage of %s, which is set aside: %s", batch.reports[0].key, error)
+
+    def _decide_uncertain(self) -> None:
+        """Reads the usage back: it shows whether the report was counted, unless somebody else reported too."""
+        for report in self._ledger.take_uncertain(BATCH_SIZE, LEASE_SECONDS):
+            known = self._ledger.known_usage(report.key)
+            answer = self._read_back(report.key)
+            if known is not None and answer.current_usage == known + report.amount:
+                self._settle([_acknowledged(report, answer)])
+            elif known is not None and answer.current_usage == known:
+                self._ledger.put_back([report])
+            else:
+                before = "unknown" if known is None else f"{known:g}"
+                reason = f"nobody knows whether it was counted: usage was {before} and is {answer.current_usage:g} now"
+                self._ledger.doubt([report], None, reason)
+                logger.error("usage of %s waits for a decision (stigg-guard ledger list): %s", report.key, reason)
+
+    def _read_back(self, key: UsageKey) -> wire.MeteredEntitlement:
+        stigg = self._stigg()
+        stigg.reload_entitlements(_whose(wire.ReloadEntitlementsRequest, key))
+        request = _whose(wire.GetMeteredEntitlementRequest, key, feature_id=key.feature_id)
+        return stigg.get_metered_entitlement(request).entitlement
+
+    def _send_stranded(self, stranded: _Stranded) -> bool:
+        """Whether it is settled: sent, or refused for good."""
+        entry, answer = stranded.entry(), None
+        try:
+            if entry.event is not None:
+                self._stigg().report_events(wire.ReportEventsRequest(events=[_event(entry)]))
+            else:
+                answer = self._stigg().report_usage(_usage(entry), idempotency_key=stranded.key)
+        except InvalidRequest as error:
+            logger.error("the sidecar refuses usage of %s, and no ledger can keep it: %s", entry.key, error)
+            self._counters["refused"] += 1
+            return True
+        except SidecarError as error:
+            stranded.maybe_counted |= error.outcome_unknown
+            return False
+        self._counters["acknowledged"] += 1
+        self._acknowledged(_acknowledged(entry, answer))
+        return True
+
+    def _keep(self, stranded: _Stranded) -> None:
+        if len(self._stranded) >= MAX_STRANDED:
+            logger.critical(
+                "%g of %s is LOST: neither ledger nor sidecar takes it", stranded.use.amount, stranded.use.key
+            )
+            return
+        self._stranded.append(stranded)
+        what = stranded.use.amount, stranded.use.key
+        logger.critical("%g of %s is kept in memory only: neither ledger nor sidecar takes it", *what)
+        self.notify()
+
+    def _retry_stranded(self) -> None:
+        with self._rescuing:
+            while self._stranded and self._is_settled(self._stranded[0]):
+                self._stranded.pop(0)
+
+    def _is_settled(self, stranded: _Stranded) -> bool:
+        if not stranded.maybe_counted:
+            with contextlib.suppress(LedgerUnavailable):
+                self._ledger.record(stranded.use)
+                return True
+        elif not self._may_repeat(stranded.entry()):
+            use = stranded.use
+            logger.critical("%g units of %s may be counted or LOST, and are not sent again", use.amount, use.key)
+            self._counters["doubted"] += 1
+            return True
+        return self._send_stranded(stranded)
+
+
+class _Stranded:
+    """A use that the ledger could not take, with the key under which it is reported however often it is."""
+
+    def __init__(self, use: Use, used_at: float) -> None:
+        self.use = use
+        self.key = secrets.token_hex(16)
+        self.maybe_counted = False
+        self._used_at = used_at
+
+    def entry(self) -> Entry:
+        use = self.use
+        return Entry("", State.UNSENT, use.key, use.amount, use.is_set, self._used_at, use.event)
 
 
 def _back_off(failures: int) -> float:
     jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-    return jitter * min(MAX_BACK_OFF, 0.25 * 2.0**failures)
+    return jitter * min(MAX_BACK_OFF, 0.25 * 2.0 ** min(failures, 10))
 
 
-def _usage(report: Report) -> wire.ReportUsageRequest:
+def _ids(key: UsageKey) -> tuple[str, str, str]:
+    return key.customer_id, key.resource_id, key.feature_id
+
+
+def _whose(request: Callable[..., Request], key: UsageKey, **fields: str) -> Request:
+    return request(customer_id=key.customer_id, resource_id=key.resource_id or None, **fields)
+
+
+def _usage(report: Entry) -> wire.ReportUsageRequest:
     behavior = wire.UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_DELTA
     if report.is_set:
         behavior = wire.UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_SET
@@ -184,6 +393,30 @@ def _usage(report: Report) -> wire.ReportUsageRequest:
     )
 
 
-def _acknowledged(report: Report, usage: wire.ReportUsageResponse) -> Acknowledged:
-    start = usage.usage_period_start.ToDatetime(timezone.utc).timestamp() if usage.HasField("usage_period_start") else 0
-    return Acknowledged(report, usage.current_usage if usage.HasField("current_usage") else None, float(start))
+def _event(report: Entry) -> wire.Event:
+    assert report.event is not None
+    return wire.Event(
+        event_name=report.event.name,
+        customer_id=report.key.customer_id,
+        resource_id=report.key.resource_id or None,
+        idempotency_key=report.event.idempotency_key,
+        dimensions={name: _dimension(value) for name, value in report.event.dimensions.items()},
+        timestamp=datetime.fromtimestamp(report.used_at, timezone.utc),
+    )
+
+
+def _dimension(value: str | float | bool) -> wire.EventDimensionValue:
+    if isinstance(value, bool):
+        return wire.EventDimensionValue(boolean_value=value)
+    if isinstance(value, str):
+        return wire.EventDimensionValue(string_value=value)
+    return wire.EventDimensionValue(number_value=value)
+
+
+def _acknowledged(report: Entry, usage: wire.ReportUsageResponse | wire.MeteredEntitlement | None) -> Acknowledged:
+    if usage is None:
+        return Acknowledged(report, None, 0.0)
+    start = usage.usage_period_start
+    period_start = start.seconds + start.nanos / 1e9 if usage.HasField("usage_period_start") else 0.0
+    told = isinstance(usage, wire.MeteredEntitlement) or usage.HasField("current_usage")
+    return Acknowledged(report, usage.current_usage if told else None, period_start)

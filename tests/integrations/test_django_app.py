@@ -145,7 +145,7 @@ def test_starting_the_app_starts_no_thread_and_no_client() -> None:
         "settings.configure(INSTALLED_APPS=['stigg_guard.django'])\n"
         "django.setup()\n"
         "from stigg_guard.django import get_guard\n"
-        "print(get_guard()._stigg, threading.active_count())"
+        "print(get_guard()._lookup._stigg, threading.active_count())"
     )
     assert python(source).stdout == "None 1\n"
 

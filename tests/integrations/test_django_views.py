@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.test import Client, RequestFactory
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
 from stigg_guard import ConfigError, Guard, InvalidRequest
-from stigg_guard.django import consumes_usage, get_guard, requires_feature
+from stigg_guard.django import consumes_usage, get_guard, releases_usage, requires_feature
 from stigg_guard.django.conf import customer_of
 from stigg_guard.sidecar.server import Sidecar
 
 TEMPLATES = "feature-templates"
+ACTIVE = "feature-active-users"  # counted by events
 DEMO = "customer-demo-01"  # essentials: 3 of 6 templates used, no analytics
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
@@ -61,6 +66,37 @@ def create_and_fail(request: HttpRequest) -> HttpResponse:
     raise RuntimeError("out of paper")
 
 
+@releases_usage(lambda request: int(request.GET["n"]), TEMPLATES)
+def remove_many(request: HttpRequest, status: int = 200) -> HttpResponse:
+    return HttpResponse(status=status)
+
+
+@consumes_usage(1, ACTIVE, event="user_login", dimensions=lambda request: {"user_id": request.GET["user"]})
+def log_in(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+@consumes_usage(1, ACTIVE, event="user_login", dimensions={"user_id": "robot"})
+def log_robot_in(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+@consumes_usage(2, TEMPLATES)
+def stream(request: HttpRequest, status: int = 200) -> StreamingHttpResponse:
+    def parts() -> Iterator[bytes]:
+        yield b"one "
+        if "fail" in request.GET:
+            raise OSError("out of paper")
+        yield b"two"
+
+    return StreamingHttpResponse(parts(), status=status)
+
+
+@consumes_usage(2, TEMPLATES)
+def download(request: HttpRequest) -> FileResponse:
+    return FileResponse(BytesIO(b"a template"), filename="template.txt")
+
+
 def report_nothing(request: HttpRequest) -> HttpResponse:
     get_guard().report("", 1, customer=DEMO)
     raise AssertionError("an empty feature id is refused")
@@ -87,6 +123,13 @@ urlpatterns = [
     path("create-unread", create_unread),
     path("create-and-go", create_and_go),
     path("create-and-fail", create_and_fail),
+    path("remove-many", remove_many),
+    path("remove-many/<int:status>", remove_many),
+    path("log-in", log_in),
+    path("log-robot-in", log_robot_in),
+    path("stream", stream),
+    path("stream/<int:status>", stream),
+    path("download", download),
     path("report-nothing", report_nothing),
     path("class/create/<str:name>", CreateView.as_view()),
     path("class/analytics", AnalyticsView.as_view()),
@@ -108,10 +151,10 @@ def web() -> Client:
     return Client(REMOTE_USER=DEMO, raise_request_exception=False)
 
 
-def used(guard: Guard) -> float:
+def used(guard: Guard, feature: str = TEMPLATES) -> float:
     """What the sidecar has counted, asked by a guard of its own."""
     guard.reload(DEMO)
-    return guard.check(TEMPLATES, customer=DEMO).current_usage
+    return guard.check(feature, customer=DEMO).current_usage
 
 
 def asked(sidecar: Sidecar, method: str) -> float:
@@ -329,3 +372,69 @@ def test_without_a_resolver_the_error_names_the_setting(rf: RequestFactory, side
     site.STIGG_GUARD = {"SIDECAR": sidecar.address}
     with pytest.raises(ImproperlyConfigured, match="CUSTOMER"):
         customer_of(rf.get("/"))
+
+
+def test_units_are_given_back_after_success(web: Client, guard: Guard) -> None:
+    assert web.post("/remove-many?n=2").status_code == 200
+    assert used(guard) == 1
+
+
+def test_units_are_not_given_back_after_a_failure(web: Client, guard: Guard) -> None:
+    assert web.post("/remove-many/409?n=2").status_code == 409
+    assert used(guard) == 3
+
+
+def test_usage_may_be_reported_as_events_with_dimensions(web: Client, guard: Guard) -> None:
+    for url in ("/log-in?user=ann", "/log-in?user=bob", "/log-in?user=ann", "/log-robot-in"):
+        assert web.post(url).status_code == 200
+    assert used(guard, ACTIVE) == 3
+
+
+@pytest.mark.parametrize(("url", "body"), [("/stream", b"one two"), ("/download", b"a template")])
+def test_a_stream_is_counted_when_it_ends_and_held_until_then(web: Client, guard: Guard, url: str, body: bytes) -> None:
+    response: Any = web.get(url)
+    assert (used(guard), get_guard().stats()["held"]) == (3, 1)
+    assert b"".join(response) == body
+    assert (used(guard), get_guard().stats()["held"]) == (5, 0)
+
+
+@pytest.mark.parametrize("url", ["/stream", "/download"])
+def test_a_stream_that_the_client_leaves_is_given_back(web: Client, guard: Guard, url: str) -> None:
+    response: Any = web.get(url)
+    next(iter(response))
+    response.close()
+    assert (used(guard), get_guard().stats()["held"]) == (3, 0)
+
+
+def test_a_stream_that_fails_is_given_back(web: Client, guard: Guard) -> None:
+    response: Any = web.get("/stream?fail")
+    with pytest.raises(OSError, match="out of paper"):
+        list(response)
+    assert (used(guard), get_guard().stats()["held"]) == (3, 0)
+
+
+def test_a_stream_of_failure_is_given_back_at_once(web: Client, guard: Guard) -> None:
+    assert web.get("/stream/500").status_code == 500
+    assert get_guard().stats()["held"] == 0
+
+
+def test_a_head_request_streams_nothing_and_is_given_back(web: Client, guard: Guard) -> None:
+    response: Any = web.head("/stream")
+    assert b"".join(response) == b""
+    assert (used(guard), get_guard().stats()["held"]) == (3, 0)
+
+
+def test_a_ledger_that_cannot_be_written_is_answered_503_and_logged(
+    web: Client, site: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = tmp_path / "full.sqlite3"
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "LEDGER": f"sqlite:///{ledger}"}
+    assert web.get("/domain").status_code == 200
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (Path(f"{ledger}-wal").stat().st_size, limits[1]))
+    try:
+        response = web.post("/create")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (response.status_code, int(response["Retry-After"])) == (503, 1)
+    assert any("/create cannot be guarded" in message for message in caplog.messages)

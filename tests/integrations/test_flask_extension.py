@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, Request, Response, abort, redirect
+from flask import Blueprint, Flask, Request, Response, abort, redirect, send_file, stream_with_context
 from flask.testing import FlaskClient
 from flask.views import MethodView
 
 from stigg_guard import ConfigError, Customer, FeatureDenied, Guard, InvalidRequest, StiggGuardError
-from stigg_guard.flask import StiggGuard, consumes_usage, requires_feature
+from stigg_guard.flask import StiggGuard, consumes_usage, releases_usage, requires_feature
 from stigg_guard.sidecar.server import Sidecar
 
 ESSENTIALS = "customer-demo-01"
 TEMPLATES = "feature-templates"
+ACTIVE = "feature-active-users"  # counted by events
 NOBODY_LISTENS = "127.0.0.1:1"
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
@@ -64,13 +68,13 @@ def app(make_app: MakeApp) -> Flask:
 
 
 @pytest.fixture
-def used(guard: Guard, app: Flask) -> Callable[[], float]:
+def used(guard: Guard, app: Flask) -> Callable[..., float]:
     """How many templates the sidecar has counted, once the app has reported them."""
 
-    def count() -> float:
+    def count(feature: str = TEMPLATES) -> float:
         assert guard_of(app).flush() == 0
         guard.reload(ESSENTIALS)
-        return guard.check(TEMPLATES, customer=ESSENTIALS).current_usage
+        return guard.check(feature, customer=ESSENTIALS).current_usage
 
     return count
 
@@ -308,7 +312,105 @@ def test_async_view_is_refused_at_decoration() -> None:
         requires_feature("feature-exports")(view)
 
 
+def test_units_are_given_back_after_success(app: Flask, used: Callable[[], float]) -> None:
+    add_view(app, releases_usage(lambda request: int(request.args["n"]), TEMPLATES))
+    assert client_of(app).post("/?n=2").status_code == 200
+    assert used() == 1
+
+
+def test_units_are_not_given_back_after_a_failure(app: Flask, used: Callable[[], float]) -> None:
+    add_view(app, releases_usage(2, TEMPLATES), answer=("not now", 409))
+    assert client_of(app).post("/").status_code == 409
+    assert used() == 3
+
+
+def test_usage_may_be_reported_as_events_with_dimensions(app: Flask, used: Callable[[str], float]) -> None:
+    def dimensions(request: Request) -> dict[str, str]:
+        return {"user_id": request.args["user"]}
+
+    add_view(app, consumes_usage(1, ACTIVE, event="user_login", dimensions=dimensions))
+    for user in ("ann", "bob", "ann"):
+        assert client_of(app).post(f"/?user={user}").status_code == 200
+    assert used(ACTIVE) == 2
+
+
+# Streams
+
+
+def letters() -> Response:
+    return Response(stream_with_context(iter(["one ", "two"])))
+
+
+def template_file() -> Response:
+    return send_file(BytesIO(b"a template"), mimetype="text/plain")
+
+
+@pytest.mark.parametrize(("answer", "body"), [(letters, "one two"), (template_file, "a template")])
+def test_stream_is_counted_when_it_ends_and_held_until_then(
+    app: Flask, used: Callable[[], float], answer: Any, body: str
+) -> None:
+    add_view(app, consumes_usage(2, TEMPLATES), answer=answer)
+    response = client_of(app).get("/")
+    assert (used(), guard_of(app).stats()["held"]) == (3, 1)
+    assert response.text == body
+    assert (used(), guard_of(app).stats()["held"]) == (5, 0)
+
+
+@pytest.mark.parametrize("answer", [letters, template_file])
+def test_stream_that_the_client_leaves_is_given_back(app: Flask, used: Callable[[], float], answer: Any) -> None:
+    add_view(app, consumes_usage(2, TEMPLATES), answer=answer)
+    client_of(app).get("/").close()
+    assert (used(), guard_of(app).stats()["held"]) == (3, 0)
+
+
+def test_stream_that_fails_is_given_back(app: Flask, used: Callable[[], float]) -> None:
+    def parts() -> Iterator[str]:
+        yield "one "
+        raise OSError("out of paper")
+
+    add_view(app, consumes_usage(2, TEMPLATES), answer=lambda: Response(parts()))
+    with client_of(app).get("/") as response, pytest.raises(OSError, match="out of paper"):
+        response.get_data()
+    assert (used(), guard_of(app).stats()["held"]) == (3, 0)
+
+
+def test_stream_of_failure_is_given_back_at_once(app: Flask) -> None:
+    add_view(app, consumes_usage(2, TEMPLATES), answer=lambda: Response(iter(["no"]), status=500))
+    assert client_of(app).get("/").status_code == 500
+    assert guard_of(app).stats()["held"] == 0
+
+
+def test_head_request_streams_nothing_and_is_given_back(app: Flask, used: Callable[[], float]) -> None:
+    add_view(app, consumes_usage(2, TEMPLATES), answer=letters)
+    client_of(app).head("/").close()
+    assert (used(), guard_of(app).stats()["held"]) == (3, 0)
+
+
+def test_units_of_a_stream_are_given_back_when_it_ends(app: Flask, used: Callable[[], float]) -> None:
+    add_view(app, releases_usage(2, TEMPLATES), answer=letters)
+    client_of(app).get("/").close()
+    assert used() == 3
+    assert client_of(app).get("/").text == "one two"
+    assert used() == 1
+
+
 # What is not the client's fault
+
+
+def test_ledger_that_cannot_be_written_is_answered_503(make_app: MakeApp, tmp_path: Path, caplog: Any) -> None:
+    ledger = tmp_path / "full.sqlite3"
+    app = make_app(LEDGER=f"sqlite:///{ledger}")
+    runs = add_view(app, consumes_usage(1, TEMPLATES))
+    guard_of(app).check(TEMPLATES, customer=ESSENTIALS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (Path(f"{ledger}-wal").stat().st_size, limits[1]))
+    try:
+        response = client_of(app).post("/")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert runs == []
+    assert "view was answered 503" in caplog.text
 
 
 def test_empty_customer_id_is_an_error_of_the_app(make_app: MakeApp) -> None:

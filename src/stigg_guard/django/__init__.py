@@ -10,6 +10,6 @@ except ModuleNotFoundError as error:
     raise MissingExtra("django", "stigg_guard.django") from error
 
 from stigg_guard.django.conf import get_guard
-from stigg_guard.django.decorators import consumes_usage, requires_feature
+from stigg_guard.django.decorators import consumes_usage, releases_usage, requires_feature
 
-__all__ = ["consumes_usage", "get_guard", "requires_feature"]
+__all__ = ["consumes_usage", "get_guard", "releases_usage", "requires_feature"]

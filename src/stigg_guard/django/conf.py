@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from django.conf import settings
@@ -16,6 +16,7 @@ from stigg_guard.display import DisplayedPlan
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, SignInRequired
 from stigg_guard.guard import Guard
+from stigg_guard.ledger import default_ledger
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
 
@@ -77,7 +78,7 @@ def configure() -> None:
         raise ImproperlyConfigured(f"settings.STIGG_GUARD: expected a dict of settings, not {type(given).__name__}")
     try:
         config = Config.from_mapping(given)
-        made = _Setup(Guard(config), _resolver(config.customer))
+        made = _Setup(Guard(_with_ledger(config)), _resolver(config.customer))
     except ConfigError as error:
         raise ImproperlyConfigured(f"settings.STIGG_GUARD: {error}") from error
     before, _setup = _setup, made
@@ -89,6 +90,14 @@ def follow_settings(*, setting: str, **_signal: Any) -> None:
     """Receives ``setting_changed``, which tests send."""
     if setting == "STIGG_GUARD":
         configure()
+
+
+def _with_ledger(config: Config) -> Config:
+    """Beside the project, unless the settings name another ledger."""
+    folder = getattr(settings, "BASE_DIR", None)
+    if config.ledger is not None or folder is None or not config.enabled:
+        return config
+    return replace(config, ledger=default_ledger(folder, config.sidecar))
 
 
 def _made() -> _Setup:

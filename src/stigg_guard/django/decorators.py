@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar, cast
 
 from django.http import HttpRequest
-from django.http.response import HttpResponseBase
+from django.http.response import HttpResponseBase, StreamingHttpResponse
 
 from stigg_guard import decorators
+from stigg_guard.decorators import Dimensions, HoldOpen
 from stigg_guard.django.conf import customer_of, get_guard
 from stigg_guard.entitlements import Amount
 
@@ -30,28 +31,62 @@ def requires_feature(feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]
 
 
 def consumes_usage(
-    n: Amount | Callable[[HttpRequest], Amount] = 1, feature: str | None = None
+    n: Amount | Callable[[HttpRequest], Amount] = 1,
+    feature: str | None = None,
+    *,
+    event: str | None = None,
+    dimensions: Dimensions | Callable[[HttpRequest], Dimensions] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Holds ``n`` units of the feature while the view runs, and reports them if it answers with a status below 400.
 
     ``n`` is in the feature's units, a number or a callable of the request; what a callable answers is judged before
     the view runs, and a bad amount is answered with 400. Without ``feature`` it is that of the ``requires_feature``
-    above.
+    above. With ``event`` the use is reported as a raw event of that name, with these dimensions.
+
+    A streamed response counts when it was streamed to its end, and is given back when it is closed before.
 
     Raises:
         ConfigError: at decoration, when the view is an ``async def``.
         InvalidRequest: ``n`` is a number, and negative or not finite.
     """
-    amount = _of_request(n) if callable(n) else n
-    return decorators.consumes_usage(amount, feature, guard=get_guard, customer=customer_of, settle=_settle)
+    return decorators.consumes_usage(
+        _of_request(n),
+        feature,
+        guard=get_guard,
+        customer=customer_of,
+        settle=_settle,
+        event=event,
+        dimensions=_of_request(dimensions),
+    )
 
 
-def _of_request(n: Callable[[HttpRequest], Amount]) -> Callable[..., Amount]:
-    def amount(request: HttpRequest, *_args: Any, **_kwargs: Any) -> Amount:
-        return n(request)
+def releases_usage(
+    n: Amount | Callable[[HttpRequest], Amount], feature: str
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Gives ``n`` units of a fluctuating feature back if the view answers with a status below 400.
 
-    return amount
+    ``n`` is as for :func:`consumes_usage`, and how many units are given back: not negative.
+
+    Raises:
+        ConfigError: at decoration, when the view is an ``async def``.
+        InvalidRequest: ``n`` is a number, and negative or not finite.
+    """
+    return decorators.releases_usage(_of_request(n), feature, guard=get_guard, customer=customer_of, settle=_settle)
 
 
-def _settle(response: HttpResponseBase) -> tuple[HttpResponseBase, bool]:
-    return response, response.status_code < _FAILURE
+def _of_request(given: Any) -> Any:
+    """A callable of the request takes a view's other arguments too, and leaves them; a value is itself."""
+    if not callable(given):
+        return given
+
+    def computed(request: HttpRequest, *_args: Any, **_kwargs: Any) -> Any:
+        return given(request)
+
+    return computed
+
+
+def _settle(response: HttpResponseBase, hold_open: HoldOpen) -> tuple[HttpResponseBase, bool]:
+    succeeded = response.status_code < _FAILURE
+    if succeeded and isinstance(response, StreamingHttpResponse) and not response.is_async:
+        response.streaming_content = hold_open(cast("Iterator[bytes]", response.streaming_content))
+    return response, succeeded

@@ -8,18 +8,19 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.template import Context, Engine, TemplateDoesNotExist, loader
+from django.utils.cache import patch_vary_headers
 
 from stigg_guard.denial import PROBLEM_TYPE, TEMPLATE, Denial, page_source, prefers_html
 from stigg_guard.django.conf import get_guard
-from stigg_guard.errors import FeatureDenied, InvalidRequest, SidecarError, SignInRequired
+from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError, SignInRequired
 
 logger = logging.getLogger("stigg_guard")
 
-_ANSWERED = (FeatureDenied, SidecarError, SignInRequired, InvalidRequest)
+_ANSWERED = (FeatureDenied, SidecarError, LedgerUnavailable, SignInRequired, InvalidRequest)
 
 
 class StiggGuardMiddleware:
-    """Answers ``FeatureDenied``, ``SidecarError``, ``SignInRequired`` and a bad amount that a view raised."""
+    """Answers what a view raised: a denial, a bad amount, nobody signed in, a sidecar or a ledger that is away."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self._get_response = get_response
@@ -31,7 +32,7 @@ class StiggGuardMiddleware:
         """The response to an error of the guard; None for every other error."""
         if not isinstance(exception, _ANSWERED) or _is_fault_of_the_site(exception):
             return None
-        if isinstance(exception, SidecarError):
+        if isinstance(exception, (SidecarError, LedgerUnavailable)):
             logger.warning("%s cannot be guarded: %s", request.path, exception)
         return _response(request, Denial.of(exception, get_guard().config))
 
@@ -43,8 +44,11 @@ def _is_fault_of_the_site(error: Exception) -> bool:
 
 def _response(request: HttpRequest, denial: Denial) -> HttpResponse:
     if prefers_html(request.headers.get("Accept", "")):
-        return HttpResponse(_page(request, denial), status=denial.status, headers=dict(denial.headers))
-    return HttpResponse(denial.problem(), content_type=PROBLEM_TYPE, status=denial.status, headers=dict(denial.headers))
+        response = HttpResponse(_page(request, denial), status=denial.status, headers=dict(denial.headers))
+    else:
+        response = HttpResponse(denial.problem(), PROBLEM_TYPE, denial.status, headers=dict(denial.headers))
+    patch_vary_headers(response, ["Accept"])
+    return response
 
 
 def _page(request: HttpRequest, denial: Denial) -> str:

@@ -16,6 +16,7 @@ CustomerLoader: TypeAlias = "Callable[[Request], str | Customer | None]"
 
 EXTENSION = "stigg_guard"
 _PLAN = "stigg_guard.plan"
+_CUSTOMER = "stigg_guard.customer"
 
 
 class AppGuard:
@@ -26,7 +27,14 @@ class AppGuard:
         self._loader = loader
 
     def find_customer(self) -> str | Customer | None:
-        """The customer of the current request; None when nobody is signed in."""
+        """The customer of the current request, which is asked for once; None when nobody is signed in."""
+        environ = request.environ
+        if _CUSTOMER not in environ:
+            environ[_CUSTOMER] = self._load_customer()
+        found: str | Customer | None = environ[_CUSTOMER]
+        return found
+
+    def _load_customer(self) -> str | Customer | None:
         loader = self._loader()
         if loader is None:
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from flask import Blueprint, Flask, Request, Response, current_app, render_template, request
@@ -11,12 +12,14 @@ from werkzeug.utils import ImportStringError, import_string
 
 from stigg_guard import decorators
 from stigg_guard.config import PREFIX, Config
+from stigg_guard.decorators import Dimensions, HoldOpen
 from stigg_guard.denial import PROBLEM_TYPE, TEMPLATE, Denial, page_source, prefers_html
 from stigg_guard.entitlements import Amount, Customer
 from stigg_guard.errors import (
     ConfigError,
     FeatureDenied,
     InvalidRequest,
+    LedgerUnavailable,
     SidecarError,
     SignInRequired,
     StiggGuardError,
@@ -24,12 +27,13 @@ from stigg_guard.errors import (
 from stigg_guard.flask.current import EXTENSION, AppGuard, CustomerLoader, app_guard
 from stigg_guard.flask.templating import TEMPLATE_GLOBALS
 from stigg_guard.guard import Guard
+from stigg_guard.ledger import default_ledger
 
 P = ParamSpec("P")
 R = TypeVar("R")
 L = TypeVar("L", bound=CustomerLoader)
 
-_REFUSALS = (FeatureDenied, SidecarError, SignInRequired, InvalidRequest)
+_REFUSALS = (FeatureDenied, SidecarError, LedgerUnavailable, SignInRequired, InvalidRequest)
 
 
 def requires_feature(feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -41,19 +45,39 @@ def requires_feature(feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]
 
 
 def consumes_usage(
-    n: Amount | Callable[[Request], Amount], feature: str | None = None
+    n: Amount | Callable[[Request], Amount],
+    feature: str | None = None,
+    *,
+    event: str | None = None,
+    dimensions: Dimensions | Callable[[Request], Dimensions] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Holds ``n`` units while the view runs, and reports them if it succeeds: no exception, a status below 400.
 
     ``n`` is a number or a function of the request. Without ``feature`` it is that of the ``requires_feature`` above.
-    A streamed response counts when the view returns.
+    With ``event`` the use is reported as a raw event of that name, with these dimensions.
+    A streamed response counts when it was streamed to its end, and is given back when the client goes away before.
 
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite. As a function it is judged at each request,
             which is answered 400.
     """
-    amount = _of_request(n) if callable(n) else n
-    return decorators.consumes_usage(amount, feature, guard=_guard, customer=_customer, settle=_settle)
+    return decorators.consumes_usage(
+        _of_request(n),
+        feature,
+        guard=_guard,
+        customer=_customer,
+        settle=_settle,
+        event=event,
+        dimensions=_of_request(dimensions),
+    )
+
+
+def releases_usage(n: Amount | Callable[[Request], Amount], feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Gives ``n`` units of a fluctuating feature back if the view succeeds.
+
+    ``n`` is as for :func:`consumes_usage`, and how many units are given back: not negative.
+    """
+    return decorators.releases_usage(_of_request(n), feature, guard=_guard, customer=_customer, settle=_settle)
 
 
 class StiggGuard:
@@ -68,6 +92,7 @@ class StiggGuard:
 
     requires_feature = staticmethod(requires_feature)
     consumes_usage = staticmethod(consumes_usage)
+    releases_usage = staticmethod(releases_usage)
 
     def __init__(self, app: Flask | None = None) -> None:
         self._loader: CustomerLoader | None = None
@@ -83,6 +108,8 @@ class StiggGuard:
         if EXTENSION in app.extensions:
             raise ConfigError(f"the app {app.name!r} has a StiggGuard already: call init_app once for each app")
         config = Config.from_mapping(app.config, prefix=PREFIX)
+        if config.ledger is None and config.enabled:
+            config = replace(config, ledger=default_ledger(app.instance_path, config.sidecar))
         configured = _configured_loader(config)
         app.extensions[EXTENSION] = AppGuard(Guard(config), lambda: configured or self._loader)
         app.register_error_handler(StiggGuardError, _answer)
@@ -111,16 +138,23 @@ def _customer(*_args: object, **_kwargs: object) -> str | Customer:
     return app_guard().customer()
 
 
-def _of_request(n: Callable[[Request], Amount]) -> Callable[..., Amount]:
-    def amount(*_args: object, **_kwargs: object) -> Amount:
-        return n(request)
+def _of_request(given: Any) -> Any:
+    """A function of the request takes a view's arguments, and leaves them; a value is itself."""
+    if not callable(given):
+        return given
 
-    return amount
+    def computed(*_args: object, **_kwargs: object) -> Any:
+        return given(request)
+
+    return computed
 
 
-def _settle(returned: Any) -> tuple[Response, bool]:
+def _settle(returned: Any, hold_open: HoldOpen) -> tuple[Response, bool]:
     response = current_app.make_response(returned)
-    return response, response.status_code < 400
+    succeeded = response.status_code < 400
+    if succeeded and response.is_streamed:
+        response.response = hold_open(response.response)
+    return response, succeeded
 
 
 def _configured_loader(config: Config) -> CustomerLoader | None:
@@ -148,7 +182,7 @@ def _answer(error: StiggGuardError) -> Response:
     of single ones go first, whenever they were registered."""
     if not isinstance(error, _REFUSALS) or (isinstance(error, InvalidRequest) and error.field != "value"):
         raise error  # not the client's doing
-    if isinstance(error, SidecarError):
+    if isinstance(error, (SidecarError, LedgerUnavailable)):
         current_app.logger.warning("%s was answered 503: %s", request.endpoint, error)
     denial = Denial.of(error, _guard().config)
     if prefers_html(request.headers.get("Accept", "")):

@@ -2,86 +2,130 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import secrets
 import sqlite3
 import threading
-import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 from stigg_guard.clock import Clock
-from stigg_guard.errors import ClientClosed, ConfigError
-from stigg_guard.ledger import Acknowledged, Batch, Claim, Hold, Refused, Report, UsageKey
+from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
+from stigg_guard.ledger.entries import Acknowledged, Batch, Claim, Entry, Event, Hold, Refused, State, UsageKey, Use
 
 logger = logging.getLogger("stigg_guard")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x53474C47  # marks the file as a ledger, so that no other program's database is taken for one
 BUSY_SECONDS = 5.0
 EXPIRED_HOLDS_KEPT_SECONDS = 86_400.0
+EVENTS_PER_USAGE = 10  # the contract takes 1000 events or 100 usages at once
 
-_SCHEMA = f"""
+_SCHEMA = """
 CREATE TABLE entry (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
-    state TEXT NOT NULL,               -- held | unsent | sending | dead
+    state TEXT NOT NULL,
     amount REAL NOT NULL,
-    is_set INTEGER NOT NULL DEFAULT 0, -- the amount is the new total, not a delta
+    is_set INTEGER NOT NULL DEFAULT 0,
     used_at REAL NOT NULL,
-    until REAL NOT NULL DEFAULT 0,     -- end of the hold, or of the lease while sending
-    batch TEXT, reason TEXT
-) STRICT;
-CREATE INDEX entry_by_key ON entry (customer, resource, feature, state);
-CREATE INDEX entry_by_state ON entry (state, id);
-CREATE INDEX entry_by_batch ON entry (batch) WHERE batch IS NOT NULL;
+    until REAL DEFAULT 0,               -- end of the lease, NULL while a person must decide
+    batch TEXT,
+    reason TEXT NOT NULL DEFAULT '',
+    event TEXT,                         -- JSON: name, idempotency key, dimensions
+    attempts INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE hold (
+    customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
+    id TEXT NOT NULL, amount REAL NOT NULL, taken_at REAL NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (customer, resource, feature, id)
+) WITHOUT ROWID;
 CREATE TABLE usage (
     customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
     used REAL NOT NULL, period_start REAL NOT NULL, ticket INTEGER NOT NULL,
+    settled_at REAL NOT NULL DEFAULT 0, -- when the sidecar last acknowledged a report of the key
     PRIMARY KEY (customer, resource, feature)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE ticket (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL) STRICT;
+) WITHOUT ROWID;
+CREATE TABLE ticket (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL);
 INSERT INTO ticket VALUES (1, 0);
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION}
+CREATE TABLE late (id INTEGER PRIMARY KEY CHECK (id = 1), holds INTEGER NOT NULL);
+INSERT INTO late VALUES (1, 0)
+"""
+_INDEXES = """
+CREATE INDEX entry_by_key ON entry (customer, resource, feature, state);
+CREATE INDEX entry_by_state ON entry (state, id);
+CREATE INDEX entry_by_batch ON entry (batch) WHERE batch IS NOT NULL
+"""
+_FROM_VERSION_1 = """
+DROP INDEX entry_by_key; DROP INDEX entry_by_state; DROP INDEX entry_by_batch;
+ALTER TABLE entry RENAME TO entry_1; ALTER TABLE usage RENAME TO usage_1; ALTER TABLE ticket RENAME TO ticket_1;
+{schema};
+INSERT INTO entry (id, customer, resource, feature, state, amount, is_set, used_at, until, batch, reason)
+    SELECT id, customer, resource, feature, state, amount, is_set, used_at, until, batch, coalesce(reason, '')
+    FROM entry_1 WHERE state <> 'held';
+INSERT INTO usage SELECT *, 0 FROM usage_1;
+UPDATE ticket SET last = (SELECT last FROM ticket_1);
+DROP TABLE entry_1; DROP TABLE usage_1; DROP TABLE ticket_1
 """
 
 _NEXT_TICKET = "UPDATE ticket SET last = last + 1 RETURNING last"
 _KEY = "customer = ? AND resource = ? AND feature = ?"
 _SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
+_KEY_COLUMNS = "customer, resource, feature"
+_WAITS = "state IN ('dead', 'uncertain')"
+_ON_ITS_WAY = "state IN ('unsent', 'sending', 'uncertain')"
+_HELD = f"SELECT coalesce(sum(amount), 0) FROM hold WHERE {_KEY} AND until > ?"
 _PENDING = f"""
-SELECT coalesce(sum(CASE
-    WHEN is_set THEN 0
-    WHEN state = 'held' THEN CASE WHEN until > ?1 THEN amount ELSE 0 END
-    WHEN used_at >= ?2 THEN max(amount, 0) ELSE 0 END), 0),
-    coalesce(max(CASE WHEN is_set AND used_at >= ?2 THEN amount END), 0)
-FROM entry WHERE {_KEY} AND state IN ('held', 'unsent', 'sending')
+SELECT coalesce(sum(CASE WHEN is_set THEN 0 ELSE max(amount, 0) END), 0),
+    coalesce(max(CASE WHEN is_set THEN amount END), 0)
+FROM entry WHERE {_KEY} AND {_ON_ITS_WAY} AND used_at >= ?
 """
-
+_ADD_TO_NEWEST = f"""
+UPDATE entry SET amount = amount + ?1, used_at = ?2
+WHERE id = (SELECT max(id) FROM entry WHERE {_KEY} AND state = 'unsent')
+AND NOT is_set AND event IS NULL AND used_at >= ?6 AND (amount > 0) = (?1 > 0)
+"""
+_HELD_REPORT = "id, 'held' AS state, customer, resource, feature, amount, 0, taken_at, NULL, '', 0"
+_REPORT = "id, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts"
 _DUE_BATCH = f"""
 SELECT batch FROM entry AS one WHERE state = 'sending' AND until <= ?1 AND NOT EXISTS (
     SELECT 1 FROM entry AS other WHERE {_SAME_KEY} AND other.state = 'sending' AND other.until > ?1
+        AND one.event IS NULL AND other.event IS NULL
 ) ORDER BY id LIMIT 1
 """
+_NEXT_USAGES = f"""
+SELECT id FROM entry AS one WHERE state = 'unsent' AND event IS NULL AND NOT EXISTS (
+    SELECT 1 FROM entry AS other WHERE {_SAME_KEY} AND other.event IS NULL AND (
+        other.state = 'sending' OR other.state = 'unsent' AND other.id < one.id
+        OR other.state = 'uncertain' AND other.until IS NOT NULL)
+) ORDER BY id LIMIT ?
+"""
+_NEXT_EVENTS = "SELECT id FROM entry WHERE state = 'unsent' AND event IS NOT NULL ORDER BY id LIMIT ?"
 
 
 class SqliteLedger:
     """A ledger in a SQLite file (WAL), or in this process's memory when ``path`` is None.
 
     A file survives kill -9 with everything that was committed; ``synchronous=NORMAL`` may lose the last commits when
-    the machine itself loses power. Safe between threads, processes and across forks.
-
-    The first use of each process opens it.
+    the machine itself loses power. Safe between threads, processes and across forks. The first use of each process
+    opens it.
 
     Raises:
         ConfigError: on first use, when the file cannot be opened, is no ledger, or is of a newer version.
     """
 
-    def __init__(self, path: str | None, clock: Clock) -> None:
+    def __init__(self, path: str | None, clock: Clock, *, settle_grace: float = 0.0) -> None:
+        if path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise ConfigError(f"LEDGER: there is no folder for {path}; make it, or name another file")
         self._path = path
         self._now = clock.now
+        self._grace = settle_grace
         self._closed = False
+        self._pid = os.getpid()
         self._connection: sqlite3.Connection | None = None
         with _lock:
             _ledgers.add(self)
@@ -89,109 +133,209 @@ class SqliteLedger:
             logger.info("the ledger is in memory: usage that was not reported yet is lost when this process ends")
 
     def ticket(self, customer_id: str) -> int:
-        with self._transaction() as db:
+        with self._connected() as db:
             return _next_ticket(db)
 
-    def hold(self, claim: Claim, ttl: float) -> Hold | Refused:
-        now = self._now().timestamp()
-        key = _columns(claim.key)
+    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
+        now = self._time()
+        hold = Hold(secrets.token_hex(8), tuple(claims))
         with self._transaction() as db:
-            used, ticket = _believed(db, claim)
-            pending, total = db.execute(_PENDING, (now, claim.period_start, *key)).fetchone()
-            counted = max(used, total) + pending
-            if claim.limit is not None and counted + claim.amount > claim.limit:
-                return Refused(counted)
-            _write_usage(db, claim.key, used, claim.period_start, ticket)
-            row = db.execute(
-                "INSERT INTO entry (customer, resource, feature, state, amount, used_at, until) "
-                "VALUES (?, ?, ?, 'held', ?, ?, ?)",
-                (*key, claim.amount, now, now + ttl),
-            )
-            assert row.lastrowid is not None
-            return Hold(row.lastrowid, claim)
+            for claim in claims:
+                refused = self._take(db, hold.id, claim, now, ttl)
+                if refused is not None:
+                    db.execute("ROLLBACK")
+                    return refused
+            return hold
 
-    def commit(self, hold: Hold, amount: float) -> float:
-        now = self._now().timestamp()
-        key = _columns(hold.claim.key)
+    def renew(self, holds: Sequence[Hold], ttl: float) -> None:
+        until = self._time() + ttl
         with self._transaction() as db:
-            db.execute("DELETE FROM entry WHERE id = ? AND state = 'held'", (hold.id,))
-            if amount:
-                _insert_unsent(db, key, amount, is_set=False, now=now)
-            used = db.execute(f"SELECT used FROM usage WHERE {_KEY}", key).fetchone()
-            unsent = db.execute(
-                "SELECT coalesce(sum(max(amount, 0)), 0) FROM entry "
-                f"WHERE {_KEY} AND state IN ('unsent', 'sending') AND NOT is_set AND used_at >= ?",
-                (*key, hold.claim.period_start),
-            ).fetchone()
-            return float((used[0] if used else 0.0) + unsent[0])
+            db.executemany(
+                f"UPDATE hold SET until = ? WHERE {_KEY} AND id = ?",
+                [(until, *_columns(claim.key), hold.id) for hold in holds for claim in hold.claims],
+            )
+
+    def commit(self, hold: Hold, uses: Sequence[Use]) -> Sequence[float]:
+        now = self._time()
+        with self._transaction() as db:
+            if min(_end(db, hold), default=0.0) <= now:
+                db.execute("UPDATE late SET holds = holds + 1")
+            return [_record(db, use, now) for use in uses]
 
     def release(self, hold: Hold) -> None:
         with self._transaction() as db:
-            db.execute("DELETE FROM entry WHERE id = ? AND state = 'held'", (hold.id,))
+            _end(db, hold)
 
-    def record(self, key: UsageKey, amount: float, *, is_set: bool = False) -> None:
+    def record(self, use: Use) -> float:
         with self._transaction() as db:
-            _insert_unsent(db, _columns(key), amount, is_set=is_set, now=self._now().timestamp())
+            return _record(db, use, self._time())
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
-        now = self._now().timestamp()
+        now = self._time()
         with self._transaction() as db:
-            db.execute("DELETE FROM entry WHERE state = 'held' AND until < ?", (now - EXPIRED_HOLDS_KEPT_SECONDS,))
+            db.execute("DELETE FROM hold WHERE until < ?", (now - EXPIRED_HOLDS_KEPT_SECONDS,))
             row = db.execute(_DUE_BATCH, (now,)).fetchone()
-            batch = row[0] if row else _mark_new_batch(db, size)
+            batch = row[0] if row else _new_batch(db, size)
             if batch is None:
                 return None
-            db.execute("UPDATE entry SET until = ? WHERE batch = ?", (now + lease, batch))
-            return Batch(batch, _reports_of(db, batch))
+            db.execute("UPDATE entry SET until = ?, attempts = attempts + 1 WHERE batch = ?", (now + lease, batch))
+            rows = db.execute(f"SELECT {_REPORT} FROM entry WHERE batch = ? ORDER BY id", (batch,))
+            return Batch(batch, [_entry(row) for row in rows])
 
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
+        now = self._time()
         with self._transaction() as db:
             for answer in answers:
-                if db.execute("DELETE FROM entry WHERE id = ?", (answer.report.id,)).rowcount:
-                    _learn(db, answer)
+                if _forget(db, answer.report):
+                    _learn(db, answer, now)
 
-    def put_back(self, batch: Batch) -> None:
+    def put_back(self, reports: Sequence[Entry]) -> None:
         with self._transaction() as db:
-            db.execute("UPDATE entry SET state = 'unsent', batch = NULL WHERE batch = ?", (batch.id,))
+            db.executemany(
+                "UPDATE entry SET state = 'unsent', batch = NULL, reason = '', attempts = 0 "
+                "WHERE id = ? AND state IN ('sending', 'uncertain')",
+                [(report.id,) for report in reports],
+            )
 
     def postpone(self, batch: Batch, seconds: float) -> None:
         with self._transaction() as db:
-            until = self._now().timestamp() + seconds
-            db.execute("UPDATE entry SET until = ? WHERE batch = ?", (until, batch.id))
+            db.execute("UPDATE entry SET until = ? WHERE batch = ?", (self._time() + seconds, batch.id))
 
     def split(self, batch: Batch) -> None:
         with self._transaction() as db:
-            db.execute("UPDATE entry SET batch = batch || '/' || id, until = 0 WHERE batch = ?", (batch.id,))
+            db.execute(
+                "UPDATE entry SET batch = batch || '/' || id, until = 0, attempts = 0 WHERE batch = ?", (batch.id,)
+            )
 
-    def bury(self, report: Report, reason: str) -> None:
+    def doubt(self, reports: Sequence[Entry], seconds: float | None, reason: str) -> None:
+        until = None if seconds is None else self._time() + seconds
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE entry SET state = 'uncertain', batch = NULL, until = ?, reason = ? "
+                "WHERE id = ? AND state IN ('sending', 'uncertain')",
+                [(until, reason, report.id) for report in reports],
+            )
+
+    def take_uncertain(self, size: int, lease: float) -> Sequence[Entry]:
+        now = self._time()
+        with self._transaction() as db:
+            rows = db.execute(
+                f"SELECT {_REPORT} FROM entry WHERE state = 'uncertain' AND until <= ? ORDER BY id LIMIT ?", (now, size)
+            ).fetchall()
+            db.executemany("UPDATE entry SET until = ? WHERE id = ?", [(now + lease, row[0]) for row in rows])
+            return [_entry(row) for row in rows]
+
+    def bury(self, report: Entry, reason: str) -> None:
         with self._transaction() as db:
             db.execute("UPDATE entry SET state = 'dead', batch = NULL, reason = ? WHERE id = ?", (reason, report.id))
 
-    def counts(self) -> Mapping[str, int]:
-        now = self._now().timestamp()
-        with self._transaction() as db:
+    def known_usage(self, key: UsageKey) -> float | None:
+        with self._connected() as db:
+            row = db.execute(f"SELECT used FROM usage WHERE {_KEY}", _columns(key)).fetchone()
+            return row and float(row[0])
+
+    def entries(self, states: Sequence[State], limit: int) -> Sequence[Entry]:
+        marks = ", ".join("?" * len(states))
+        with self._connected() as db:
             rows = db.execute(
-                "SELECT state, count(*) FROM entry WHERE state <> 'held' OR until > ? GROUP BY state", (now,)
+                f"SELECT * FROM (SELECT {_REPORT} FROM entry UNION ALL SELECT {_HELD_REPORT} FROM hold "
+                f"WHERE until > ?) WHERE state IN ({marks}) ORDER BY used_at, id LIMIT ?",
+                (self._time(), *(state.value for state in states), limit),
             ).fetchall()
-        return {"held": 0, "unsent": 0, "sending": 0, "dead": 0} | dict(rows)
+        return [_entry(row) for row in rows]
+
+    def retry(self, ids: Sequence[str]) -> int:
+        with self._transaction() as db:
+            return _change(db, "UPDATE entry SET state = 'unsent', batch = NULL, reason = '', attempts = 0", ids)
+
+    def discard(self, ids: Sequence[str]) -> int:
+        """The sidecar may have counted what is discarded: no snapshot from before now may lower the usage."""
+        now = self._time()
+        with self._transaction() as db:
+            ticket = _next_ticket(db)
+            for entry in ids:
+                for key in db.execute(f"SELECT {_KEY_COLUMNS} FROM entry WHERE id = ? AND {_WAITS}", (entry,)):
+                    db.execute(f"UPDATE usage SET ticket = ?, settled_at = ? WHERE {_KEY}", (ticket, now, *key))
+            return _change(db, "DELETE FROM entry", ids)
+
+    def counts(self) -> Mapping[str, int]:
+        with self._connected() as db:
+            rows = db.execute("SELECT state, count(*) FROM entry GROUP BY state").fetchall()
+            (held,) = db.execute("SELECT count(*) FROM hold WHERE until > ?", (self._time(),)).fetchone()
+            (late,) = db.execute("SELECT holds FROM late").fetchone()
+        return {**{state.value: 0 for state in State}, **dict(rows), "held": held, "late": late}
 
     def close(self) -> None:
         with _lock:
             self._closed = True
             self._disconnect()
 
+    def _take(self, db: sqlite3.Connection, hold: str, claim: Claim, now: float, ttl: float) -> Refused | None:
+        key = _columns(claim.key)
+        used = self._believed(db, claim)
+        (held,) = db.execute(_HELD, (*key, now)).fetchone()
+        pending, total = db.execute(_PENDING, (*key, claim.period_start)).fetchone()
+        counted = max(used, total) + held + pending
+        if claim.limit is not None and counted + claim.amount > claim.limit:
+            return Refused(claim, counted)
+        db.execute(
+            "INSERT INTO hold VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET amount = amount + excluded.amount",
+            (*key, hold, claim.amount, now, now + ttl),
+        )
+        return None
+
+    def _believed(self, db: sqlite3.Connection, claim: Claim) -> float:
+        """The usage to count from: the ledger's own, or the snapshot's if that is newer, which is noted then."""
+        key = _columns(claim.key)
+        row = db.execute(f"SELECT used, period_start, ticket, settled_at FROM usage WHERE {_KEY}", key).fetchone()
+        if row is None:
+            db.execute(
+                "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, 0)",
+                (*key, claim.known_usage, claim.period_start, claim.ticket),
+            )
+            return claim.known_usage
+        used, period_start, ticket, settled_at = row
+        if claim.period_start == period_start:
+            if claim.ticket <= ticket or _is_under_way(db, key):
+                return float(used)
+            if claim.known_usage < used and claim.fetched_at < settled_at + self._grace:
+                return float(used)
+        elif claim.period_start < period_start:
+            return float(used)
+        db.execute(
+            f"UPDATE usage SET used = ?, period_start = ?, ticket = ? WHERE {_KEY}",
+            (claim.known_usage, claim.period_start, max(ticket, claim.ticket), *key),
+        )
+        return claim.known_usage
+
+    def _time(self) -> float:
+        return self._now().timestamp()
+
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _lock:
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        if not _lock.acquire(timeout=BUSY_SECONDS):
+            raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} is busy")
+        try:
             if self._closed:
                 raise ClientClosed("the guard or its ledger is closed; make a new one")
+            if self._pid != os.getpid():  # forked by a server that calls no hooks of Python
+                _forget_parent()
             if self._connection is None:
                 self._connection = _opened(self._path)
-            db = self._connection
+            yield self._connection
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} cannot be used: {error}") from error
+        finally:
+            _lock.release()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._connected() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
-                db.execute("COMMIT")
+                if db.in_transaction:
+                    db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -206,13 +350,16 @@ class SqliteLedger:
         if self._path is not None:
             self._disconnect()
 
-    def _after_fork_in_child(self) -> None:
+    def _forget_parent(self) -> None:
+        self._pid = os.getpid()
         self._disconnect()  # what a parent has in its memory is the parent's to report
 
 
 # SQLite's own notes about the locks of a process are copied by a fork, and wrong in the child. So nothing is open while
-# a process forks, and one lock for all its ledgers makes the fork wait for every transaction.
-_lock = threading.Lock()
+# a process forks, and one lock for all its ledgers makes the fork wait for every transaction. A child of a server that
+# forks without Python's hooks first closes all that it inherited: beside it, even a new connection to the file would
+# believe in locks that only the parent has, and lose its log when the parent closes.
+_lock = threading.RLock()  # a finalizer may come by in the middle of a transaction of its own thread
 _ledgers: weakref.WeakSet[SqliteLedger] = weakref.WeakSet()
 
 
@@ -222,9 +369,13 @@ def _before_fork() -> None:
         ledger._before_fork()
 
 
-def _after_fork_in_child() -> None:
+def _forget_parent() -> None:
     for ledger in _ledgers:
-        ledger._after_fork_in_child()
+        ledger._forget_parent()
+
+
+def _after_fork_in_child() -> None:
+    _forget_parent()
     _lock.release()
 
 
@@ -232,19 +383,20 @@ os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in
 
 
 def _opened(path: str | None) -> sqlite3.Connection:
-    try:
-        with ExitStack() as on_failure:
+    with ExitStack() as on_failure:
+        try:
             db = sqlite3.connect(path or ":memory:", BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             on_failure.enter_context(closing(db))
-            _prepare(db, path)
-            on_failure.pop_all()
-            return db
-    except sqlite3.Error as error:
-        raise ConfigError(f"LEDGER: the file {path} cannot be used as a ledger: {error}") from error
+            db.execute("PRAGMA schema_version")  # fails unless it is a database
+        except sqlite3.Error as error:
+            raise ConfigError(f"LEDGER: the file {path} cannot be used as a ledger: {error}") from error
+        _prepare(db, path)
+        on_failure.pop_all()
+        return db
 
 
 def _prepare(db: sqlite3.Connection, path: str | None) -> None:
-    """Makes an empty database a ledger, and refuses every other one that is not."""
+    """Makes an empty database a ledger, brings an older one up to date, and refuses every other one."""
     db.execute("BEGIN IMMEDIATE")
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -253,9 +405,12 @@ def _prepare(db: sqlite3.Connection, path: str | None) -> None:
         raise ConfigError(f"LEDGER: {path} is the database of another program; name a file of the ledger's own")
     if version > SCHEMA_VERSION:
         raise ConfigError(f"LEDGER: {path} was written by a newer version of stigg-guard; update this one")
-    if not tables:
-        for statement in _SCHEMA.split(";"):
+    if version < SCHEMA_VERSION:
+        tables_made = _FROM_VERSION_1.format(schema=_SCHEMA) if tables else _SCHEMA
+        for statement in f"{tables_made}; {_INDEXES}".split(";"):
             db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     db.execute("COMMIT")
     if path is not None:
         db.execute("PRAGMA journal_mode = WAL")
@@ -267,52 +422,65 @@ def _columns(key: UsageKey) -> tuple[str, str, str]:
 
 
 def _next_ticket(db: sqlite3.Connection) -> int:
-    return int(db.execute(_NEXT_TICKET).fetchone()[0])
+    return int(db.execute(_NEXT_TICKET).fetchall()[0][0])
 
 
-def _insert_unsent(
-    db: sqlite3.Connection, key: tuple[str, str, str], amount: float, *, is_set: bool, now: float
-) -> None:
-    db.execute(
-        "INSERT INTO entry (customer, resource, feature, state, amount, is_set, used_at) "
-        "VALUES (?, ?, ?, 'unsent', ?, ?, ?)",
-        (*key, amount, is_set, now),
-    )
+def _change(db: sqlite3.Connection, statement: str, ids: Sequence[str]) -> int:
+    return sum(db.execute(f"{statement} WHERE id = ? AND {_WAITS}", (entry,)).rowcount for entry in ids)
 
 
-def _believed(db: sqlite3.Connection, claim: Claim) -> tuple[float, int]:
-    """The usage to count from, and the ticket it is as new as."""
-    key = _columns(claim.key)
-    row = db.execute(f"SELECT used, period_start, ticket FROM usage WHERE {_KEY}", key).fetchone()
+def _forget(db: sqlite3.Connection, report: Entry) -> bool:
+    """Whether the report was still there. What was added since it was sent, by somebody who put it back, stays."""
+    row = db.execute("SELECT amount FROM entry WHERE id = ?", (report.id,)).fetchone()
     if row is None:
-        return claim.known_usage, claim.ticket
-    used, period_start, ticket = row
-    if claim.period_start != period_start:
-        newer = claim.period_start > period_start
-        return (claim.known_usage, max(ticket, claim.ticket)) if newer else (used, ticket)
-    if claim.ticket <= ticket:
-        return used, ticket
-    sending = db.execute(f"SELECT 1 FROM entry WHERE {_KEY} AND state = 'sending' LIMIT 1", key)
-    return (used, ticket) if sending.fetchone() else (claim.known_usage, claim.ticket)
+        return False
+    if row[0] == report.amount:
+        db.execute("DELETE FROM entry WHERE id = ?", (report.id,))
+    else:
+        db.execute("UPDATE entry SET amount = amount - ? WHERE id = ?", (report.amount, report.id))
+    return True
 
 
-def _write_usage(db: sqlite3.Connection, key: UsageKey, used: float, period_start: float, ticket: int) -> None:
-    db.execute(
-        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used, "
-        "period_start = max(period_start, excluded.period_start), ticket = excluded.ticket",
-        (*_columns(key), used, period_start, ticket),
-    )
+def _end(db: sqlite3.Connection, hold: Hold) -> list[float]:
+    """Ends the hold; until when its parts would have lasted, with 0 for what was forgotten meanwhile."""
+    statement = f"DELETE FROM hold WHERE {_KEY} AND id = ? RETURNING until"
+    keys = {claim.key for claim in hold.claims}
+    ended = [db.execute(statement, (*_columns(key), hold.id)).fetchall() for key in keys]
+    return [found[0][0] if found else 0.0 for found in ended]
 
 
-def _mark_new_batch(db: sqlite3.Connection, size: int) -> str | None:
-    """Marks the oldest unsent entries, leaving out keys that have a batch under way: their reports stay in order."""
-    batch = uuid.uuid4().hex
-    keys = db.execute(
-        "UPDATE entry SET state = 'sending', batch = ? WHERE id IN (SELECT id FROM entry AS one WHERE state = 'unsent' "
-        f"AND NOT EXISTS (SELECT 1 FROM entry AS other WHERE {_SAME_KEY} AND other.state = 'sending') "
-        "ORDER BY id LIMIT ?) RETURNING customer, resource, feature",
-        (batch, size),
-    ).fetchall()
+def _is_under_way(db: sqlite3.Connection, key: tuple[str, str, str]) -> bool:
+    found = db.execute(f"SELECT 1 FROM entry WHERE {_KEY} AND state IN ('sending', 'uncertain') LIMIT 1", key)
+    return found.fetchone() is not None
+
+
+def _record(db: sqlite3.Connection, use: Use, now: float) -> float:
+    """Writes the use, added to what is unsent where that loses nothing; the key's usage with it."""
+    key = _columns(use.key)
+    if use.period_start:
+        new_period = f"UPDATE usage SET used = 0, period_start = ?1 WHERE {_KEY} AND period_start < ?1"
+        db.execute(new_period, (use.period_start, *key))
+    plain = not use.is_set and use.event is None
+    added = plain and use.amount and db.execute(_ADD_TO_NEWEST, (use.amount, now, *key, use.period_start)).rowcount
+    if not added and (use.amount or use.is_set):
+        db.execute(
+            "INSERT INTO entry (customer, resource, feature, state, amount, is_set, used_at, event) "
+            "VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?)",
+            (*key, use.amount, use.is_set, now, _event_text(use.event)),
+        )
+    row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
+    used, period_start = row or (0.0, use.period_start)
+    pending, total = db.execute(_PENDING, (*key, period_start)).fetchone()
+    return float(max(used, total) + pending)
+
+
+def _new_batch(db: sqlite3.Connection, size: int) -> str | None:
+    """Marks what is to be sent next: the oldest usages, one of each key, or else the oldest events."""
+    batch = secrets.token_hex(16)
+    mark = "UPDATE entry SET state = 'sending', batch = ? WHERE id IN ({}) RETURNING customer, resource, feature"
+    keys = db.execute(mark.format(_NEXT_USAGES), (batch, size)).fetchall()
+    if not keys:
+        keys = db.execute(mark.format(_NEXT_EVENTS), (batch, size * EVENTS_PER_USAGE)).fetchall()
     if not keys:
         return None
     ticket = _next_ticket(db)
@@ -320,26 +488,33 @@ def _mark_new_batch(db: sqlite3.Connection, size: int) -> str | None:
     return batch
 
 
-def _reports_of(db: sqlite3.Connection, batch: str) -> list[Report]:
-    rows = db.execute(
-        "SELECT id, customer, resource, feature, amount, is_set, used_at FROM entry WHERE batch = ? ORDER BY id",
-        (batch,),
-    )
-    return [
-        Report(number, UsageKey(c, r, f), amount, bool(is_set), used_at)
-        for number, c, r, f, amount, is_set, used_at in rows
-    ]
-
-
-def _learn(db: sqlite3.Connection, answer: Acknowledged) -> None:
+def _learn(db: sqlite3.Connection, answer: Acknowledged, now: float) -> None:
     report = answer.report
     key = _columns(report.key)
     row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
+    if row is None and answer.current_usage is None and not report.is_set:
+        return  # nothing is known of the usage before it; the next snapshot will tell
     used, period_start = row or (0.0, answer.period_start)
     if answer.current_usage is not None:
-        if 0 < answer.period_start < period_start:
-            return
-        used = answer.current_usage
+        if not 0 < answer.period_start < period_start:
+            used = answer.current_usage
     elif report.used_at >= period_start:
         used = report.amount if report.is_set else used + report.amount
-    _write_usage(db, report.key, used, answer.period_start, _next_ticket(db))
+    db.execute(
+        "INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (*key, used, max(period_start, answer.period_start), _next_ticket(db), now),
+    )
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    number, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts = row
+    key = UsageKey(customer, resource, feature)
+    what = Event(**json.loads(event)) if event else None
+    return Entry(str(number), State(state), key, amount, bool(is_set), used_at, what, reason, attempts)
+
+
+def _event_text(event: Event | None) -> str | None:
+    if event is None:
+        return None
+    fields = {"name": event.name, "idempotency_key": event.idempotency_key, "dimensions": dict(event.dimensions)}
+    return json.dumps(fields)

@@ -9,6 +9,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -30,46 +31,70 @@ class ChildSidecar:
 
     def __init__(self, *, port: int, catalog: str | os.PathLike[str] | None, fallbacks: Mapping[str, Fallback]) -> None:
         self._owner = os.getpid()
-        command = [sys.executable, "-m", "stigg_guard.sidecar", "--exit-with-stdin"]
-        command += ["--port", str(port), "--http-port", "0"]
-        if catalog is not None:
-            command += ["--catalog", os.fspath(catalog)]
-        environ = {**os.environ, "ENTITLEMENTS_FALLBACK": json.dumps(_documented(fallbacks))}
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._options = [] if catalog is None else ["--catalog", os.fspath(catalog)]
+        self._environ = {**os.environ, "ENTITLEMENTS_FALLBACK": json.dumps(_documented(fallbacks))}
+        self._process, self.port = self._started(port)
+        atexit.register(self.stop)
+
+    def revive(self) -> None:
+        """Starts it again, on the same port, if it died; its usage is gone then, as it is kept in memory.
+
+        Raises:
+            SidecarStartError: it does not start.
+        """
+        if (self._process.returncode is None and self._process.poll() is None) or self._owner != os.getpid():
+            return
+        with self._lock:
+            if self._process.poll() is not None and not self._stopped:
+                self._close_pipes()
+                self._process, self.port = self._started(self.port)
+
+    def _started(self, port: int) -> tuple[subprocess.Popen[bytes], int]:
+        command = [sys.executable, "-m", "stigg_guard.sidecar", "--exit-with-stdin", "--port", str(port)]
+        command += ["--http-port", "0", *self._options]
         with tempfile.TemporaryFile() as said:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module, run by our own interpreter
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environ
+            process = subprocess.Popen(  # noqa: S603 - our own module, run by our own interpreter
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=self._environ
             )
             try:
-                self.port = _port_of(self._ready_line())
+                return process, _port_of(_ready_line(process))
             except SidecarStartError as error:
-                self.stop()
+                process.kill()
+                process.communicate()
                 said.seek(0)
                 reason = said.read().decode(errors="replace").strip()
                 raise SidecarStartError(f"the local sidecar did not start: {reason or error}") from None
-        atexit.register(self.stop)
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def stop(self) -> None:
         """Ends the sidecar after its calls in flight. Only the process that started it does so."""
         atexit.unregister(self.stop)
         if self._owner != os.getpid():
             return
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        with self._lock:
+            self._stopped = True
+        self._close_pipes()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def _ready_line(self) -> str:
-        output = self._process.stdout
-        assert output is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(output, selectors.EVENT_READ)
-            if not selector.select(START_SECONDS):
-                raise SidecarStartError(f"it was not ready within {START_SECONDS:g} s")
-        return output.readline().decode()
+
+def _ready_line(process: subprocess.Popen[bytes]) -> str:
+    output = process.stdout
+    assert output is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        if not selector.select(START_SECONDS):
+            raise SidecarStartError(f"it was not ready within {START_SECONDS:g} s")
+    return output.readline().decode()
 
 
 def _port_of(ready_line: str) -> int:

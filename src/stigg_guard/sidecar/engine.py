@@ -64,6 +64,11 @@ class Engine:
             return self._of_customers[method](request)
         return self._checks.entitlement(method, request)
 
+    @property
+    def honours_keys(self) -> bool:
+        """Reports under one idempotency key count once."""
+        return True
+
     def assign_plan(self, customer_id: str, plan: str | None, resource_id: str | None = None) -> None:
         """Subscribe a customer, or one of its resources, to a plan; ``None`` ends the subscription.
 

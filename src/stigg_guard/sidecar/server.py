@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from stigg_guard.errors import InvalidRequest, MissingExtra, SidecarStartError
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.health import HealthServer, Metrics, is_loopback, resolve
-from stigg_guard.wire import METHODS, SERVICE, Method
+from stigg_guard.wire import KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Method
 
 try:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 WORKERS = 16
 GRACE_SECONDS = 5.0
 HTTP_POLL_SECONDS = 0.05
+MAX_DETAILS = 1_000  # gRPC drops the whole answer when its status grows past a few kilobytes
 OPTIONS = (
     # A taken port must be an error, not a port shared with whoever has it.
     ("grpc.so_reuseport", 0),
@@ -123,11 +124,12 @@ class Sidecar:
         answer = self._engine.answer
         requests = self._metrics.requests
         count_answered = requests.labels(name, grpc.StatusCode.OK.name).inc
+        tells_of_keys = name in TELLS_OF_KEYS
         idempotency_key = _idempotency_key if name.startswith("Report") else _no_key
 
         def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
             requests.labels(name, code.name).inc()
-            context.abort(code, details)
+            context.abort(code, details[:MAX_DETAILS])
 
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
             try:
@@ -138,6 +140,8 @@ class Sidecar:
                 log.exception("%s failed", name)
                 refuse(context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
             count_answered()
+            if tells_of_keys:
+                context.set_trailing_metadata((KEYS_HONOURED,))
             return response
 
         return grpc.unary_unary_rpc_method_handler(

@@ -22,6 +22,11 @@ class Method(NamedTuple):
     response: type[Message]
 
 
+# The contract has no idempotency. The local sidecar takes a key in the metadata of a report, and says so in that of its
+# answers to these calls.
+TELLS_OF_KEYS = ("ReportUsage", "ReportUsageBulk", "ReloadEntitlements")
+KEYS_HONOURED = ("idempotency-key", "honoured")
+
 SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
 
 METHODS: dict[str, Method] = {

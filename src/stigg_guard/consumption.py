@@ -1,0 +1,300 @@
+"""Using units of a feature: held while the work runs, reported when it succeeds, given back when it does not."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
+from types import MappingProxyType, TracebackType
+from typing import TypeVar
+
+from stigg_guard.cache import Snapshot
+from stigg_guard.clock import Clock
+from stigg_guard.config import Config, OnOutage, ReportMode
+from stigg_guard.entitlements import Amount, Customer, Entitlement, Kind, require_id, usage_amount
+from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError
+from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, Refused, UsageKey, Use
+from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
+from stigg_guard.reporter import SEND_SECONDS, Reporter
+
+logger = logging.getLogger("stigg_guard")
+
+Item = TypeVar("Item")
+
+
+class Book:
+    """Holds, uses and gives back units: decides with the lookup, writes into the ledger, hands to the reporter."""
+
+    def __init__(self, config: Config, lookup: Lookup, ledger: Ledger, clock: Clock) -> None:
+        self._config = config
+        self._lookup = lookup
+        self._ledger = ledger
+        self._clock = clock
+        self.reporter = Reporter(ledger, lambda: lookup.stigg, config, self._acknowledged, clock)
+
+    def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
+        """Takes the amounts of all features, or of none; there is no hold where nothing is counted.
+
+        Raises:
+            FeatureDenied: one of them is not to be had.
+            SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
+            LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
+        """
+        found = self._found(amounts, customer)
+        if not self._counts():
+            denied = next((asked for asked, _ in found.values() if not asked), None)
+            if denied is not None:
+                raise FeatureDenied(denied, customer)
+            return _answers(found), None
+        try:
+            return _answers(found), self._take(found, customer)
+        except FeatureDenied:
+            ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
+            if max(ages, default=0.0) <= DENIAL_SECONDS:
+                raise
+        anew = self._found(amounts, customer, DENIAL_SECONDS)
+        return _answers(anew), self._take(anew, customer)
+
+    def commit(self, hold: Hold, amounts: Mapping[str, float], event: Event | None) -> None:
+        """The work succeeded: its usage is in the ledger when this returns, or on other ways to the sidecar."""
+        self.reporter.unwatch(hold)
+        now = self._clock.now().timestamp()
+        uses = [
+            Use(claim.key, amounts[claim.key.feature_id], period_start=claim.period_at(now), event=event)
+            for claim in hold.claims
+        ]
+        if not hold.id:
+            for use in uses:
+                self.record(use)
+            return
+        try:
+            counted = self._ledger.commit(hold, uses)
+        except LedgerUnavailable as error:
+            self._rescue(uses, error)
+            return
+        for use, usage in zip(uses, counted, strict=True):
+            self._correct(use.key, usage)
+        if any(amounts.values()):
+            self._send()
+
+    def release(self, hold: Hold) -> None:
+        """The work failed: nothing was used. What cannot be given back now comes back when the hold expires."""
+        self.reporter.unwatch(hold)
+        try:
+            if hold.id:
+                self._ledger.release(hold)
+        except LedgerUnavailable as error:
+            logger.warning("a hold cannot be given back and is left to expire: %s", error)
+
+    def record(self, use: Use) -> None:
+        """Takes usage that happened without a hold."""
+        if not self._counts():
+            return
+        try:
+            usage = self._ledger.record(use)
+        except LedgerUnavailable as error:
+            self._rescue([use], error)
+            return
+        if use.amount > 0 and not use.is_set:
+            self._correct(use.key, usage)
+        self._send()
+
+    def _counts(self) -> bool:
+        return self._config.enabled and not self._lookup.stigg.offline
+
+    def _found(
+        self, amounts: Mapping[str, float], customer: Customer, max_age: float = inf
+    ) -> dict[str, tuple[Entitlement, Snapshot | None]]:
+        return {
+            feature: self._lookup.decide(feature, customer, requested_usage=n, max_age=max_age)
+            for feature, n in amounts.items()
+        }
+
+    def _take(self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer) -> Hold:
+        for asked, _ in found.values():
+            if asked.kind is Kind.CREDIT and asked.currency == asked.feature_id:
+                raise InvalidRequest(
+                    "feature_id", f"{asked.currency} is a currency; consume the feature that spends it"
+                )
+            if not asked and not asked.is_limited:
+                raise FeatureDenied(asked, customer)
+        claims = [_claim(asked, snapshot, customer) for asked, snapshot in found.values()]
+        try:
+            held = self._ledger.hold(claims, self._config.hold_ttl)
+        except LedgerUnavailable as error:
+            return self._without_ledger(claims, customer, error)
+        if isinstance(held, Refused):
+            asked, _ = found[held.claim.key.feature_id]
+            raise FeatureDenied(asked.with_usage(held.counted).allows(held.claim.amount), customer)
+        self.reporter.watch(held)
+        return held
+
+    def _without_ledger(self, claims: list[Claim], customer: Customer, error: LedgerUnavailable) -> Hold:
+        if self._config.on_outage is OnOutage.ERROR:
+            raise error
+        if self._config.on_outage is OnOutage.DENY:
+            raise FeatureDenied(assumed(claims[0].key.feature_id, has_access=False), customer)
+        logger.error("%s is used without a hold, as ON_OUTAGE allows: %s", claims[0].key, error)
+        return Hold("", tuple(claims))
+
+    def _send(self) -> None:
+        if self._config.report is ReportMode.INLINE:
+            try:
+                if self.reporter.drain(SEND_SECONDS):
+                    return
+            except (SidecarError, LedgerUnavailable) as error:
+                logger.warning("usage is not reported yet and stays in the ledger: %s", error)
+        self.reporter.notify()
+
+    def _rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
+        self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
+
+    def _acknowledged(self, answer: Acknowledged) -> None:
+        if answer.current_usage is not None:
+            # What was used since the report was sent is not in its answer, so that only units given back lower it.
+            lower = answer.report.is_set or answer.report.amount < 0
+            self._correct(answer.report.key, answer.current_usage, lower=lower)
+
+    def _correct(self, key: UsageKey, usage: float, *, lower: bool = True) -> None:
+        customer = Customer(key.customer_id, key.resource_id or None)
+        self._lookup.cache.correct(customer, key.feature_id, usage, lower=lower)
+
+
+class Consumption:
+    """Units held for a block of work. Made by :meth:`Guard.consume`, entered once.
+
+    ``entitlements`` are the answers that allowed the hold, by feature id, once it is entered.
+    """
+
+    __slots__ = ("_amounts", "_book", "_customer", "_event", "_hold", "entitlements")
+
+    entitlements: Mapping[str, Entitlement]
+
+    def __init__(self, book: Book, amounts: dict[str, float], customer: Customer, event: Event | None) -> None:
+        self._book = book
+        self._amounts = amounts
+        self._customer = customer
+        self._event = event
+        self._hold: Hold | None = None
+
+    @property
+    def entitlement(self) -> Entitlement:
+        """The answer that allowed the hold; of several features, the first one's."""
+        return next(iter(self.entitlements.values()))
+
+    @property
+    def amount(self) -> float:
+        """What will be reported: the held units, unless the block sets another number; of several features, the
+        first one's."""
+        return next(iter(self._amounts.values()))
+
+    @amount.setter
+    def amount(self, amount: Amount) -> None:
+        self.settle(next(iter(self._amounts)), amount)
+
+    def settle(self, feature: str, amount: Amount) -> None:
+        """Reports ``amount`` units of one of the features instead of those held.
+
+        Raises:
+            InvalidRequest: it is no amount, or the feature is not one of those held.
+        """
+        if feature not in self._amounts:
+            raise InvalidRequest("feature_id", f"{feature!r} is not held here; held are {', '.join(self._amounts)}")
+        self._amounts[feature] = usage_amount(amount)
+
+    def cancel(self) -> None:
+        """Gives the held units back now; nothing will be reported."""
+        self.end(succeeded=False)
+
+    def end(self, succeeded: bool) -> None:
+        """Ends the hold, for work that is no ``with`` block: the units are reported, or given back. Once."""
+        hold, self._hold = self._hold, None
+        if hold is None:
+            return
+        if succeeded:
+            self._book.commit(hold, self._amounts, self._event)
+        else:
+            self._book.release(hold)
+
+    def __enter__(self) -> Consumption:
+        answers, self._hold = self._book.hold(self._amounts, self._customer)
+        self.entitlements = MappingProxyType(answers)
+        return self
+
+    def __exit__(
+        self, error: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.end(succeeded=error is None)
+
+
+class SettlingStream(Iterator[Item]):
+    """A stream that tells ``end`` how it ended, once: by itself, which is a success, or else cut off."""
+
+    def __init__(self, items: Iterable[Item], end: Callable[[bool], None]) -> None:
+        self._unended: Callable[[bool], None] | None = end
+        self._source = items
+        self._items = iter(items)
+
+    def __next__(self) -> Item:
+        try:
+            return next(self._items)
+        except BaseException as error:
+            self._end(succeeded=isinstance(error, StopIteration))
+            raise
+
+    def close(self) -> None:
+        """Cuts the stream off, unless it has ended."""
+        try:
+            close = getattr(self._source, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._end(succeeded=False)
+
+    def __del__(self) -> None:
+        self._end(succeeded=False)
+
+    def _end(self, *, succeeded: bool) -> None:
+        end, self._unended = self._unended, None
+        if end is not None:
+            end(succeeded)
+
+
+def make_event(name: str, dimensions: Mapping[str, str | float | bool] | None) -> Event:
+    """The raw event that will report a use; its key is made here, once.
+
+    Raises:
+        InvalidRequest: the name is empty, or a dimension is neither text, a finite number nor a bool.
+    """
+    require_id(name, "event_name")
+    checked = {dimension: _dimension(dimension, value) for dimension, value in (dimensions or {}).items()}
+    return Event(name, secrets.token_hex(16), checked)
+
+
+def _dimension(name: str, value: str | float | bool) -> str | float | bool:
+    require_id(name, "dimensions")
+    if isinstance(value, str) and value:
+        require_id(value, f"dimensions[{name}]")
+    return value if isinstance(value, (str, bool)) else usage_amount(value, f"dimensions[{name}]", negative=True)
+
+
+def _answers(found: Mapping[str, tuple[Entitlement, Snapshot | None]]) -> dict[str, Entitlement]:
+    return {feature: answer for feature, (answer, _) in found.items()}
+
+
+def _claim(asked: Entitlement, snapshot: Snapshot | None, customer: Customer) -> Claim:
+    fetched = snapshot.fetched.get(asked.feature_id) if snapshot is not None else None
+    known = asked if fetched is None else fetched
+    start = asked.usage_period_start
+    rolled = fetched is not None and start != fetched.usage_period_start
+    return Claim(
+        key=UsageKey(customer.id, customer.resource or "", asked.feature_id),
+        amount=asked.requested_usage or 0.0,
+        limit=asked.hard_limit,
+        known_usage=0.0 if rolled else known.current_usage,
+        period_start=start.timestamp() if start is not None else 0.0,
+        ticket=snapshot.ticket if snapshot is not None else 0,
+        fetched_at=snapshot.begun_at if snapshot is not None else 0.0,
+        period_end=asked.usage_period_end.timestamp() if asked.usage_period_end is not None else 0.0,
+    )

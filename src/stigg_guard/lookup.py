@@ -1,0 +1,247 @@
+"""Finds answers: in the cache, from the sidecar, and when neither has one, from fallbacks and the outage policy."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from types import MappingProxyType
+from typing import Any
+
+from stigg_guard.cache import NOT_SHARED, SharedSnapshots, Snapshot, SnapshotCache, cache_key, snapshot_of
+from stigg_guard.client import ApiConfig, LocalSidecarConfig, Stigg
+from stigg_guard.clock import Clock
+from stigg_guard.config import Config, OnOutage, split_address
+from stigg_guard.entitlements import (
+    Amount,
+    Customer,
+    Entitlement,
+    Reason,
+    Source,
+    entitlement_from_wire,
+    require_id,
+)
+from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError
+from stigg_guard.fallbacks import Fallback, fallback_answer
+from stigg_guard.wire import sidecar_pb2 as wire
+
+# A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
+DENIAL_SECONDS = 1.0
+
+
+class Lookup:
+    """Answers for customers. ``ticket`` gives the number that orders a customer's snapshots and reports.
+
+    ``stigg`` is the client to ask; without one it is made from the configuration on first use, and closed with this.
+    """
+
+    def __init__(self, config: Config, clock: Clock, ticket: Callable[[str], int], stigg: Stigg | None) -> None:
+        self._config = config
+        self._clock = clock
+        self._ticket = ticket
+        self._stigg = stigg
+        self._owns_stigg = stigg is None
+        self._making = threading.Lock()
+        self._making_pid = os.getpid()
+        self._closed = False
+        self._list: Callable[[Customer, int], Snapshot] = self._state_v2
+        self.cache = SnapshotCache(
+            self._fetch,
+            ttl=config.cache_ttl,
+            stale_ttl=config.stale_ttl,
+            size=config.cache_size,
+            patience=config.timeout,
+            clock=clock,
+            shared=self._shared(),
+        )
+
+    @property
+    def stigg(self) -> Stigg:
+        """The client, made on first use."""
+        if self._stigg is not None:
+            return self._stigg
+        if self._making_pid != os.getpid():
+            self._making, self._making_pid = threading.Lock(), os.getpid()
+        with self._making:
+            if self._closed:
+                raise ClientClosed("this guard is closed; make a new one")
+            if self._stigg is None:
+                self._stigg = _client(self._config)
+            return self._stigg
+
+    def entitlements(self, customer: Customer) -> Mapping[str, Entitlement]:
+        """All that the customer's plan has, by feature id and currency id."""
+        snapshot, source = self.cache.get(customer)
+        answers = ((key, snapshot.find(key)) for key in sorted(snapshot.messages))
+        return MappingProxyType({key: self._seen(answer, source) for key, answer in answers if answer is not None})
+
+    def reload(self, customer: Customer) -> bool:
+        """Reads the customer from the source again; whether it exists."""
+        request = wire.ReloadEntitlementsRequest(customer_id=customer.id, resource_id=customer.resource)
+        exists = self.stigg.reload_entitlements(request).entitled_entity_exists
+        self.cache.refresh(customer)
+        return exists
+
+    def close(self) -> None:
+        """Closes the client that was made here, and what is shared with other processes."""
+        self._closed = True
+        self.cache.close()
+        if self._owns_stigg and self._stigg is not None:
+            self._stigg.close()
+
+    def decide(
+        self,
+        feature: str,
+        customer: Customer,
+        fallback: Fallback | None = None,
+        requested_usage: Amount | None = None,
+        requested_values: Sequence[str] = (),
+        max_age: float = inf,
+    ) -> tuple[Entitlement, Snapshot | None]:
+        """The answer to what is requested, and the snapshot that it came from when it came from one.
+
+        A snapshot older than ``max_age`` seconds answers only when no other can be had.
+
+        Raises:
+            SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
+            InvalidRequest: the feature id is empty, or the requested usage is no amount.
+        """
+
+        def asked(answer: Entitlement) -> Entitlement:
+            return answer.allows(requested_usage, requested_values)
+
+        require_id(feature, "feature_id")
+        if not self._config.enabled:
+            return asked(assumed(feature, has_access=True)), None
+        fallback = fallback or self._config.fallbacks.get(feature)
+        try:
+            answer, snapshot = self._looked_up(feature, customer, fallback, max_age)
+            if not asked(answer):
+                answer, snapshot = self._looked_up(feature, customer, fallback, DENIAL_SECONDS)
+        except SidecarError as error:
+            return asked(self._without_data(feature, fallback, error)), None
+        if answer.reason is Reason.FEATURE_NOT_FOUND and fallback is not None:
+            return asked(_fallen_back(feature, fallback)), None
+        return asked(answer), snapshot
+
+    def _looked_up(
+        self, feature: str, customer: Customer, fallback: Fallback | None, max_age: float
+    ) -> tuple[Entitlement, Snapshot]:
+        snapshot, source = self.cache.get(customer, max_age)
+        answer = snapshot.find(feature)
+        if answer is None:
+            answer = self._missing(feature, customer, snapshot, source, fallback)
+        return self._seen(answer, source), snapshot
+
+    def _seen(self, answer: Entitlement, source: Source) -> Entitlement:
+        if answer.source is source or answer.source is Source.OFFLINE:
+            return answer
+        end = answer.usage_period_end
+        if source is Source.STALE and end is not None and end <= self._clock.now():
+            rolled = answer.with_usage(0.0)
+            return replace(rolled, source=source, usage_period_start=end, usage_period_end=None)
+        return replace(answer, source=source)
+
+    def _missing(
+        self, feature: str, customer: Customer, snapshot: Snapshot, source: Source, fallback: Fallback | None
+    ) -> Entitlement:
+        if snapshot.denial is not None:
+            return Entitlement(feature_id=feature, has_access=False, reason=snapshot.denial, source=source)
+        if feature in snapshot.missing:
+            return snapshot.missing[feature]
+        try:
+            answer = self.cache.once((customer, feature), lambda: self._single(feature, customer))
+        except SidecarError:
+            if fallback is not None:
+                raise
+            reason = Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION
+            return Entitlement(feature_id=feature, has_access=False, reason=reason, source=source)
+        self.cache.add(snapshot, answer)
+        return answer
+
+    def _without_data(self, feature: str, fallback: Fallback | None, error: SidecarError) -> Entitlement:
+        if fallback is not None:
+            return _fallen_back(feature, fallback)
+        if self._config.on_outage is OnOutage.ERROR:
+            raise error
+        return assumed(feature, has_access=self._config.on_outage is OnOutage.ALLOW)
+
+    def _fetch(self, customer: Customer) -> Snapshot:
+        ticket = self._next_ticket(customer)
+        try:
+            return self._list(customer, ticket)
+        except NotSupported:
+            self._list = self._state_v1 if self._list == self._state_v2 else _no_list
+            return self._fetch(customer)
+
+    def _next_ticket(self, customer: Customer) -> int:
+        """A checked answer needs no ledger: without one, the snapshot counts as no newer than the last."""
+        try:
+            return self._ticket(customer.id)
+        except LedgerUnavailable:
+            known = self.cache.snapshots.get(cache_key(customer))
+            return known.ticket if known is not None else 0
+
+    def _state_v2(self, customer: Customer, ticket: int) -> Snapshot:
+        request = wire.GetEntitlementsStateV2Request(customer_id=customer.id, resource_id=customer.resource)
+        return snapshot_of(self.stigg.get_entitlements_state_v2(request), ticket, self._source)
+
+    def _state_v1(self, customer: Customer, ticket: int) -> Snapshot:
+        request = wire.GetEntitlementsRequest(customer_id=customer.id, resource_id=customer.resource)
+        return snapshot_of(self.stigg.get_entitlements(request), ticket, self._source)
+
+    @property
+    def _source(self) -> Source:
+        return Source.OFFLINE if self.stigg.offline else Source.CACHE
+
+    def _shared(self) -> SharedSnapshots:
+        offline = self._config.sidecar == "offline" if self._stigg is None else self._stigg.offline
+        if offline or self._config.cache == "memory://":
+            return NOT_SHARED
+        from stigg_guard.shared import RedisSnapshots
+
+        return RedisSnapshots(self._config, self._clock, self._next_ticket, self._expire)
+
+    def _expire(self, customer: Customer, stamp: int) -> None:
+        self.cache.expire(customer, stamp)
+
+    def _single(self, feature: str, customer: Customer) -> Entitlement:
+        ids: dict[str, Any] = {"customer_id": customer.id, "resource_id": customer.resource, "feature_id": feature}
+        try:
+            answer: Any = self.stigg.get_entitlement_v2(wire.GetEntitlementV2Request(**ids)).entitlement
+        except NotSupported:
+            answer = self.stigg.get_entitlement(wire.GetEntitlementRequest(**ids))
+        return entitlement_from_wire(answer, feature_id=feature)
+
+
+def _client(config: Config) -> Stigg:
+    options: dict[str, Any] = {"timeout": config.timeout}
+    api = ApiConfig(api_key=config.api_key) if config.api_key else None
+    if config.sidecar == "local":
+        local = LocalSidecarConfig()
+        return Stigg(
+            api, local_sidecar_config=local, local_sidecar_port=0, local_sidecar_catalog=config.catalog, **options
+        )
+    if config.sidecar == "offline":
+        return Stigg(api, offline_file=config.offline_file, **options)
+    host, port = split_address(config.sidecar)
+    return Stigg(api, remote_sidecar_host=host, remote_sidecar_port=port, tls_ca_file=config.tls_ca_file, **options)
+
+
+def _no_list(_customer: Customer, ticket: int) -> Snapshot:
+    """For sidecars that cannot list: an empty snapshot, which each feature is asked into alone."""
+    return Snapshot({}, None, ticket)
+
+
+def assumed(feature: str, *, has_access: bool) -> Entitlement:
+    reason = None if has_access else Reason.UNKNOWN
+    return Entitlement(
+        feature_id=feature, has_access=has_access, reason=reason, is_fallback=True, source=Source.FALLBACK
+    )
+
+
+def _fallen_back(feature: str, fallback: Fallback) -> Entitlement:
+    answer = fallback_answer("GetEntitlement", wire.GetEntitlementRequest(feature_id=feature), fallback)
+    return entitlement_from_wire(answer, feature_id=feature, source=Source.FALLBACK)

