@@ -7,8 +7,9 @@ import platform
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
+from tempfile import mkdtemp
 
-from benchmarks import checks, views
+from benchmarks import checks, usage, views
 from benchmarks.measure import CONTROL_RANGE, LAPS, ROUNDS, Comparison, Result, measure
 from benchmarks.servers import CORES, pin
 
@@ -18,6 +19,10 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[Comparison]]] = {
     "django": views.in_django,
     "flask": views.in_flask,
     "throughput": checks.throughput,
+    "sqlite": usage.in_sqlite,
+    "redis": usage.in_redis,
+    "consume": usage.in_request,
+    "drain": usage.drain,
 }
 PACKAGES = ("grpcio", "protobuf", "cachetools", "Django", "Flask")
 ROW = "{:<50} {:>12} {:>12} {:>7} {:>10}  {:<14} {:<9} {:>5}"
@@ -31,6 +36,7 @@ def main() -> None:
     if unknown := set(names) - BENCHMARKS.keys():
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
     print_machine()
+    os.environ["XDG_STATE_HOME"] = mkdtemp(prefix="stigg-guard-bench-")
     pin(CORES[-1:])
     print(ROW.format("ours / floor", "ours", "floor", "ratio", "adds", "aim", "reached", "A/A"))
     for result in results(names):

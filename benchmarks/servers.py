@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import grpc
 
@@ -26,10 +27,10 @@ def pin(cores: list[int]) -> None:
 
 
 @contextmanager
-def local_sidecar() -> Iterator[str]:
-    """The address of a local sidecar with the demonstration catalog, in a process of its own."""
+def local_sidecar(catalog: Path | None = None) -> Iterator[str]:
+    """The address of a local sidecar with a catalog, or the demonstration's, in a process of its own."""
     with _server_core():
-        child = ChildSidecar(port=0, catalog=None, fallbacks={})
+        child = ChildSidecar(port=0, catalog=catalog, fallbacks={})
     try:
         yield f"127.0.0.1:{child.port}"
     finally:
