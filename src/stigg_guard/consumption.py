@@ -101,7 +101,7 @@ class Book:
         self._send()
 
     def _counts(self) -> bool:
-        return self._config.enabled and not self._lookup.stigg.offline
+        return self._config.enabled and not self._lookup.offline
 
     def _found(
         self, amounts: Mapping[str, float], customer: Customer, max_age: float = inf

@@ -71,6 +71,11 @@ class Lookup:
                 self._stigg = _client(self._config)
             return self._stigg
 
+    @property
+    def offline(self) -> bool:
+        """Whether answers come from a file, and nothing is counted."""
+        return self._config.sidecar == "offline" if self._stigg is None else self._stigg.offline
+
     def entitlements(self, customer: Customer) -> Mapping[str, Entitlement]:
         """All that the customer's plan has, by feature id and currency id."""
         snapshot, source = self.cache.get(customer)
@@ -194,11 +199,10 @@ class Lookup:
 
     @property
     def _source(self) -> Source:
-        return Source.OFFLINE if self.stigg.offline else Source.CACHE
+        return Source.OFFLINE if self.offline else Source.CACHE
 
     def _shared(self) -> SharedSnapshots:
-        offline = self._config.sidecar == "offline" if self._stigg is None else self._stigg.offline
-        if offline or self._config.cache == "memory://":
+        if self.offline or self._config.cache == "memory://":
             return NOT_SHARED
         from stigg_guard.shared import RedisSnapshots
 

@@ -18,7 +18,14 @@ from typing import TypeVar
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnUncertain
-from stigg_guard.errors import InvalidRequest, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
+from stigg_guard.errors import (
+    InvalidRequest,
+    LedgerUnavailable,
+    NotSupported,
+    SidecarError,
+    SidecarUnavailable,
+    StiggGuardError,
+)
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Hold, Ledger, State, UsageKey, Use
 from stigg_guard.wire import sidecar_pb2 as wire
 
@@ -28,6 +35,7 @@ BATCH_SIZE = 100  # the contract's limit for one bulk report
 SEND_SECONDS = 5.0
 LEASE_SECONDS = 30.0
 RECHECK_SECONDS = 1.0
+LINGER_SECONDS = 0.05  # what is used within it goes into one report
 MAX_BACK_OFF = 10.0
 EXIT_SECONDS = 2.0
 MAX_STRANDED = 10_000
@@ -162,8 +170,8 @@ class Reporter:
             failures = self._counters["failures"]
             if failures:  # new usage does not hurry a sidecar that is down
                 self._stop.wait(min(_back_off(failures), self._renewal))
-            else:
-                self._wake.wait(min(RECHECK_SECONDS, self._renewal) if self._left() else self._renewal)
+            elif self._wake.wait(min(RECHECK_SECONDS, self._renewal) if self._left() else self._renewal):
+                self._stop.wait(LINGER_SECONDS)
             self._wake.clear()
             self._try_work()
             with self._progress:
@@ -302,7 +310,10 @@ class Reporter:
         stigg = self._stigg()
         stigg.reload_entitlements(_whose(wire.ReloadEntitlementsRequest, key))
         request = _whose(wire.GetMeteredEntitlementRequest, key, feature_id=key.feature_id)
-        return stigg.get_metered_entitlement(request).entitlement
+        answer = stigg.get_metered_entitlement(request)
+        if answer.is_fallback:
+            raise SidecarUnavailable("the usage cannot be read back: a fallback answered")
+        return answer.entitlement
 
     def _send_stranded(self, stranded: _Stranded) -> bool:
         """Whether it is settled: sent, or refused for good."""

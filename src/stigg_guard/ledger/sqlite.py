@@ -185,9 +185,10 @@ class SqliteLedger:
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         now = self._time()
         with self._transaction() as db:
+            ticket = _next_ticket(db)
             for answer in answers:
                 if _forget(db, answer.report):
-                    _learn(db, answer, now)
+                    _learn(db, answer, ticket, now)
 
     def put_back(self, reports: Sequence[Entry]) -> None:
         with self._transaction() as db:
@@ -431,14 +432,10 @@ def _change(db: sqlite3.Connection, statement: str, ids: Sequence[str]) -> int:
 
 def _forget(db: sqlite3.Connection, report: Entry) -> bool:
     """Whether the report was still there. What was added since it was sent, by somebody who put it back, stays."""
-    row = db.execute("SELECT amount FROM entry WHERE id = ?", (report.id,)).fetchone()
-    if row is None:
-        return False
-    if row[0] == report.amount:
-        db.execute("DELETE FROM entry WHERE id = ?", (report.id,))
-    else:
-        db.execute("UPDATE entry SET amount = amount - ? WHERE id = ?", (report.amount, report.id))
-    return True
+    sent = (report.id, report.amount)
+    if db.execute("DELETE FROM entry WHERE id = ? AND amount = ?", sent).rowcount:
+        return True
+    return bool(db.execute("UPDATE entry SET amount = amount - ?2 WHERE id = ?1", sent).rowcount)
 
 
 def _end(db: sqlite3.Connection, hold: Hold) -> list[float]:
@@ -488,7 +485,7 @@ def _new_batch(db: sqlite3.Connection, size: int) -> str | None:
     return batch
 
 
-def _learn(db: sqlite3.Connection, answer: Acknowledged, now: float) -> None:
+def _learn(db: sqlite3.Connection, answer: Acknowledged, ticket: int, now: float) -> None:
     report = answer.report
     key = _columns(report.key)
     row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
@@ -502,7 +499,7 @@ def _learn(db: sqlite3.Connection, answer: Acknowledged, now: float) -> None:
         used = report.amount if report.is_set else used + report.amount
     db.execute(
         "INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (*key, used, max(period_start, answer.period_start), _next_ticket(db), now),
+        (*key, used, max(period_start, answer.period_start), ticket, now),
     )
 
 
