@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class RedisServer:
     def __exit__(
         self, error: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
+        self.kill()
         self.client.close()
 
     def start(self) -> None:
@@ -55,6 +56,14 @@ class RedisServer:
         """Ends the server in good order."""
         self._process.terminate()
         self._process.wait()
+
+    def pause(self) -> None:
+        """Lets it keep its connections and answer nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Ends the pause."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Ends the server like a crash."""

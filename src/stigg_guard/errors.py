@@ -23,6 +23,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stigg_guard.entitlements import Customer, Entitlement
 
 
@@ -73,10 +75,13 @@ class SignInRequired(StiggGuardError):
 class LedgerUnavailable(StiggGuardError):
     """The ledger can neither be read nor written: its disk is full, its server is away. Nothing happened in it.
 
-    ``retry_after`` is the number of seconds after which it is worth trying again.
+    ``retry_after`` is the number of seconds after which it is worth trying again. Where the answer may only have been
+    lost on its way, ``repeat`` makes the step again, for ``repeatable`` seconds without doing it twice.
     """
 
     retry_after: float = 1.0
+    repeat: Callable[[], object] | None = None
+    repeatable: float = 0.0
 
 
 class SidecarError(StiggGuardError):

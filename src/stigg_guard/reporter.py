@@ -9,11 +9,11 @@ import os
 import random
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from math import inf
 from time import monotonic
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
@@ -80,14 +80,21 @@ class Reporter:
         self._ensure_thread()
         self._wake.set()
 
-    def rescue(self, uses: Iterable[Use], error: LedgerUnavailable) -> None:
+    def rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         """Takes usage that the ledger could not: sends it now, or else keeps it in memory and goes on trying."""
         self._ensure_thread()
-        for use in uses:
+        for use in uses if error.repeat is None else ():
             logger.error("the ledger cannot take usage of %s, so it is sent at once: %s", use.key, error)
             stranded = _Stranded(use, self._clock.now().timestamp())
             if not self._send_stranded(stranded):
                 self._keep(stranded)
+        if error.repeat is not None:
+            logger.error("the ledger did not answer, and is asked again until it does: %s", error)
+            deadline = self._clock.monotonic() + error.repeatable
+            self._repeats.append(
+                _Repeat(error.repeat, deadline, ", ".join(f"{use.amount:g} of {use.key}" for use in uses))
+            )
+            self.notify()
 
     def drain(self, timeout: float = inf) -> bool:
         """Sends what is unsent, now, in this thread; whether it came to the end of it.
@@ -124,7 +131,7 @@ class Reporter:
         """What this process did since it started: reports ``acknowledged``, ``refused``, ``doubted``,
         ``failures`` in a row, and uses ``stranded`` in its memory."""
         self._enter_process()
-        return {**self._counters, "stranded": len(self._stranded)}
+        return {**self._counters, "stranded": len(self._stranded) + len(self._repeats)}
 
     def close(self, timeout: float = EXIT_SECONDS) -> int:
         """Flushes within ``timeout`` seconds and ends the thread; the number of reports left."""
@@ -148,6 +155,7 @@ class Reporter:
         self._holds: dict[str, Hold] = {}
         self._renewed_at = self._clock.monotonic()
         self._stranded: list[_Stranded] = []
+        self._repeats: list[_Repeat] = []
         self._counters = {"acknowledged": 0, "refused": 0, "doubted": 0, "failures": 0}
         self._pid = os.getpid()
 
@@ -210,8 +218,8 @@ class Reporter:
         try:
             counts = self._ledger.counts()
         except StiggGuardError:
-            return 1 + len(self._stranded)  # who cannot count must look again
-        return counts["unsent"] + counts["sending"] + len(self._stranded)
+            return 1 + len(self._stranded) + len(self._repeats)  # who cannot count must look again
+        return counts["unsent"] + counts["sending"] + len(self._stranded) + len(self._repeats)
 
     def _at_exit(self) -> None:
         left = self.close()
@@ -347,8 +355,21 @@ class Reporter:
 
     def _retry_stranded(self) -> None:
         with self._rescuing:
+            while self._repeats and self._is_repeated(self._repeats[0]):
+                self._repeats.pop(0)
             while self._stranded and self._is_settled(self._stranded[0]):
                 self._stranded.pop(0)
+
+    def _is_repeated(self, step: _Repeat) -> bool:
+        if self._clock.monotonic() >= step.deadline:
+            logger.critical("%s may be counted or LOST: the ledger did not answer for too long", step.what)
+            self._counters["doubted"] += 1
+            return True
+        try:
+            step.repeat()
+        except LedgerUnavailable:
+            return False
+        return True
 
     def _is_settled(self, stranded: _Stranded) -> bool:
         if not stranded.maybe_counted:
@@ -361,6 +382,14 @@ class Reporter:
             self._counters["doubted"] += 1
             return True
         return self._send_stranded(stranded)
+
+
+class _Repeat(NamedTuple):
+    """A step of the ledger that may have been made, and may be made again until ``deadline``."""
+
+    repeat: Callable[[], object]
+    deadline: float
+    what: str
 
 
 class _Stranded:

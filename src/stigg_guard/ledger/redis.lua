@@ -3,14 +3,16 @@
 -- ARGV: the step, the present time in seconds (empty: the server's own), and what the step needs. The keys of a call
 -- share one hash tag: those of one customer, or those of the queue. Numbers leave as %.17g, which is exact.
 
-local step, given = ARGV[1], ARGV[2]
+local step, present = ARGV[1], tonumber(ARGV[2])
 local call = redis.call
 local HOLDS_KEPT_SECONDS = 86400
 
 local function now()
-    if given ~= '' then return tonumber(given) end
-    local time = call('TIME')
-    return tonumber(time[1]) + tonumber(time[2]) / 1000000
+    if not present then
+        local time = call('TIME')
+        present = tonumber(time[1]) + tonumber(time[2]) / 1000000
+    end
+    return present
 end
 
 local function exact(number) return string.format('%.17g', number) end
@@ -47,7 +49,7 @@ local function next_number(token)
     return number
 end
 
-local function is_event(id) return string.find(id, '/' .. EVENT, 1, true) end
+local function is_event(id) return string.find(id, '^[^/]*/[^/]*/' .. EVENT) end
 
 -- The entries of a key that are not dead, in the order of their ids; either its events or all others.
 local function ids_of(name, events)
@@ -307,17 +309,19 @@ function steps.hold()
     local again = voided(token)
     if again then return again end
     forget_old_holds()
-    local rows, taken, claims = {}, {}, {}
+    local rows, changed, taken, claims = {}, {}, {}, {}
     for i = 7, #ARGV, 7 do
         local claim = claim_at(i)
         local sum = standing(claim.name, claim.start)
-        local row = believed(rows[claim.name] or load(usage, claim.name), claim, sum.under_way, grace)
+        local known = rows[claim.name] or load(usage, claim.name)
+        local row = believed(known, claim, sum.under_way, grace)
+        if row ~= known then changed[claim.name] = row end
         local counted = math.max(row.used, sum.total) + sum.held + sum.pending + (taken[claim.name] or 0)
         if claim.limit and counted + claim.amount > claim.limit then return {#claims, exact(counted)} end
         rows[claim.name], taken[claim.name] = row, (taken[claim.name] or 0) + claim.amount
         table.insert(claims, claim)
     end
-    for name, row in pairs(rows) do call('HSET', usage, name, cmsgpack.pack(row)) end
+    for name, row in pairs(changed) do call('HSET', usage, name, cmsgpack.pack(row)) end
     local time = now()
     for i, claim in ipairs(claims) do
         add(claim.name .. '/' .. hold .. '.' .. i, {
@@ -576,7 +580,7 @@ function steps.dequeue()
     local queue = queues[ARGV[3]]
     for i = 4, #ARGV, 4 do
         local customer, token, back, kept = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-        if (call('ZSCORE', customers, customer) or '0') == token then
+        if tonumber(call('ZSCORE', customers, customer) or 0) == tonumber(token) then
             if queue and back ~= '' then call('ZADD', queue, back, customer) end
             if queue and back == '' then call('ZREM', queue, customer) end
             if kept == '0' then call('ZREM', customers, customer) end

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -69,9 +70,9 @@ class RedisLedger:
     and leases are timed by the Redis server, so hosts' clocks do not matter. What Redis keeps over a restart is kept:
     all with ``appendfsync always``, all but the last second at a power failure with ``everysec``.
 
-    Each answer is waited for at most a quarter of a second. ``LedgerUnavailable`` after that, or after a lost
-    connection, may mean that the step was made and only its answer was lost: a hold then expires, and a commit may be
-    repeated for ten minutes, because the same hold is never committed twice.
+    Each answer is waited for at most a quarter of a second, or what ``?socket_timeout=`` in the URL says, in seconds.
+    ``LedgerUnavailable`` after that, or after a lost connection, may mean that the step was made and only its answer
+    was lost: a hold then expires, and a commit may be repeated for ten minutes, as no hold is committed twice.
 
     Raises:
         MissingExtra: on import, when redis-py is not installed.
@@ -118,9 +119,14 @@ class RedisLedger:
         try:
             late, *usage = self._queue(step, queues, ended)[customer]
         except LedgerUnavailable:  # perhaps only the answer was lost
-            late, *usage = self._queue(step, queues, ended)[customer]
+            try:
+                late, *usage = self._queue(step, queues, ended)[customer]
+            except LedgerUnavailable as error:
+                error.repeat, error.repeatable = lambda: self.commit(hold, uses), COMMITS_REMEMBERED_SECONDS
+                raise
         if late:
-            self._server.ask(("INCR", _LATE))
+            with suppress(LedgerUnavailable):  # the commit is made, whoever counts it
+                self._server.ask(("INCR", _LATE))
         return [float(number) for number in usage]
 
     def release(self, hold: Hold) -> None:
@@ -212,7 +218,8 @@ class RedisLedger:
                     counted[state] += number
                 if not kept:
                     gone += [customer, token, "", kept]
-            self._server.ask(self._of_queue("dequeue", "", *gone))
+            if gone:
+                self._server.ask(self._of_queue("dequeue", "", *gone))
         return {**counted, "late": int(self._server.ask(("GET", _LATE)) or 0)}
 
     def close(self) -> None:
