@@ -40,6 +40,23 @@ def test_asks_for_a_resource_and_prints_json(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nobody"], "knows no nobody"),
+        ([CUSTOMER, "--requested-usage", "2"], "name it"),
+        (["a\udcff"], "valid Unicode"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_status_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["check", *arguments])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
         ("STIGG_GUARD_SIDECAR", "127.0.0.1:1", "failed with UNAVAILABLE"),

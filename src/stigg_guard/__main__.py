@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from stigg_guard.display import usage_text
 from stigg_guard.entitlements import Customer, Entitlement
-from stigg_guard.errors import StiggGuardError
+from stigg_guard.errors import InvalidRequest, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.operators import configure_ledger, configure_report
 from stigg_guard.sidecar.__main__ import configure as configure_sidecar
@@ -43,9 +43,13 @@ def _configure_check(parser: ArgumentParser) -> None:
 
 def _check(options: Namespace) -> int:
     customer = Customer(options.customer, options.resource)
+    if options.feature is None and options.requested_usage is not None:
+        raise InvalidRequest("feature_id", "--requested-usage is about one feature: name it")
     with Guard() as guard:
         if options.feature is None:
             answers = list(guard.entitlements(customer).values())
+            if not answers and not guard.reload(customer):
+                raise InvalidRequest("customer_id", f"the sidecar knows no {customer}")
         else:
             answers = [guard.check(options.feature, customer=customer, requested_usage=options.requested_usage)]
     print(_as_json(answers) if options.json else _as_table(answers))

@@ -304,6 +304,20 @@ def test_before_request_function_guards_a_whole_blueprint(app: Flask) -> None:
     assert client_of(app, "customer-demo-02").get("/analytics").text == "report"
 
 
+def test_consumption_before_a_request_is_refused_with_the_remedy_and_holds_nothing(
+    app: Flask, used: Callable[[], float]
+) -> None:
+    @app.before_request
+    @consumes_usage(1, TEMPLATES)
+    def counting() -> None:
+        return None
+
+    app.testing = True
+    with pytest.raises(ConfigError, match="decorate the views"):
+        client_of(app).get("/")
+    assert used() == 3
+
+
 def test_async_view_is_refused_at_decoration() -> None:
     async def view() -> str:
         return "made"

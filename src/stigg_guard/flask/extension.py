@@ -150,6 +150,11 @@ def _of_request(given: Any) -> Any:
 
 
 def _settle(returned: Any, hold_open: HoldOpen) -> tuple[Response, bool]:
+    if returned is None:
+        raise ConfigError(
+            "a function under consumes_usage returned nothing: a before_request function cannot know whether the view "
+            "will succeed, so decorate the views"
+        )
     response = current_app.make_response(returned)
     succeeded = response.status_code < 400
     if succeeded and response.is_streamed:
