@@ -132,7 +132,10 @@ class TestCheck:
         with pytest.raises(InvalidRequest, match="requested_usage"):
             guard.check(TEMPLATES, customer=CUSTOMER, requested_usage=amount)  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize(("customer", "feature"), [("", TEMPLATES), (None, TEMPLATES), (CUSTOMER, ""), (7, "f")])
+    @pytest.mark.parametrize(
+        ("customer", "feature"),
+        [("", TEMPLATES), (None, TEMPLATES), (CUSTOMER, ""), (7, "f"), ([], "f"), ("\ud800", "f")],
+    )
     def test_refuses_ids_that_are_none(self, guard: Guard, customer: object, feature: str) -> None:
         with pytest.raises(InvalidRequest):
             guard.check(feature, customer=customer)  # type: ignore[arg-type]

@@ -1238,6 +1238,20 @@ class TestHome:
             make_ledger(file_url).counts()
 
 
+class TestRemovedFile:
+    def test_is_told_of_and_a_new_one_is_begun(
+        self, make_ledger: Callable[[str], Ledger], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        url = f"sqlite:///{tmp_path}/ledger.db"
+        one, other = make_ledger(url), make_ledger(url)
+        held(one, claim(7))
+        for file in tmp_path.glob("ledger.db*"):
+            file.unlink()
+        held(other, claim(7))
+        assert isinstance(one.hold([claim(1)], 60), Refused)
+        assert "was removed or replaced while in use" in caplog.text
+
+
 class TestVersion1:
     """A ledger that version 0.1.0 left behind: a batch of two reports under way, one unsent, one dead."""
 

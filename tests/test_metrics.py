@@ -61,9 +61,12 @@ def test_a_ledger_that_cannot_be_read_is_down_and_breaks_no_page(
     make_guard: Callable[..., Guard], tmp_path: Path
 ) -> None:
     (tmp_path / "ledger.db").mkdir()
-    assert scraped(make_guard(LEDGER=f"sqlite:///{tmp_path}/ledger.db")) == {"stigg_guard_ledger_up": 0}
+    figures = scraped(make_guard(LEDGER=f"sqlite:///{tmp_path}/ledger.db"))
+    assert figures["stigg_guard_ledger_up"] == 0
+    assert figures["stigg_guard_stranded_uses"] == 0  # it needs no ledger
+    assert not any(name.startswith("stigg_guard_ledger_entries") for name in figures)
 
 
 def test_a_closed_guard_is_down(guard: Guard) -> None:
     guard.close()
-    assert scraped(guard) == {"stigg_guard_ledger_up": 0}
+    assert scraped(guard)["stigg_guard_ledger_up"] == 0

@@ -13,7 +13,7 @@ from stigg_guard.cache import Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
 from stigg_guard.entitlements import Amount, Customer, Entitlement, Kind, require_id, usage_amount
-from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError
+from stigg_guard.errors import ClientClosed, FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, Refused, UsageKey, Use
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.reporter import SEND_SECONDS, Reporter
@@ -73,6 +73,9 @@ class Book:
         except LedgerUnavailable as error:
             self._rescue(uses, error)
             return
+        except ClientClosed:
+            logger.critical("usage of %s is LOST: the guard was closed while it was in use", hold.claims[0].key)
+            raise
         for use, usage in zip(uses, counted, strict=True):
             self._correct(use.key, usage)
         if any(amounts.values()):
@@ -268,6 +271,8 @@ def make_event(name: str, dimensions: Mapping[str, str | float | bool] | None) -
         InvalidRequest: the name is empty, or a dimension is neither text, a finite number nor a bool.
     """
     require_id(name, "event_name")
+    if dimensions is not None and not isinstance(dimensions, Mapping):
+        raise InvalidRequest("dimensions", f"dimensions are a mapping, not {type(dimensions).__name__}")
     checked = {dimension: _dimension(dimension, value) for dimension, value in (dimensions or {}).items()}
     return Event(name, secrets.token_hex(16), checked)
 

@@ -78,7 +78,7 @@ class DisplayedPlan:
         if self._plan is None:
             self._plan = {}
             if self._customer is not None:
-                with suppress(SidecarError):
+                with suppress(SidecarError, InvalidRequest):
                     self._plan = self._guard.entitlements(self._customer)
         return self._plan
 

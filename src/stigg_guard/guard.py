@@ -32,7 +32,7 @@ class Guard:
     def __init__(self, config: Config | None = None, *, stigg: Stigg | None = None, clock: Clock | None = None) -> None:
         self.config = config if config is not None else Config.from_env()
         clock = clock or Clock()
-        url = self.config.ledger or default_ledger(user_state_folder(), self.config.sidecar)
+        url = self.config.ledger or _own_ledger(self.config)
         self.ledger: Ledger = ledger_from_url(url, clock, settle_grace=self.config.settle_grace)
         """Where holds and unsent usage are."""
         self._lookup = Lookup(self.config, clock, self.ledger.ticket, stigg)
@@ -65,7 +65,7 @@ class Guard:
             InvalidRequest: an id is empty, or the requested usage is negative or no finite number.
         """
         if requested_usage is None and not requested_values:
-            snapshot = self._snapshots.get(customer)
+            snapshot = self._snapshots.get(customer) if isinstance(customer, (str, Customer)) else None
             if snapshot is not None and self._monotonic() < snapshot.fresh_until:
                 answer = snapshot.answers.get(feature)
                 if answer is not None and answer.has_access:
@@ -155,7 +155,7 @@ class Guard:
             LedgerUnavailable: on entering, when the hold cannot be written and ``ON_OUTAGE`` is ``error``.
             InvalidRequest: ``n`` is negative or not a finite number.
         """
-        wanted = feature if isinstance(feature, Mapping) else {feature: n}
+        wanted = feature if isinstance(feature, Mapping) else {_feature_id(feature): n}
         amounts = {_feature_id(name): usage_amount(amount) for name, amount in wanted.items()}
         if not amounts:
             raise InvalidRequest("feature_id", "name at least one feature to consume")
@@ -203,7 +203,11 @@ class Guard:
     def stats(self) -> Mapping[str, int]:
         """How many entries of the ledger are ``held``, ``unsent``, ``sending``, ``uncertain`` and ``dead``, how many
         holds were committed ``late``, and what this process's reporter did."""
-        return {**self.ledger.counts(), **self._book.reporter.stats()}
+        return {**self.ledger.counts(), **self.reporter_stats()}
+
+    def reporter_stats(self) -> Mapping[str, int]:
+        """The part of :meth:`stats` that needs no ledger: what this process's reporter did."""
+        return self._book.reporter.stats()
 
     def close(self) -> None:
         """Flushes briefly, then closes the ledger and the client that this guard made. Closing twice is harmless."""
@@ -219,6 +223,12 @@ class Guard:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _own_ledger(config: Config) -> str:
+    if not config.enabled or config.sidecar == "offline":
+        return "memory://"  # nothing is counted
+    return default_ledger(user_state_folder(), config.sidecar)
 
 
 def _feature_id(feature: str) -> str:

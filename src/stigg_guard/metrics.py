@@ -20,7 +20,7 @@ class GuardCollector(Collector):
     """The figures of :meth:`Guard.stats`: ``REGISTRY.register(GuardCollector(guard))``.
 
     They are read when they are scraped, and not before. A ledger that cannot be read is ``stigg_guard_ledger_up`` 0,
-    without the other figures; it is never an error of the page.
+    without its figures; it is never an error of the page.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -29,30 +29,34 @@ class GuardCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
         try:
-            stats = self._guard.stats()
+            counts = self._guard.ledger.counts()
         except StiggGuardError:
             yield _ledger_up(False)
         else:
             yield _ledger_up(True)
-            yield from _metrics(stats)
+            yield from _ledger_metrics(counts)
+        yield from _reporter_metrics(self._guard.reporter_stats())
 
     def describe(self) -> Iterator[Metric]:
         """The metrics without their values, so that registering reads no ledger."""
         yield _ledger_up(False)
-        yield from _metrics(Counter())
+        yield from _ledger_metrics(Counter())
+        yield from _reporter_metrics(Counter())
 
 
 def _ledger_up(up: bool) -> Metric:
     return GaugeMetricFamily("stigg_guard_ledger_up", "1 if the ledger can be read.", value=up)
 
 
-def _metrics(stats: Mapping[str, int]) -> Iterator[Metric]:
+def _ledger_metrics(stats: Mapping[str, int]) -> Iterator[Metric]:
     entries = GaugeMetricFamily("stigg_guard_ledger_entries", "Entries of the ledger.", labels=["state"])
     for state in State:
         entries.add_metric([state.value], stats[state.value])
     yield entries
     yield CounterMetricFamily("stigg_guard_late_holds", "Holds committed after they expired.", value=stats["late"])
 
+
+def _reporter_metrics(stats: Mapping[str, int]) -> Iterator[Metric]:
     reports = CounterMetricFamily("stigg_guard_reports", "Reports of this process by outcome.", labels=["outcome"])
     for outcome in ("acknowledged", "refused", "doubted"):
         reports.add_metric([outcome], stats[outcome])

@@ -24,6 +24,7 @@ from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, default_ledge
 from stigg_guard.reporter import Reporter
 
 TELL_SECONDS = 1.0
+MAX_LISTED = 1_000_000
 RETRY_SECONDS = 1.0
 CALL_SECONDS = 5.0
 IN_MEMORY = "memory://"
@@ -320,8 +321,8 @@ def _tell(text: str) -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no number of entries; give 1 or more")
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LISTED:
+        raise ArgumentTypeError(f"{text!r} is no number of entries; give 1 to {MAX_LISTED}")
     return int(text)
 
 

@@ -343,14 +343,12 @@ class Reporter:
         return True
 
     def _keep(self, stranded: _Stranded) -> None:
+        what = stranded.use.key, stranded.use.amount
         if len(self._stranded) >= MAX_STRANDED:
-            logger.critical(
-                "%g of %s is LOST: neither ledger nor sidecar takes it", stranded.use.amount, stranded.use.key
-            )
+            logger.critical("usage of %s is LOST: %g units that neither ledger nor sidecar takes", *what)
             return
         self._stranded.append(stranded)
-        what = stranded.use.amount, stranded.use.key
-        logger.critical("%g of %s is kept in memory only: neither ledger nor sidecar takes it", *what)
+        logger.critical("usage of %s is kept in memory only: %g units that neither ledger nor sidecar takes", *what)
         self.notify()
 
     def _retry_stranded(self) -> None:

@@ -361,7 +361,7 @@ class _Server:
 
     def _made(self) -> ConnectionPool:
         try:
-            return ConnectionPool.from_url(
+            pool = ConnectionPool.from_url(
                 self._url,
                 socket_connect_timeout=CONNECT_SECONDS,
                 socket_timeout=ANSWER_SECONDS,
@@ -369,7 +369,9 @@ class _Server:
                 decode_responses=True,
                 encoding_errors="surrogatepass",
             )
-        except ValueError:  # its text may quote a piece of the password
+            pool.make_connection()  # it does not connect yet, and refuses what it does not know
+            return pool
+        except (ValueError, TypeError):  # their text may quote a piece of the password
             raise ConfigError(
                 "LEDGER: expected redis://user:password@host:port/number or rediss://…, with what a URL cannot carry "
                 "percent-encoded"

@@ -21,7 +21,7 @@ logger = logging.getLogger("stigg_guard")
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x53474C47  # marks the file as a ledger, so that no other program's database is taken for one
-BUSY_SECONDS = 5.0
+BUSY_SECONDS = 1.0
 EXPIRED_HOLDS_KEPT_SECONDS = 86_400.0
 EVENTS_PER_USAGE = 10  # the contract takes 1000 events or 100 usages at once
 
@@ -127,6 +127,7 @@ class SqliteLedger:
         self._closed = False
         self._pid = os.getpid()
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         with _lock:
             _ledgers.add(self)
         if path is None:
@@ -321,8 +322,14 @@ class SqliteLedger:
                 raise ClientClosed("the guard or its ledger is closed; make a new one")
             if self._pid != os.getpid():  # forked by a server that calls no hooks of Python
                 _forget_parent()
+            if self._connection is not None and self._file != _file_of(self._path):
+                logger.critical(
+                    "the ledger %s was removed or replaced while in use: what was in it is lost", self._path
+                )
+                self._disconnect()
             if self._connection is None:
                 self._connection = _opened(self._path)
+                self._file = _file_of(self._path)
             yield self._connection
         except sqlite3.Error as error:
             raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} cannot be used: {error}") from error
@@ -396,6 +403,15 @@ def _opened(path: str | None) -> sqlite3.Connection:
         _prepare(db, path)
         on_failure.pop_all()
         return db
+
+
+def _file_of(path: str | None) -> tuple[int, int] | None:
+    """Which file the path leads to at the moment; None for no file."""
+    try:
+        found = None if path is None else os.stat(path)
+    except OSError:
+        return None
+    return found and (found.st_dev, found.st_ino)
 
 
 def _prepare(db: sqlite3.Connection, path: str | None) -> None:
