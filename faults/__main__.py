@@ -1,0 +1,59 @@
+"""``python -m faults [name...]``: breaks things on this machine, and prints which promises were kept."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from faults.disk import disk
+from faults.killed import killed
+from faults.network import network
+from faults.outage import outage
+from faults.oversell import oversell
+from faults.peers import peers
+from faults.promise import Promise, Scale
+
+SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
+    "oversell": oversell,
+    "killed": killed,
+    "outage": outage,
+    "disk": disk,
+    "network": network,
+    "peers": peers,
+}
+
+
+def main() -> int:
+    """Runs the named scenarios, or all; 1 if a promise was broken."""
+    parser = ArgumentParser(prog="python -m faults", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"one of: {', '.join(SCENARIOS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=50, help="rounds of kill -9 (default: %(default)s)")
+    parser.add_argument("--entries", type=int, default=100_000, help="unsent entries to drain (default: %(default)s)")
+    parser.add_argument(
+        "--outage", type=float, default=20.0, metavar="SECONDS", help="outage beside the peers (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    names = options.names or list(SCENARIOS)
+    if unknown := set(names) - SCENARIOS.keys():
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}; choose from {', '.join(SCENARIOS)}")
+    with tempfile.TemporaryDirectory(prefix="stigg-guard-faults-") as folder:
+        scale = Scale(Path(folder), options.rounds, options.entries, options.outage)
+        broken = [promise for name in names for promise in _run(name, scale) if not promise.kept]
+    print(f"{len(broken)} promises broken" if broken else "all promises kept")
+    return 1 if broken else 0
+
+
+def _run(name: str, scale: Scale) -> Iterator[Promise]:
+    began = time.monotonic()
+    for promise in SCENARIOS[name](scale):
+        print(f"{'kept' if promise.kept else 'BROKEN':<7} {promise.text:<80} {promise.figures}", flush=True)
+        yield promise
+    print(f"        {name}: {time.monotonic() - began:.0f} s\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
