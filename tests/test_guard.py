@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from conftest import ManualClock
 from stigg_guard import (
     ClientClosed,
     Config,
+    ConfigError,
     Customer,
     Fallback,
     FeatureDenied,
@@ -536,6 +538,18 @@ class TestLife:
                 pass
             assert guard.flush() == 0
             assert guard.check("f", customer="c").current_usage == 0
+
+    @pytest.mark.parametrize("settings", [{"sidecar": "local"}, {"enabled": False}, {"sidecar": "offline"}])
+    def test_needs_no_folder_where_nothing_outlives_it(
+        self, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
+        if settings.get("sidecar") == "offline":
+            settings = {**settings, "offline_file": str(tmp_path / "catalog.json")}
+            (tmp_path / "catalog.json").write_text('{"customers": {}}')
+        Guard(Config(**settings)).close()
+        with pytest.raises(ConfigError, match="LEDGER: the folder"):
+            Guard(Config(sidecar=NOBODY_LISTENS))
 
     def test_configured_from_the_environment_by_default(
         self, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch

@@ -226,9 +226,7 @@ class Guard:
 
 
 def _own_ledger(config: Config) -> str:
-    if not config.enabled or config.sidecar == "offline":
-        return "memory://"  # nothing is counted
-    return default_ledger(user_state_folder(), config.sidecar)
+    return default_ledger(user_state_folder(), config.sidecar) if config.enabled else "memory://"
 
 
 def _feature_id(feature: str) -> str:

@@ -95,7 +95,7 @@ def follow_settings(*, setting: str, **_signal: Any) -> None:
 def _with_ledger(config: Config) -> Config:
     """Beside the project, unless the settings name another ledger."""
     folder = getattr(settings, "BASE_DIR", None)
-    if config.ledger is not None or folder is None or not config.enabled or config.sidecar == "offline":
+    if config.ledger is not None or folder is None or not config.enabled:
         return config
     return replace(config, ledger=default_ledger(folder, config.sidecar))
 

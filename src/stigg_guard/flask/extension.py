@@ -108,7 +108,7 @@ class StiggGuard:
         if EXTENSION in app.extensions:
             raise ConfigError(f"the app {app.name!r} has a StiggGuard already: call init_app once for each app")
         config = Config.from_mapping(app.config, prefix=PREFIX)
-        if config.ledger is None and config.enabled and config.sidecar != "offline":
+        if config.ledger is None and config.enabled:
             config = replace(config, ledger=default_ledger(app.instance_path, config.sidecar))
         configured = _configured_loader(config)
         app.extensions[EXTENSION] = AppGuard(Guard(config), lambda: configured or self._loader)

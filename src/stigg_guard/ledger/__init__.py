@@ -44,9 +44,13 @@ __all__ = [
 def default_ledger(folder: str | os.PathLike[str], sidecar: str) -> str:
     """The URL of the ledger in a folder, which is made if need be; one for each sidecar, since usage belongs to it.
 
+    What ``local`` and ``offline`` count is gone with the process, and so is their ledger: it is in memory.
+
     Raises:
         ConfigError: the folder cannot be made, or not be written.
     """
+    if sidecar in ("local", "offline"):
+        return "memory://"
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
