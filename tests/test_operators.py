@@ -409,7 +409,7 @@ class TestReport:
             monkeypatch.setenv("STIGG_GUARD_LEDGER", ledger_url)
         status, printed, told = run("report", "c0", "f", "3")
         assert (status, printed) == (1, "")
-        assert told.startswith(f"1 left, not taken by the sidecar: {whereabouts}")
+        assert told.startswith(f"not taken by the sidecar: {whereabouts}")
 
     @pytest.mark.usefixtures("ledger")
     def test_of_no_number_is_refused(self, run: Run) -> None:
@@ -488,3 +488,16 @@ class TestErrors:
     )
     def test_a_wrong_argument_is_refused(self, run: Run, arguments: str) -> None:
         assert run("ledger", *arguments.split())[0] == 2
+
+
+def test_a_report_is_judged_by_itself_and_not_by_what_else_is_refused(
+    sidecar: Sidecar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    monkeypatch.setenv("STIGG_GUARD_SIDECAR", sidecar.address)
+    monkeypatch.setenv("STIGG_GUARD_LEDGER", url)
+    other = ledger_from_url(url, Clock())
+    other.record(Use(key("nobody"), 1))
+    other.close()
+    assert main(["report", "c0", "f", "1"]) == 0
+    assert "reported 1" in capsys.readouterr().out

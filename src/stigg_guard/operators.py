@@ -20,7 +20,16 @@ from stigg_guard.config import Config, ReportMode
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, SidecarError, StiggGuardError
 from stigg_guard.guard import Guard
-from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, default_ledger, ledger_from_url, user_state_folder
+from stigg_guard.ledger import (
+    Acknowledged,
+    Entry,
+    Ledger,
+    State,
+    UsageKey,
+    default_ledger,
+    ledger_from_url,
+    user_state_folder,
+)
 from stigg_guard.reporter import Reporter
 
 TELL_SECONDS = 1.0
@@ -29,6 +38,7 @@ RETRY_SECONDS = 1.0
 CALL_SECONDS = 5.0
 IN_MEMORY = "memory://"
 
+_ON_ITS_WAY = (State.UNSENT, State.SENDING, State.UNCERTAIN)
 _DECIDABLE = (State.UNCERTAIN, State.DEAD)
 _COLUMNS = ("id", "state", "customer", "resource", "feature", "amount", "age", "attempts", "reason")
 
@@ -234,16 +244,23 @@ class _Drain:
 def _report(options: Namespace) -> int:
     config = _that_reports(Config.from_env())
     customer = Customer(options.customer, options.resource)
+    key = UsageKey(customer.id, customer.resource or "", options.feature)
     with Guard(replace(config, report=ReportMode.INLINE)) as guard:
+        before = {entry.id for entry in _entries_of(guard.ledger, key)}
         guard.report(options.feature, options.value, customer=customer, set_total=options.set)
-        left = guard.flush(RETRY_SECONDS)
-        if guard.stats()["refused"]:
-            return 2  # the log has said why
-    if left:
-        _tell(f"{left} left, not taken by the sidecar: {_whereabouts(config)}")
+        guard.flush(RETRY_SECONDS)
+        after = _entries_of(guard.ledger, key)
+    if any(entry.state is State.DEAD and entry.id not in before for entry in after):
+        return 2  # the log has said why
+    if any(entry.state in _ON_ITS_WAY for entry in after):
+        _tell(f"not taken by the sidecar: {_whereabouts(config)}")
         return 1
     print(f"{'set to' if options.set else 'reported'} {options.value:g}")
     return 0
+
+
+def _entries_of(ledger: Ledger, key: UsageKey) -> list[Entry]:
+    return [entry for entry in ledger.entries(list(State), MAX_LISTED) if entry.key == key]
 
 
 def _whereabouts(config: Config) -> str:
