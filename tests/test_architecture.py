@@ -22,7 +22,7 @@ STAIRCASE = [
     {"errors", "clock", "wire"},
     {"entitlements", "fallbacks"},
     {"config", "channel", "cache", "ledger", "sidecar", "api"},
-    {"client", "denial", "shared"},
+    {"client", "denial", "messages", "shared"},
     {"lookup", "reporter"},
     {"consumption"},
     {"decorators"},

@@ -10,10 +10,9 @@ import random
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
 from math import inf
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
@@ -27,6 +26,7 @@ from stigg_guard.errors import (
     StiggGuardError,
 )
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Hold, Ledger, State, UsageKey, Use
+from stigg_guard.messages import acknowledged, event_of, ids_of, request_of, usage_of
 from stigg_guard.wire import sidecar_pb2 as wire
 
 logger = logging.getLogger("stigg_guard")
@@ -39,8 +39,6 @@ LINGER_SECONDS = 0.05  # what is used within it goes into one report
 MAX_BACK_OFF = 10.0
 EXIT_SECONDS = 2.0
 MAX_STRANDED = 10_000
-
-Request = TypeVar("Request")
 
 
 class Reporter:
@@ -266,23 +264,23 @@ class Reporter:
             return True
         stigg = self._stigg()
         if stigg.honours_keys is None:
-            stigg.reload_entitlements(_whose(wire.ReloadEntitlementsRequest, report.key))
+            stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, report.key))
         return bool(stigg.honours_keys)
 
     def _report(self, batch: Batch, timeout: float) -> list[Acknowledged]:
         reports, stigg = batch.reports, self._stigg()
         if reports[0].event is not None:
             stigg.report_events(
-                wire.ReportEventsRequest(events=[_event(report) for report in reports]), timeout=timeout
+                wire.ReportEventsRequest(events=[event_of(report) for report in reports]), timeout=timeout
             )
             return [Acknowledged(report, None, 0.0) for report in reports]
         if len(reports) == 1:
-            answers = [stigg.report_usage(_usage(reports[0]), idempotency_key=batch.id, timeout=timeout)]
+            answers = [stigg.report_usage(usage_of(reports[0]), idempotency_key=batch.id, timeout=timeout)]
         else:
-            bulk = wire.ReportUsageBulkRequest(usages=[_usage(report) for report in reports])
+            bulk = wire.ReportUsageBulkRequest(usages=[usage_of(report) for report in reports])
             answers = list(stigg.report_usage_bulk(bulk, idempotency_key=batch.id, timeout=timeout).usages)
         by_key = {(answer.customer_id, answer.resource_id, answer.feature_id): answer for answer in answers}
-        return [_acknowledged(report, by_key.get(_ids(report.key))) for report in reports]
+        return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
 
     def _settle(self, answers: Sequence[Acknowledged]) -> None:
         self._ledger.acknowledge(answers)
@@ -305,7 +303,7 @@ class Reporter:
             known = self._ledger.known_usage(report.key)
             answer = self._read_back(report.key)
             if known is not None and answer.current_usage == known + report.amount:
-                self._settle([_acknowledged(report, answer)])
+                self._settle([acknowledged(report, answer)])
             elif known is not None and answer.current_usage == known:
                 self._ledger.put_back([report])
             else:
@@ -316,8 +314,8 @@ class Reporter:
 
     def _read_back(self, key: UsageKey) -> wire.MeteredEntitlement:
         stigg = self._stigg()
-        stigg.reload_entitlements(_whose(wire.ReloadEntitlementsRequest, key))
-        request = _whose(wire.GetMeteredEntitlementRequest, key, feature_id=key.feature_id)
+        stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, key))
+        request = request_of(wire.GetMeteredEntitlementRequest, key, feature_id=key.feature_id)
         answer = stigg.get_metered_entitlement(request)
         if answer.is_fallback:
             raise SidecarUnavailable("the usage cannot be read back: a fallback answered")
@@ -328,9 +326,9 @@ class Reporter:
         entry, answer = stranded.entry(), None
         try:
             if entry.event is not None:
-                self._stigg().report_events(wire.ReportEventsRequest(events=[_event(entry)]))
+                self._stigg().report_events(wire.ReportEventsRequest(events=[event_of(entry)]))
             else:
-                answer = self._stigg().report_usage(_usage(entry), idempotency_key=stranded.key)
+                answer = self._stigg().report_usage(usage_of(entry), idempotency_key=stranded.key)
         except InvalidRequest as error:
             logger.error("the sidecar refuses usage of %s, and no ledger can keep it: %s", entry.key, error)
             self._counters["refused"] += 1
@@ -339,7 +337,7 @@ class Reporter:
             stranded.maybe_counted |= error.outcome_unknown
             return False
         self._counters["acknowledged"] += 1
-        self._acknowledged(_acknowledged(entry, answer))
+        self._acknowledged(acknowledged(entry, answer))
         return True
 
     def _keep(self, stranded: _Stranded) -> None:
@@ -407,54 +405,3 @@ class _Stranded:
 def _back_off(failures: int) -> float:
     jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
     return jitter * min(MAX_BACK_OFF, 0.25 * 2.0 ** min(failures, 10))
-
-
-def _ids(key: UsageKey) -> tuple[str, str, str]:
-    return key.customer_id, key.resource_id, key.feature_id
-
-
-def _whose(request: Callable[..., Request], key: UsageKey, **fields: str) -> Request:
-    return request(customer_id=key.customer_id, resource_id=key.resource_id or None, **fields)
-
-
-def _usage(report: Entry) -> wire.ReportUsageRequest:
-    behavior = wire.UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_DELTA
-    if report.is_set:
-        behavior = wire.UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_SET
-    return wire.ReportUsageRequest(
-        customer_id=report.key.customer_id,
-        resource_id=report.key.resource_id or None,
-        feature_id=report.key.feature_id,
-        value=report.amount,
-        update_behavior=behavior,
-        timestamp=datetime.fromtimestamp(report.used_at, timezone.utc),
-    )
-
-
-def _event(report: Entry) -> wire.Event:
-    assert report.event is not None
-    return wire.Event(
-        event_name=report.event.name,
-        customer_id=report.key.customer_id,
-        resource_id=report.key.resource_id or None,
-        idempotency_key=report.event.idempotency_key,
-        dimensions={name: _dimension(value) for name, value in report.event.dimensions.items()},
-        timestamp=datetime.fromtimestamp(report.used_at, timezone.utc),
-    )
-
-
-def _dimension(value: str | float | bool) -> wire.EventDimensionValue:
-    if isinstance(value, bool):
-        return wire.EventDimensionValue(boolean_value=value)
-    if isinstance(value, str):
-        return wire.EventDimensionValue(string_value=value)
-    return wire.EventDimensionValue(number_value=value)
-
-
-def _acknowledged(report: Entry, usage: wire.ReportUsageResponse | wire.MeteredEntitlement | None) -> Acknowledged:
-    if usage is None:
-        return Acknowledged(report, None, 0.0)
-    start = usage.usage_period_start
-    period_start = start.seconds + start.nanos / 1e9 if usage.HasField("usage_period_start") else 0.0
-    told = isinstance(usage, wire.MeteredEntitlement) or usage.HasField("current_usage")
-    return Acknowledged(report, usage.current_usage if told else None, period_start)

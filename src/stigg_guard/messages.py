@@ -1,0 +1,68 @@
+"""Entries of the ledger as messages of the wire, and the sidecar's answers as what the ledger learns from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import TypeVar
+
+from stigg_guard.ledger import Acknowledged, Entry, UsageKey
+from stigg_guard.wire import sidecar_pb2 as wire
+
+Request = TypeVar("Request")
+
+
+def ids_of(key: UsageKey) -> tuple[str, str, str]:
+    """The ids of a key, as answers name them."""
+    return key.customer_id, key.resource_id, key.feature_id
+
+
+def request_of(request: Callable[..., Request], key: UsageKey, **fields: str) -> Request:
+    """A request about the owner of a key."""
+    return request(customer_id=key.customer_id, resource_id=key.resource_id or None, **fields)
+
+
+def usage_of(report: Entry) -> wire.ReportUsageRequest:
+    """The usage report of an entry, with the time of its use."""
+    behavior = wire.UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_DELTA
+    if report.is_set:
+        behavior = wire.UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_SET
+    return wire.ReportUsageRequest(
+        customer_id=report.key.customer_id,
+        resource_id=report.key.resource_id or None,
+        feature_id=report.key.feature_id,
+        value=report.amount,
+        update_behavior=behavior,
+        timestamp=datetime.fromtimestamp(report.used_at, timezone.utc),
+    )
+
+
+def event_of(report: Entry) -> wire.Event:
+    """The raw event of an entry that has one, with the time of its use."""
+    assert report.event is not None
+    return wire.Event(
+        event_name=report.event.name,
+        customer_id=report.key.customer_id,
+        resource_id=report.key.resource_id or None,
+        idempotency_key=report.event.idempotency_key,
+        dimensions={name: _dimension(value) for name, value in report.event.dimensions.items()},
+        timestamp=datetime.fromtimestamp(report.used_at, timezone.utc),
+    )
+
+
+def _dimension(value: str | float | bool) -> wire.EventDimensionValue:
+    if isinstance(value, bool):
+        return wire.EventDimensionValue(boolean_value=value)
+    if isinstance(value, str):
+        return wire.EventDimensionValue(string_value=value)
+    return wire.EventDimensionValue(number_value=value)
+
+
+def acknowledged(report: Entry, usage: wire.ReportUsageResponse | wire.MeteredEntitlement | None) -> Acknowledged:
+    """What the ledger learns from the answer to a report; without one, only that it was counted."""
+    if usage is None:
+        return Acknowledged(report, None, 0.0)
+    start = usage.usage_period_start
+    period_start = start.seconds + start.nanos / 1e9 if usage.HasField("usage_period_start") else 0.0
+    told = isinstance(usage, wire.MeteredEntitlement) or usage.HasField("current_usage")
+    return Acknowledged(report, usage.current_usage if told else None, period_start)
