@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -31,6 +33,23 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         self._seconds += seconds
+
+
+CHILD_SECONDS = 30.0
+
+
+def in_child(work: Callable[[], bool], fork: Callable[[], int] = os.fork) -> bool:
+    """What ``work`` says in a forked child; a child that hangs is ended and says no."""
+    pid = fork()
+    if pid == 0:
+        hung = threading.Timer(CHILD_SECONDS, os._exit, [2])
+        hung.daemon = True
+        hung.start()
+        try:
+            os._exit(0 if work() else 1)
+        finally:
+            os._exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.fixture(autouse=True)

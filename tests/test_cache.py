@@ -11,7 +11,7 @@ from itertools import count
 
 import pytest
 
-from conftest import ManualClock
+from conftest import ManualClock, in_child
 from stigg_guard.cache import EXTRAS_KEPT, Snapshot, SnapshotCache
 from stigg_guard.clock import Clock
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, entitlements_by_id
@@ -78,7 +78,7 @@ def origin() -> Origin:
 def make_cache(origin: Origin, clock: ManualClock) -> Callable[..., SnapshotCache]:
     def make(**settings: float) -> SnapshotCache:
         wanted = {"ttl": 30.0, "stale_ttl": 100.0, "size": 10, "patience": PATIENCE, **settings}
-        return SnapshotCache(origin.fetch, clock=clock.clock, **wanted)  # type: ignore[arg-type]
+        return SnapshotCache(origin.fetch, clock=clock.clock, **wanted)
 
     return make
 
@@ -375,20 +375,6 @@ class TestSingleAnswers:
             cache.add(snapshot, Entitlement(feature_id=f"g{number}", has_access=False, reason=reason))
         assert len(snapshot.answers) + len(snapshot.missing) == EXTRAS_KEPT + 1
         assert snapshot.find("f") is not None
-
-
-def in_child(work: Callable[[], bool]) -> bool:
-    """What ``work`` says in a forked child; a child that hangs is ended and says no."""
-    pid = os.fork()
-    if pid == 0:
-        hung = threading.Timer(PATIENCE, os._exit, [2])
-        hung.daemon = True
-        hung.start()
-        try:
-            os._exit(0 if work() else 1)
-        finally:
-            os._exit(3)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

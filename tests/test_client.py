@@ -156,7 +156,7 @@ class TestConstruction:
     )
     def test_wants_exactly_one_way_to_an_answer(self, ways: dict[str, object]) -> None:
         with pytest.raises(ConfigError, match="give one of"):
-            Stigg(**ways)  # type: ignore[arg-type]
+            Stigg(**ways)
 
     def test_never_shows_a_secret(self) -> None:
         secret = "server-9f8e7d"
@@ -208,7 +208,7 @@ class TestErrors:
 
     def test_another_methods_message_is_refused(self, stigg: Stigg) -> None:
         with pytest.raises(InvalidRequest, match="GetEntitlement takes a GetEntitlementRequest, not a GetMetered"):
-            stigg.get_entitlement(metered())  # type: ignore[arg-type]
+            stigg.get_entitlement(metered())
 
     def test_a_closed_client_says_so(self, stigg: Stigg) -> None:
         stigg.close()
@@ -239,7 +239,7 @@ class TestErrors:
             with pytest.raises(error, match="because") as raised:
                 channel.answer("GetMeteredEntitlement", metered(), timeout=5)
             assert type(raised.value) is error
-            assert raised.value.code == code.name  # type: ignore[attr-defined]
+            assert raised.value.code == code.name
 
     def test_a_refused_connection_was_certainly_not_counted(self) -> None:
         channel = Channel("127.0.0.1", 1)
@@ -278,7 +278,7 @@ class TestHungSidecar:
     def test_that_is_stopped_and_continued(self) -> None:
         with Stigg(local_sidecar_config=LocalSidecarConfig(), local_sidecar_port=0, timeout=0.05) as client:
             client.get_metered_entitlement(metered(), timeout=5)
-            process = client._answers._child._process  # type: ignore[attr-defined]
+            process = client._answers._child._process
             process.send_signal(signal.SIGSTOP)
             try:
                 for _ in range(3):
@@ -310,7 +310,7 @@ class TestLocalSidecar:
 
     def test_is_started_again_when_it_was_killed(self) -> None:
         with Stigg(local_sidecar_config=LocalSidecarConfig(), local_sidecar_port=0) as client:
-            process = client._answers._child._process  # type: ignore[attr-defined]
+            process = client._answers._child._process
             process.kill()
             process.wait()
             begun = monotonic()
@@ -449,7 +449,7 @@ def answering(handler: object) -> Iterator[Channel]:
 def served(handler: object) -> grpc.Server:
     """A real gRPC server, not started, that answers metered checks with ``handler``."""
     method = METHODS["GetMeteredEntitlement"]
-    rpc = grpc.unary_unary_rpc_method_handler(handler, method.request.FromString, method.response.SerializeToString)  # type: ignore[type-var]
+    rpc = grpc.unary_unary_rpc_method_handler(handler, method.request.FromString, method.response.SerializeToString)
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE.full_name, {"GetMeteredEntitlement": rpc}),)

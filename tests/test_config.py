@@ -204,7 +204,7 @@ def test_secrets_show_neither_in_the_repr_nor_in_a_message() -> None:
 
 def test_configuration_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
-        Config().timeout = 2  # type: ignore[misc]
+        Config().timeout = 2
 
 
 @pytest.mark.parametrize(

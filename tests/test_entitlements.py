@@ -202,9 +202,9 @@ def test_explanation_has_the_reason_and_its_figures(answer: Entitlement, text: s
 
 def test_entitlement_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
-        metered().has_access = False  # type: ignore[misc]
+        metered().has_access = False
     with pytest.raises((AttributeError, TypeError)):
-        metered().colour = "red"  # type: ignore[attr-defined]
+        metered().colour = "red"
 
 
 def test_entitlement_is_a_value() -> None:

@@ -132,7 +132,7 @@ class TestCheck:
     @pytest.mark.parametrize("amount", [-1, float("nan"), float("inf"), True, "2"])
     def test_refuses_a_requested_usage_that_is_no_amount(self, guard: Guard, amount: object) -> None:
         with pytest.raises(InvalidRequest, match="requested_usage"):
-            guard.check(TEMPLATES, customer=CUSTOMER, requested_usage=amount)  # type: ignore[arg-type]
+            guard.check(TEMPLATES, customer=CUSTOMER, requested_usage=amount)
 
     @pytest.mark.parametrize(
         ("customer", "feature"),
@@ -140,7 +140,7 @@ class TestCheck:
     )
     def test_refuses_ids_that_are_none(self, guard: Guard, customer: object, feature: str) -> None:
         with pytest.raises(InvalidRequest):
-            guard.check(feature, customer=customer)  # type: ignore[arg-type]
+            guard.check(feature, customer=customer)
 
     def test_does_not_outlive_the_usage_period(self, ten: Sidecar, clock: ManualClock) -> None:
         with Guard(Config(sidecar=ten.address, cache_ttl=86_400), clock=clock.clock) as guard:
@@ -244,9 +244,9 @@ class TestConsume:
     @pytest.mark.parametrize("amount", [-1, float("nan"), True, None])
     def test_refuses_an_amount_that_is_none_before_anything_is_held(self, guard: Guard, amount: object) -> None:
         with pytest.raises(InvalidRequest):
-            guard.consume(TEMPLATES, amount, customer=CUSTOMER)  # type: ignore[arg-type]
+            guard.consume(TEMPLATES, amount, customer=CUSTOMER)
         with pytest.raises(InvalidRequest), guard.consume(TEMPLATES, 1, customer=CUSTOMER) as usage:
-            usage.amount = amount  # type: ignore[assignment]
+            usage.amount = amount
         with guard.consume(TEMPLATES, 3, customer=CUSTOMER):
             pass
 

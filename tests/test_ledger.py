@@ -18,7 +18,7 @@ from typing import Protocol
 
 import pytest
 
-from conftest import ManualClock
+from conftest import ManualClock, in_child
 from redis_server import RedisServer
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
 from stigg_guard.ledger import (
@@ -1010,20 +1010,6 @@ def fork_without_hooks() -> int:
     return int(ctypes.PyDLL(None).fork())
 
 
-def in_child(work: Callable[[], bool], fork: Callable[[], int] = os.fork) -> bool:
-    """What ``work`` says in a forked child; a child that hangs is ended and says no."""
-    pid = fork()
-    if pid == 0:
-        hung = threading.Timer(WAIT, os._exit, [2])
-        hung.daemon = True
-        hung.start()
-        try:
-            os._exit(0 if work() else 1)
-        finally:
-            os._exit(3)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 class TestFork:
     def test_child_uses_the_file_while_threads_of_its_parent_do(self, make_ledger: Make, file_url: str) -> None:
@@ -1166,7 +1152,7 @@ class TestOutage:
         batch = taken(ledger)
         good, bad = answers(batch, 4)
         with pytest.raises(LedgerUnavailable):
-            ledger.acknowledge([good, replace(bad, current_usage=[])])  # type: ignore[arg-type]
+            ledger.acknowledge([good, replace(bad, current_usage=[])])
         clock.advance(LEASE)
         assert said(taken(ledger)) == said(batch)
 

@@ -165,11 +165,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.late = 0
         self.event_numbers = count()
 
-    def open(self):  # type: ignore[no-untyped-def]
+    def open(self):
         return ledger_from_url(self.url, self.time.clock, settle_grace=GRACE)
 
     @property
-    def ledger(self):  # type: ignore[no-untyped-def]
+    def ledger(self):
         return self.opened[-1]
 
     @property

@@ -75,7 +75,7 @@ def drain_until(ended: Callable[[], bool], ledger: RedisLedger, arrived: dict[st
 def sums(arrived: dict[str, Entry]) -> dict[UsageKey, float]:
     usage = Counter[UsageKey]()
     for report in arrived.values():
-        usage.update({report.key: report.amount})  # type: ignore[dict-item]
+        usage.update({report.key: report.amount})
     return usage
 
 
@@ -171,7 +171,7 @@ class TestServer:
                 if enough.is_set():
                     return done
                 hold = persisting(lambda: held(ledger, claim(key, limit=None)))
-                persisting(lambda hold=hold: ledger.commit(hold, [Use(key, 1)]))  # type: ignore[misc]
+                persisting(lambda hold=hold: ledger.commit(hold, [Use(key, 1)]))
             return 0
 
         with ThreadPoolExecutor(3) as pool:
@@ -246,7 +246,7 @@ class TestServer:
         self, make_ledger: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         with RedisServer(tmp_path, durable=False) as server:
-            server.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-config")  # type: ignore[no-untyped-call]
+            server.client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-config")
             make_ledger(server.url.replace(":@", "app:pw@")).ticket("ann")
         assert not caplog.records
 

@@ -80,8 +80,7 @@ class Room:
         self.tickets = 100
         self.news: News = SimpleQueue()
         config = Config.from_mapping({"CACHE": url, **given})
-        heard = lambda customer, stamp: self.news.put((customer, stamp))  # noqa: E731
-        self.snapshots = RedisSnapshots(config, clock, self.ticket, heard)
+        self.snapshots = RedisSnapshots(config, clock, self.ticket, lambda *heard: self.news.put(heard))
 
     def ticket(self, _customer: Customer) -> int:
         self.tickets += 1

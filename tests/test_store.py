@@ -40,7 +40,7 @@ def test_transaction_reads_what_it_wrote_before_others_do():
 
 def test_failed_transaction_leaves_nothing(path):
     store = Store(path)
-    with pytest.raises(ZeroDivisionError), store.transaction() as transaction:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), store.transaction() as transaction:  # noqa: PT012 - the failing block is what is tested
         transaction.set_usage(KEY, 3)
         transaction.is_new_event(EVENT)
         raise ZeroDivisionError

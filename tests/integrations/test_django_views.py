@@ -51,7 +51,7 @@ def create_many(request: HttpRequest) -> HttpResponse:
     return HttpResponse("created")
 
 
-@consumes_usage(lambda request: request.GET["n"], TEMPLATES)  # type: ignore[arg-type, return-value]
+@consumes_usage(lambda request: request.GET["n"], TEMPLATES)
 def create_unread(request: HttpRequest) -> HttpResponse:
     raise AssertionError("the view must not run")
 
@@ -302,7 +302,7 @@ def test_an_async_view_is_refused_at_decoration() -> None:
         raise AssertionError("the view must not run")
 
     with pytest.raises(ConfigError, match="async"):
-        requires_feature(TEMPLATES)(view)  # type: ignore[type-var]
+        requires_feature(TEMPLATES)(view)
 
 
 def test_an_async_method_is_refused_when_it_is_called(rf: RequestFactory) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stigg_guard.errors import MissingExtra
 
 try:
-    import django  # noqa: F401
+    import django  # noqa: F401 - only to learn whether it is there
 except ModuleNotFoundError as error:
     raise MissingExtra("django", "stigg_guard.django") from error
 

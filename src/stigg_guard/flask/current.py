@@ -65,7 +65,7 @@ def app_guard() -> AppGuard:
         ConfigError: the app has no ``StiggGuard``.
     """
     # Through the proxy itself, the attribute alone costs more than a cached check.
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined] # the stubs hide the proxy
     try:
         found: AppGuard = app.extensions[EXTENSION]
     except KeyError:

@@ -393,7 +393,7 @@ class _Server:
     def _sent(self, commands: Sequence[_Command]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
             for command in commands:
-                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call] # redis-py has no types for it
             return pipeline.execute(raise_on_error=False)
 
     def _check(self) -> None:
