@@ -9,13 +9,13 @@ import resource
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import ManualClock
+from conftest import ManualClock, full_disk
 from stigg_guard import (
     Config,
     Customer,
@@ -155,17 +155,6 @@ def exit_status(work: Callable[[], float]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@contextmanager
-def full_disk(ledger: Path) -> Iterator[None]:
-    """While it lasts, no file of this process grows beyond what the ledger's log has grown to."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (Path(f"{ledger}-wal").stat().st_size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def waiting(guard: Guard) -> int:
     """How many reports the ledger has, whether the reporter is trying to send them right now or not."""
     stats = guard.stats()
@@ -284,18 +273,17 @@ class TestEvents:
         self, guard: Guard, engine: WatchedEngine, ledger: Path, clock: ManualClock
     ) -> None:
         sent: list[Any] = []
-        disk = full_disk(ledger)
+        with ExitStack() as disk:
 
-        def fill_the_disk_once(request: Any) -> None:
-            sent.append(request.events[0])
-            if len(sent) == 1:
-                disk.__enter__()
+            def fill_the_disk_once(request: Any) -> None:
+                sent.append(request.events[0])
+                if len(sent) == 1:
+                    disk.enter_context(full_disk(ledger))
 
-        engine.counted = fill_the_disk_once
-        with guard.consume("tokens", 30, customer="c", event="answered", dimensions={"tokens": 30}):
-            pass
-        assert guard.flush(timeout=1) == 1
-        disk.__exit__(None, None, None)
+            engine.counted = fill_the_disk_once
+            with guard.consume("tokens", 30, customer="c", event="answered", dimensions={"tokens": 30}):
+                pass
+            assert guard.flush(timeout=1) == 1
         clock.advance(31)
         assert guard.flush() == 0
         assert len(sent) == 2
@@ -523,41 +511,50 @@ class TestWithoutLedgerAndSidecar:
     """What neither takes is kept in memory, loudly, until one of them does."""
 
     @pytest.fixture
-    def kept(self, guard: Guard, ledger: Path, outage: Outage, caplog: pytest.LogCaptureFixture) -> Iterator[Guard]:
+    def keep(self, guard: Guard, ledger: Path, outage: Outage, caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
         usage = guard.consume("seats", 2, customer="c").__enter__()
-        with full_disk(ledger):
+
+        def keep() -> None:
             outage.begin()
             usage.end(succeeded=True)
             assert guard.stats()["stranded"] == 1
             assert logging.CRITICAL in levels(caplog)
             assert "c seats is kept in memory only" in caplog.text
             assert guard.flush(timeout=0.1) >= 1
-            yield guard
 
-    def test_is_sent_when_the_sidecar_is_back(self, kept: Guard, outage: Outage, engine: WatchedEngine) -> None:
-        outage.end()
-        kept.flush(timeout=10)
-        assert kept.stats()["stranded"] == 0
+        return keep
+
+    def test_is_sent_when_the_sidecar_is_back(
+        self, guard: Guard, keep: Callable[[], None], outage: Outage, engine: WatchedEngine, ledger: Path
+    ) -> None:
+        with full_disk(ledger):
+            keep()
+            outage.end()
+            guard.flush(timeout=10)
+            assert guard.stats()["stranded"] == 0
         assert engine.used("seats") == 2
 
     def test_is_written_when_the_ledger_is_back(
-        self, kept: Guard, outage: Outage, engine: WatchedEngine, ledger: Path
+        self, guard: Guard, keep: Callable[[], None], outage: Outage, engine: WatchedEngine, ledger: Path
     ) -> None:
-        unlimited_disk()
-        assert kept.flush(timeout=0.1) == 1
-        assert (kept.stats()["stranded"], waiting(kept)) == (0, 1)
+        with full_disk(ledger):
+            keep()
+        assert guard.flush(timeout=0.1) == 1
+        assert (guard.stats()["stranded"], waiting(guard)) == (0, 1)
         outage.end()
-        assert kept.flush(timeout=10) == 0
+        assert guard.flush(timeout=10) == 0
         assert engine.used("seats") == 2
 
-    def test_stays_with_the_process_that_keeps_it(self, kept: Guard) -> None:
-        def inherited() -> int:
-            unlimited_disk()
-            return kept.flush(timeout=0.1)
+    def test_stays_with_the_process_that_keeps_it(self, guard: Guard, keep: Callable[[], None], ledger: Path) -> None:
+        with full_disk(ledger):
+            keep()
 
-        assert exit_status(inherited) == 0
-        unlimited_disk()
-        assert kept.flush(timeout=0.1) == 1
+            def inherited() -> int:
+                unlimited_disk()
+                return guard.flush(timeout=0.1)
+
+            assert exit_status(inherited) == 0
+        assert guard.flush(timeout=0.1) == 1
 
     def test_is_kept_in_a_process_that_has_just_forked(self, guard: Guard, ledger: Path, outage: Outage) -> None:
         outage.begin()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -19,6 +18,7 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
+from conftest import full_disk
 from stigg_guard import ConfigError, Guard, InvalidRequest
 from stigg_guard.django import consumes_usage, get_guard, releases_usage, requires_feature
 from stigg_guard.django.conf import customer_of
@@ -430,11 +430,7 @@ def test_a_ledger_that_cannot_be_written_is_answered_503_and_logged(
     ledger = tmp_path / "full.sqlite3"
     site.STIGG_GUARD = {**site.STIGG_GUARD, "LEDGER": f"sqlite:///{ledger}"}
     assert web.get("/domain").status_code == 200
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (Path(f"{ledger}-wal").stat().st_size, limits[1]))
-    try:
+    with full_disk(ledger):
         response = web.post("/create")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (response.status_code, int(response["Retry-After"])) == (503, 1)
     assert any("/create cannot be guarded" in message for message in caplog.messages)

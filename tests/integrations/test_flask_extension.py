@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from flask import Blueprint, Flask, Request, Response, abort, redirect, send_fil
 from flask.testing import FlaskClient
 from flask.views import MethodView
 
+from conftest import full_disk
 from stigg_guard import ConfigError, Customer, FeatureDenied, Guard, InvalidRequest, StiggGuardError
 from stigg_guard.flask import StiggGuard, consumes_usage, releases_usage, requires_feature
 from stigg_guard.sidecar.server import Sidecar
@@ -416,12 +416,8 @@ def test_ledger_that_cannot_be_written_is_answered_503(make_app: MakeApp, tmp_pa
     app = make_app(LEDGER=f"sqlite:///{ledger}")
     runs = add_view(app, consumes_usage(1, TEMPLATES))
     guard_of(app).check(TEMPLATES, customer=ESSENTIALS)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (Path(f"{ledger}-wal").stat().st_size, limits[1]))
-    try:
+    with full_disk(ledger):
         response = client_of(app).post("/")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
     assert runs == []
     assert "view was answered 503" in caplog.text
