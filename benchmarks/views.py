@@ -1,4 +1,5 @@
-"""Views under our decorators, beside the same views bare; called as the framework's router calls them."""
+"""Views under our decorators, beside the same views bare: called as the framework's router calls them, and as whole
+requests through the framework's WSGI application."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ def in_django() -> Iterator[Comparison]:
     from django.conf import settings
     from django.http import HttpRequest, HttpResponse
     from django.test import override_settings
+    from django.urls import path
 
-    settings.configure(INSTALLED_APPS=["stigg_guard.django"])
+    settings.configure(INSTALLED_APPS=["stigg_guard.django"], ALLOWED_HOSTS=["*"])
     django.setup()
     from stigg_guard.django import consumes_usage, get_guard, requires_feature
 
@@ -53,8 +55,38 @@ def in_django() -> Iterator[Comparison]:
                 aim=adds_at_most(3),
             )
             yield consumption("memory://")
+            with override_settings(ROOT_URLCONF=(path("bare", view), path("guarded", requiring))):
+                yield _django_requests()
         with override_settings(STIGG_GUARD=in_file):
             yield consumption("sqlite://")
+
+
+def _django_requests() -> Comparison:
+    """What the middleware and a decorator add to a request of a site that has no other middleware."""
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.test import override_settings
+
+    with override_settings(MIDDLEWARE=["stigg_guard.django.middleware.StiggGuardMiddleware"]):
+        guarded = WSGIHandler()
+    with override_settings(MIDDLEWARE=[]):
+        bare = WSGIHandler()
+    return _requests("Django request, middleware and requires_feature / bare", guarded, bare)
+
+
+def _requests(name: str, guarded: Any, bare: Any) -> Comparison:
+    from werkzeug.test import EnvironBuilder
+
+    def get(app: Any, path: str) -> Timer:
+        environ = EnvironBuilder(path).get_environ()
+
+        def request() -> None:
+            body = app(dict(environ), lambda _status, _headers, _error=None: None)
+            b"".join(body)
+            body.close()
+
+        return Timer(request)
+
+    return Comparison(name=name, ours=get(guarded, "/guarded"), floor=get(bare, "/bare"))
 
 
 def in_flask() -> Iterator[Comparison]:
@@ -95,6 +127,10 @@ def in_flask() -> Iterator[Comparison]:
                 aim=adds_at_most(3),
             )
             yield consumption("memory://")
+        guarded, bare = app(in_memory), Flask("bare")
+        guarded.add_url_rule("/guarded", view_func=requiring)
+        bare.add_url_rule("/bare", view_func=view)
+        yield _requests("Flask request, extension and requires_feature / bare", guarded, bare)
         with app(in_file).test_request_context(), closing(guard.guard):
             yield consumption("sqlite://")
 

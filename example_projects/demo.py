@@ -85,6 +85,8 @@ def running(shop_port: int, api_port: int) -> Iterator[tuple[Sites, list[subproc
             "FLASK_API_DATABASE": f"{data}/api.sqlite3",
             "STIGG_GUARD_LEDGER": f"sqlite:///{data}/api-ledger.sqlite3",
         }
+        shop = [sys.executable, str(HERE / "django_shop" / "manage.py"), "migrate", "--verbosity=0"]
+        subprocess.run(shop, env=environ, check=True)
         programs = (("django_shop", "shop.wsgi:application"), ("flask_api", "app:create_app()"))
         processes = [
             stack.enter_context(_gunicorn(folder, application, listener, environ))
@@ -153,7 +155,7 @@ def _walk_shop(base: str) -> Iterator[Row]:
     yield ada.row(
         "sign in as Ada (essentials)",
         "200, 3 of 6 templates",
-        lambda: _status(ada.submit("/", "/sign-in/", customer="customer-demo-01"), r"3 of 6 templates"),
+        lambda: _status(ada.submit("/", "/sign-in/", user="ada"), r"3 of 6 templates"),
     )
     for count in (4, 5, 6):
         yield ada.row(

@@ -18,6 +18,8 @@ from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.store import Store
 
+collect_ignore = ["e2e"]  # they need a browser: make e2e
+
 
 class ManualClock:
     """A clock that moves only when told to; ``clock`` is what code under test is given."""

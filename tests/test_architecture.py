@@ -21,13 +21,15 @@ PACKAGE = Path(stigg_guard.__file__).parent
 STAIRCASE = [
     {"errors", "clock", "wire"},
     {"entitlements", "fallbacks"},
+    {"rules"},
     {"config", "channel", "cache", "ledger", "sidecar", "api"},
-    {"client", "denial", "messages", "shared"},
+    {"client", "denial", "messages", "observer", "shared"},
     {"lookup", "reporter"},
     {"consumption"},
     {"decorators"},
+    {"views"},
     {"guard"},
-    {"display", "operators", "metrics"},
+    {"display", "features", "operators", "metrics", "webhooks"},
     {"django", "flask", "testing", "__main__"},
 ]
 STEP = {room: step for step, rooms in enumerate(STAIRCASE) for room in rooms}

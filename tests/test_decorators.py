@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stigg_guard import ConfigError, Customer, FeatureDenied, Guard, InvalidRequest, Reason
-from stigg_guard.decorators import consumes_usage, releases_usage, requires_feature
+from stigg_guard.decorators import Calls, consumes_usage, releases_usage, requires_feature
 
 CUSTOMER = "customer-demo-01"
 TEMPLATES = "feature-templates"  # 3 of 6 are used
@@ -29,17 +29,28 @@ def guard(make_guard: Callable[..., Guard]) -> Guard:
 
 @pytest.fixture
 def requires(guard: Guard) -> Decorate:
-    return partial(requires_feature, guard=lambda: guard, customer=lambda *_, **__: CUSTOMER)
+    return partial(requires_feature, calls=Calls(lambda: guard, lambda *_, **__: CUSTOMER))
 
 
 @pytest.fixture
 def consumes(guard: Guard) -> Decorate:
-    return partial(consumes_usage, guard=lambda: guard, customer=lambda *_, **__: CUSTOMER)
+    return partial(consumes_usage, calls=Calls(lambda: guard, lambda *_, **__: CUSTOMER))
 
 
 @pytest.fixture
 def releases(guard: Guard) -> Decorate:
-    return partial(releases_usage, guard=lambda: guard, customer=CUSTOMER)
+    return partial(releases_usage, calls=Calls(lambda: guard, CUSTOMER))
+
+
+class JudgedCalls(Calls):
+    """Calls whose results are judged by a function of the test."""
+
+    def __init__(self, guard: Guard, settle: Callable[..., tuple[Any, bool]]) -> None:
+        super().__init__(lambda: guard, CUSTOMER)
+        self._judge = settle
+
+    def settle(self, result: Any, hold_open: Any) -> tuple[Any, bool]:
+        return self._judge(result, hold_open)
 
 
 def used(guard: Guard, feature: str = TEMPLATES) -> float:
@@ -78,7 +89,7 @@ class TestRequiresFeature:
         assert work.runs == []
 
     def test_finds_the_customer_from_the_functions_own_arguments(self, guard: Guard) -> None:
-        @requires_feature(MISSING, guard=lambda: guard, customer=lambda who, *, site: Customer(who, site))
+        @requires_feature(MISSING, calls=Calls(lambda: guard, lambda who, *, site: Customer(who, site)))
         def view(who: str, *, site: str | None) -> str:
             return who
 
@@ -90,7 +101,7 @@ class TestRequiresFeature:
         def nobody() -> Guard:
             raise LookupError("no guard yet")
 
-        decorated = requires_feature("f", guard=nobody, customer=lambda: CUSTOMER)(work)
+        decorated = requires_feature("f", calls=Calls(nobody, lambda: CUSTOMER))(work)
         with pytest.raises(LookupError):
             decorated()
 
@@ -143,7 +154,7 @@ class TestConsumesUsage:
         def settle(result: int, _hold_open: object) -> tuple[str, bool]:
             return f"HTTP {result}", result < 400
 
-        assert consumes(1, TEMPLATES, settle=settle)(lambda: status)() == f"HTTP {status}"
+        assert consumes(1, TEMPLATES, calls=JudgedCalls(guard, settle))(lambda: status)() == f"HTTP {status}"
         assert used(guard) == counted
 
     def test_takes_the_amount_from_the_functions_own_arguments(self, consumes: Decorate, guard: Guard) -> None:
@@ -177,7 +188,7 @@ class TestConsumesUsage:
         def settle(result: str, hold_open: Callable[[Any], Any]) -> tuple[Any, bool]:
             return hold_open(result), True
 
-        stream = consumes(2, TEMPLATES, settle=settle)(lambda: "ab")()
+        stream = consumes(2, TEMPLATES, calls=JudgedCalls(guard, settle))(lambda: "ab")()
         assert used(guard) == 3
         assert list(stream) == ["a", "b"]
         assert used(guard) == 5
@@ -187,8 +198,32 @@ class TestConsumesUsage:
             return hold_open(result), True
 
         with pytest.raises(TypeError):
-            consumes(3, TEMPLATES, settle=settle)(lambda: 7)()
+            consumes(3, TEMPLATES, calls=JudgedCalls(guard, settle))(lambda: 7)()
         assert guard.stats()["held"] == 0
+
+    def test_reports_what_the_result_says_was_used(self, consumes: Decorate, guard: Guard) -> None:
+        assert consumes(3, TEMPLATES, actual=len)(lambda: ["a"])() == ["a"]
+        assert used(guard) == 4
+
+    def test_reports_what_a_generator_used_when_it_ends(self, consumes: Decorate, guard: Guard) -> None:
+        made: list[str] = []
+
+        @consumes(3, TEMPLATES, actual=lambda _: len(made))
+        def work() -> Any:
+            for name in ("a", "b"):
+                made.append(name)
+                yield name
+
+        assert list(work()) == made
+        assert used(guard) == 5
+
+    @pytest.mark.parametrize("actual", [lambda _: -1, lambda _: "2", lambda _: 1 / 0])
+    def test_reports_what_was_held_when_nobody_can_say_what_was_used(
+        self, consumes: Decorate, guard: Guard, actual: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert consumes(2, TEMPLATES, actual=actual)(lambda: "done")() == "done"
+        assert used(guard) == 5
+        assert "what was really used cannot be told" in caplog.text
 
     def test_reports_an_event_with_dimensions_of_the_arguments(self, consumes: Decorate, guard: Guard) -> None:
         def login(user: str) -> str:
@@ -221,7 +256,8 @@ class TestReleasesUsage:
     def test_lets_the_result_tell_whether_it_was_a_success(
         self, releases: Decorate, guard: Guard, status: int, left: float
     ) -> None:
-        releases(1, TEMPLATES, settle=lambda result, _: (result, result < 400))(lambda: status)()
+        calls = JudgedCalls(guard, lambda result, _: (result, result < 400))
+        releases(1, TEMPLATES, calls=calls)(lambda: status)()
         assert used(guard) == left
 
     def test_takes_amount_and_customer_from_the_functions_own_arguments(self, guard: Guard) -> None:

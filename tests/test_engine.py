@@ -152,6 +152,61 @@ usage = { f = 4 }
 def test_state_with_a_plan_that_the_catalog_lacks_is_refused(state):
     store = Store(state)
     store.assign_plan(CUSTOMER, "", "grwth")
-    with pytest.raises(ConfigError, match=r"gives customer-demo-01 the plan 'grwth'.*did you mean 'growth'"):
+    with pytest.raises(ConfigError, match=r"customer-demo-01 was given the plan 'grwth'.*did you mean 'growth'"):
         Engine(demo_catalog(), store)
     Engine(Catalog(), store).close()
+
+
+# Another catalog while it runs
+
+SHOP = """
+[features.f]
+type = "metered"
+meter = "fluctuating"
+[plans.small.entitlements]
+f = {{ limit = {limit} }}
+[customers.c]
+plan = "small"
+usage = {{ f = {usage} }}
+"""
+
+
+@pytest.fixture
+def shop():
+    engine = Engine(parse_catalog(SHOP.format(limit=5, usage=1)), Store(None))
+    yield engine
+    engine.close()
+
+
+def test_another_catalog_answers_at_once_and_keeps_what_was_counted(shop):
+    shop.answer("ReportUsage", pb.ReportUsageRequest(customer_id="c", feature_id="f", value=2))
+    shop.replace_catalog(parse_catalog(SHOP.format(limit=9, usage=0)))
+    entitlement = metered(shop, "f", "c").entitlement
+    assert (entitlement.usage_limit, entitlement.current_usage) == (9, 3)
+
+
+def test_usage_to_begin_with_is_given_to_customers_that_are_new_in_another_catalog(shop):
+    new = SHOP.format(limit=5, usage=1) + '[customers.new]\nplan = "small"\nusage = { f = 4 }\n'
+    shop.replace_catalog(parse_catalog(new))
+    assert metered(shop, "f", "new").entitlement.current_usage == 4
+
+
+def test_a_plan_that_was_assigned_goes_before_the_one_in_another_catalog(shop):
+    shop.assign_plan("c", None)
+    shop.replace_catalog(parse_catalog(SHOP.format(limit=9, usage=1)))
+    assert metered(shop, "f", "c").access_denied_reason == pb.ACCESS_DENIED_REASON_NO_ACTIVE_SUBSCRIPTION
+
+
+def test_a_catalog_without_an_assigned_plan_is_refused_and_the_one_before_stays(shop):
+    shop.replace_catalog(parse_catalog(SHOP.format(limit=9, usage=1) + "[plans.large]\n"))
+    shop.assign_plan("c", "large")
+    with pytest.raises(ConfigError, match="c was given the plan 'large', which the catalog lacks"):
+        shop.replace_catalog(parse_catalog(SHOP.format(limit=5, usage=1)))
+    shop.assign_plan("c", "small")
+    assert metered(shop, "f", "c").entitlement.usage_limit == 9
+
+
+def test_a_plan_of_another_catalog_can_be_assigned(shop):
+    shop.replace_catalog(parse_catalog(SHOP.format(limit=5, usage=1) + "[plans.large.entitlements]\nf = { limit = 7 }"))
+    shop.assign_plan("c", "large")
+    assert metered(shop, "f", "c").entitlement.usage_limit == 7

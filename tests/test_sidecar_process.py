@@ -47,11 +47,17 @@ def start() -> Iterator[Start]:
     """Start sidecars on free ports; kill those that still run at the end of the test."""
     with ExitStack() as processes:
 
-        def start(*options: str, module: tuple[str, ...] = ("stigg_guard.sidecar",), **environment: str) -> Running:
+        def start(
+            *options: str,
+            module: tuple[str, ...] = ("stigg_guard.sidecar",),
+            stderr: int | None = None,
+            **environment: str,
+        ) -> Running:
             process = subprocess.Popen(
                 [sys.executable, "-m", *module, *FREE_PORTS, *options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=stderr,
                 text=True,
                 env={**os.environ, **environment},
             )
@@ -114,6 +120,23 @@ def test_catalog_and_fallbacks_are_those_that_it_is_given(start: Start, tmp_path
         unknown = call(channel, "GetBooleanEntitlement", request(customer_id="c", feature_id="g"))
     assert (sold.has_access, sold.is_fallback) == (True, False)
     assert (unknown.has_access, unknown.is_fallback) == (True, True)
+
+
+def test_a_catalog_that_changes_is_taken_in_when_asked(start: Start, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.toml"
+    sold = '[features.f]\ntype = "{}"\n[plans.p.entitlements]\nf = true\n[customers.c]\nplan = "p"\n'
+    catalog.write_text(sold.format("boolean"))
+    sidecar = start("--catalog", str(catalog), "--reload", stderr=subprocess.PIPE)
+    assert sidecar.process.stderr
+    catalog.write_text(sold.format("bolean"))
+    told = sidecar.process.stderr.readline() + sidecar.process.stderr.readline()
+    assert "stays in force" in told
+    assert "line 2" in told
+    catalog.write_text(sold.format("boolean") + "[customers.new]\nplan = 'p'\n")
+    assert "has changed and is in force" in sidecar.process.stderr.readline()
+    request = METHODS["GetBooleanEntitlement"].request
+    with grpc.insecure_channel(sidecar.address) as channel:
+        assert call(channel, "GetBooleanEntitlement", request(customer_id="new", feature_id="f")).has_access
 
 
 def test_taken_port_is_refused_with_the_remedy(start: Start) -> None:

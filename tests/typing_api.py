@@ -28,12 +28,12 @@ from stigg_guard import (
     Stigg,
     UsageUpdateBehavior,
 )
-from stigg_guard.decorators import consumes_usage, requires_feature
+from stigg_guard.decorators import Calls, consumes_usage, requires_feature
 
 
 def decorators_keep_the_signature(guard: Guard) -> None:
-    @requires_feature("feature-exports", guard=lambda: guard, customer=lambda _number, **_: "customer-demo-01")
-    @consumes_usage(2, "feature-templates", guard=lambda: guard, customer=lambda *_, **__: Customer("customer-demo-01"))
+    @requires_feature("feature-exports", calls=Calls(lambda: guard, lambda _number, **_: "customer-demo-01"))
+    @consumes_usage(2, "feature-templates", calls=Calls(lambda: guard, lambda *_, **__: Customer("customer-demo-01")))
     def view(number: int, *, loud: bool = False) -> list[str]:
         return [str(number)]
 

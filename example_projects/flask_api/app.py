@@ -28,6 +28,7 @@ from flask import (
     render_template,
     request,
     session,
+    stream_template,
     url_for,
 )
 from flask.typing import ResponseReturnValue
@@ -161,6 +162,24 @@ def create_template() -> ResponseReturnValue:
     return redirect(url_for("site.home"))
 
 
+def names_of_form(request: Request) -> list[str]:
+    """The names of the form's text field, one on each line."""
+    names = [line.strip() for line in request.form.get("names", "").splitlines() if line.strip()]
+    if not 0 < len(names) <= MAX_NAMES:
+        abort(400, f"Write 1 to {MAX_NAMES} names, each on its own line.")
+    return names
+
+
+@site.post("/letters")
+@guard.consumes_usage(lambda request: len(names_of_form(request)), "feature-api-calls")
+def show_letters() -> ResponseReturnValue:
+    """A page that is sent while it is written. Its letters are counted when the last one has left, and not if the
+    reader goes away before."""
+    template = template_of(session["customer"], request.form.get("template", type=int))
+    letters = (template["body"].replace("{name}", name) for name in names_of_form(request))
+    return Response(stream_template("letters.html", title=template["title"], letters=letters))
+
+
 @site.get("/upgrade")
 def upgrade() -> ResponseReturnValue:
     if signed_in() is None:
@@ -237,10 +256,7 @@ def names(request: Request) -> list[str]:
 @guard.consumes_usage(lambda request: len(names(request)), "feature-api-calls")
 def write_letters() -> ResponseReturnValue:
     """Every letter is one API call."""
-    wanted = request.get_json().get("template")
-    template = next((row for row in templates_of(api_customer()) if row["id"] == wanted), None)
-    if template is None:
-        abort(404, "there is no such template")
+    template = template_of(api_customer(), request.get_json().get("template"))
     return {"letters": [template["body"].replace("{name}", name) for name in names(request)]}
 
 
@@ -286,6 +302,13 @@ def add_security_headers(response: Response) -> Response:
 
 def templates_of(customer: str) -> list[sqlite3.Row]:
     return execute("select id, title, body from template where customer = ? order by id desc", customer)
+
+
+def template_of(customer: str, number: object) -> sqlite3.Row:
+    template = next((row for row in templates_of(customer) if row["id"] == number), None)
+    if template is None:
+        abort(404, "there is no such template")
+    return template
 
 
 def execute(statement: str, *values: object) -> list[sqlite3.Row]:

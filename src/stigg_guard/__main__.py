@@ -13,14 +13,16 @@ from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import InvalidRequest, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.operators import configure_ledger, configure_report
-from stigg_guard.sidecar.__main__ import configure as configure_sidecar
+from stigg_guard.sidecar import __main__ as sidecar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status. An error of ours is one message on stderr and status 2."""
     parser = ArgumentParser(prog="stigg-guard", description="Guard views by what a customer has paid for.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    configure_sidecar(commands.add_parser("sidecar", help="run a local Stigg sidecar that needs no account"))
+    local = commands.add_parser("sidecar", help="run a local Stigg sidecar that needs no account")
+    sidecar.configure(local)
+    local.set_defaults(run=sidecar.run)
     _configure_check(commands.add_parser("check", help="ask what a customer may use"))
     configure_report(commands.add_parser("report", help="report usage that happened"))
     configure_ledger(commands.add_parser("ledger", help="look after usage that is on its way"))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from enum import Enum
 from math import isfinite
 from typing import Any
 
-from stigg_guard.entitlements import Reason
+from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback, parse_fallbacks
+from stigg_guard.rules import Rule, parse_rules
 
 PREFIX = "STIGG_GUARD_"
 YEAR = 366 * 86_400.0
@@ -51,6 +52,13 @@ class OnUncertain(str, Enum):
     RECONCILE = "reconcile"
     RESEND = "resend"
     DROP = "drop"
+
+
+class Anonymous(str, Enum):
+    """What becomes of a request that no customer belongs to."""
+
+    REFUSE = "refuse"
+    LOGIN = "login"
 
 
 class ReportMode(str, Enum):
@@ -101,6 +109,20 @@ class Config:
     """How long the sidecar's figures may lag behind its own acknowledgement."""
     customer: str | Callable[..., Any] | None = None
     """Dotted path or callable that finds the customer of a request."""
+    anonymous: Anonymous | Customer = Anonymous.REFUSE
+    """What becomes of requests that no customer belongs to: ``refuse`` answers 401, ``login`` sends browsers to the
+    login page, and ``customer:ID`` lets them have what that customer, such as one with a free plan, has."""
+    login_url: str | None = None
+    """The login page; in Django without it the project's own ``LOGIN_URL``."""
+    rules: Sequence[Rule] = ()
+    """What guards requests by their path, first match first: mappings with ``path``, ``feature``, ``consume`` and
+    ``methods``."""
+    rate_limit_headers: bool = False
+    """Whether responses tell what is left of the consumed features, in ``RateLimit`` and ``RateLimit-Policy``."""
+    webhook_secret: str | None = field(default=None, repr=False)
+    """What Stigg's webhooks carry to show that they are Stigg's."""
+    database: str = "default"
+    """In Django, the alias of the database whose transactions usage follows."""
     upgrade_url: str | None = None
     """Where a denied customer can buy more; ``{feature}`` is replaced by the feature's id."""
     status_codes: Mapping[Reason, int] = field(default_factory=lambda: STATUS_CODES)
@@ -278,6 +300,21 @@ def _one_of(choices: type[Enum]) -> Callable[[Any], Enum]:
     return read
 
 
+def _anonymous(value: Any) -> Anonymous | Customer:
+    if isinstance(value, Customer):
+        return value
+    kind, _, customer_id = _text(value).partition(":")
+    if kind == "customer":
+        return Customer(customer_id)
+    if value not in {choice.value for choice in Anonymous}:
+        raise ValueError(f"expected 'refuse', 'login' or 'customer:' and an id, not {value!r}")
+    return Anonymous(value)
+
+
+def _rules(value: Any) -> Sequence[Rule]:
+    return parse_rules(value) if value else ()
+
+
 def _resolver(value: Any) -> str | Callable[..., Any] | None:
     return value if callable(value) else _optional_text(value)
 
@@ -323,6 +360,12 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "ON_UNCERTAIN": _one_of(OnUncertain),
     "SETTLE_GRACE": _duration,
     "CUSTOMER": _resolver,
+    "ANONYMOUS": _anonymous,
+    "LOGIN_URL": _optional_text,
+    "RULES": _rules,
+    "RATE_LIMIT_HEADERS": _flag,
+    "WEBHOOK_SECRET": _optional_text,
+    "DATABASE": _text,
     "UPGRADE_URL": _optional_text,
     "STATUS_CODES": _status_codes,
     "ENABLED": _flag,

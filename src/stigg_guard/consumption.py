@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import inf
 from types import MappingProxyType, TracebackType
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from stigg_guard.cache import Snapshot
 from stigg_guard.clock import Clock
@@ -16,22 +17,44 @@ from stigg_guard.entitlements import Amount, Customer, Entitlement, Kind, requir
 from stigg_guard.errors import ClientClosed, FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, Refused, UsageKey, Use
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
+from stigg_guard.observer import Observer, tell
 from stigg_guard.reporter import SEND_SECONDS, Reporter
 
 logger = logging.getLogger("stigg_guard")
 
 Item = TypeVar("Item")
 
+Confirm: TypeAlias = Callable[[Callable[[bool], None]], None]
+"""Given what ends successful work; calls it once: with True when the success is certain, with False when it was undone,
+as by a transaction that was rolled back."""
+
+
+def confirm_now(end: Callable[[bool], None]) -> None:
+    """For work that nothing undoes."""
+    end(True)
+
 
 class Book:
     """Holds, uses and gives back units: decides with the lookup, writes into the ledger, hands to the reporter."""
 
-    def __init__(self, config: Config, lookup: Lookup, ledger: Ledger, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lookup: Lookup,
+        ledger: Ledger,
+        clock: Clock,
+        confirm: Confirm,
+        observer: Observer,
+    ) -> None:
         self._config = config
         self._lookup = lookup
         self._ledger = ledger
         self._clock = clock
-        self.reporter = Reporter(ledger, lambda: lookup.stigg, config, self._acknowledged, clock)
+        self.confirm = confirm
+        self.observer = observer
+        self.reporter = Reporter(
+            ledger, lambda: lookup.stigg, config, self._acknowledged, clock, partial(tell, self.observer.lost_contact)
+        )
 
     def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
         """Takes the amounts of all features, or of none; there is no hold where nothing is counted.
@@ -66,7 +89,7 @@ class Book:
         ]
         if not hold.id:
             for use in uses:
-                self.record(use)
+                self._record(use)
             return
         try:
             counted = self._ledger.commit(hold, uses)
@@ -91,9 +114,11 @@ class Book:
             logger.warning("a hold cannot be given back and is left to expire: %s", error)
 
     def record(self, use: Use) -> None:
-        """Takes usage that happened without a hold."""
-        if not self._counts():
-            return
+        """Takes usage that happened without a hold, once it is certain."""
+        if self._counts():
+            self.confirm(lambda certain: self._record(use) if certain else None)
+
+    def _record(self, use: Use) -> None:
         try:
             usage = self._ledger.record(use)
         except LedgerUnavailable as error:
@@ -158,6 +183,7 @@ class Book:
             # What was used since the report was sent is not in its answer, so that only units given back lower it.
             lower = answer.report.is_set or answer.report.amount < 0
             self._correct(answer.report.key, answer.current_usage, lower=lower)
+        tell(self.observer.reported, answer)
 
     def _correct(self, key: UsageKey, usage: float, *, lower: bool = True) -> None:
         customer = Customer(key.customer_id, key.resource_id or None)
@@ -211,17 +237,32 @@ class Consumption:
         self.end(succeeded=False)
 
     def end(self, succeeded: bool) -> None:
-        """Ends the hold, for work that is no ``with`` block: the units are reported, or given back. Once."""
+        """Ends the hold, for work that is no ``with`` block: the units are reported, or given back. Once.
+
+        Within a transaction that the guard follows, success is reported when that is committed, and given back when it
+        is rolled back.
+        """
         hold, self._hold = self._hold, None
         if hold is None:
             return
+        settle = partial(self._settle, hold)
         if succeeded:
+            self._book.confirm(settle)
+        else:
+            settle(False)
+
+    def _settle(self, hold: Hold, certain: bool) -> None:
+        if certain:
             self._book.commit(hold, self._amounts, self._event)
         else:
             self._book.release(hold)
 
     def __enter__(self) -> Consumption:
-        answers, self._hold = self._book.hold(self._amounts, self._customer)
+        try:
+            answers, self._hold = self._book.hold(self._amounts, self._customer)
+        except FeatureDenied as error:
+            tell(self._book.observer.denied, error)
+            raise
         self.entitlements = MappingProxyType(answers)
         return self
 

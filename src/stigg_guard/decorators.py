@@ -1,18 +1,21 @@
-"""The decorators, written once: what differs between a plain function, a Django view and a Flask view is passed in."""
+"""The decorators, written once: what differs between plain functions, Django's views and Flask's is a ``Calls``."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
-from stigg_guard.consumption import SettlingStream
+from stigg_guard.consumption import Consumption, SettlingStream
 from stigg_guard.entitlements import Amount, Customer, require_id, usage_amount
 from stigg_guard.errors import ConfigError
 
 if TYPE_CHECKING:
     from stigg_guard.guard import Guard
+
+logger = logging.getLogger("stigg_guard")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,36 +24,89 @@ T = TypeVar("T")
 Dimensions: TypeAlias = "Mapping[str, str | float | bool]"
 OneOrComputed: TypeAlias = "T | Callable[..., T]"
 HoldOpen: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
-Settle: TypeAlias = Callable[[Any, HoldOpen], "tuple[Any, bool]"]
+Ending: TypeAlias = Callable[[bool, Any], None]
+"""How what was begun before a call ends: told whether the call succeeded, and what it returned."""
+Begin: TypeAlias = "Callable[..., Ending | None]"
+"""What happens before a call, with the call's arguments; None when the call is not guarded."""
 
 _UNNAMED = "_stigg_guard_feature"
 
 
-def settle_result(result: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
-    """For plain functions: who returns has succeeded, and a generator has when it is exhausted."""
-    return (hold_open(result) if isinstance(result, Generator) else result), True
+class Calls:
+    """How a guarded function is called, and what is known of a call. This one is for plain functions.
+
+    ``guard`` is a callable, so that a decorator can stand where no guard is made yet. ``customer`` may be a callable
+    of the function's arguments.
+    """
+
+    def __init__(self, guard: Callable[[], Guard], customer: OneOrComputed[str | Customer]) -> None:
+        self.guard = guard
+        self._customer = customer
+
+    def applies(self, *_args: Any, **_kwargs: Any) -> bool:
+        """Whether this call is guarded at all."""
+        return True
+
+    def customer(self, *args: Any, **kwargs: Any) -> str | Customer:
+        """Whose call it is."""
+        return self._customer(*args, **kwargs) if callable(self._customer) else self._customer
+
+    def computed(self, given: Any) -> Callable[..., Any]:
+        """What was given to a decorator, a value or a callable, as a function of a call's arguments."""
+        if callable(given):
+            return cast("Callable[..., Any]", given)
+        return lambda *_args, **_kwargs: given
+
+    def held(self, usage: Consumption, *args: Any, **kwargs: Any) -> None:
+        """Told of the units that were held for the call."""
+
+    def settle(self, result: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
+        """What is returned in place of the result, and whether it is a success.
+
+        Where the result is a stream that goes on after the call, ``hold_open(stream)`` takes its place, and the usage
+        is settled when that ends.
+        """
+        return (hold_open(result) if isinstance(result, Generator) else result), True
+
+    def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
+        """The function, with the check before each call."""
+        _refuse_coroutine(function)
+
+        @wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            check(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return checked
+
+    def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
+        """The function, with ``begin`` before each call, and what it began ended after it."""
+        _refuse_coroutine(function)
+
+        @wraps(function)
+        def settled(*args: P.args, **kwargs: P.kwargs) -> R:
+            ending = begin(*args, **kwargs)
+            if ending is None:
+                return function(*args, **kwargs)
+            return cast(R, settled_call(lambda: function(*args, **kwargs), self.settle, ending))
+
+        return settled
 
 
-def requires_feature(
-    feature: str, *, guard: Callable[[], Guard], customer: OneOrComputed[str | Customer]
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def requires_feature(feature: str, *, calls: Calls) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Calls the function only if the customer may use the feature, else raises what :meth:`Guard.require` raises.
 
-    ``customer`` may be a callable of the function's arguments. A ``consumes_usage`` below that names no feature
-    consumes this one.
+    A ``consumes_usage`` below that names no feature consumes this one.
     """
     require_id(feature, "feature_id")
 
+    def check(*args: Any, **kwargs: Any) -> None:
+        if calls.applies(*args, **kwargs):
+            calls.guard().require(feature, customer=calls.customer(*args, **kwargs))
+
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        _refuse_coroutine(function)
         _name_below(function, feature)
-
-        @wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            guard().require(feature, customer=_given(customer, *args, **kwargs))
-            return function(*args, **kwargs)
-
-        return guarded
+        return calls.check_first(function, check)
 
     return decorate
 
@@ -59,43 +115,42 @@ def consumes_usage(
     n: OneOrComputed[Amount],
     feature: str | None = None,
     *,
-    guard: Callable[[], Guard],
-    customer: OneOrComputed[str | Customer],
-    settle: Settle = settle_result,
+    calls: Calls,
     event: str | None = None,
     dimensions: OneOrComputed[Dimensions] | None = None,
+    actual: Callable[[Any], Amount] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Holds ``n`` units while the function runs, reports them when it succeeds and gives them back when it does not.
 
-    ``n``, ``customer`` and ``dimensions`` may be callables of the function's arguments. Without ``feature`` it is that
-    of the ``requires_feature`` above. With ``event`` the use is reported as a raw event with these dimensions.
-
-    ``settle`` turns the function's result into what is returned, and tells whether it is a success. Where the result is
-    a stream that goes on after the function returned, it puts ``hold_open(stream)`` in its place, and the usage is
-    settled when that ends.
+    ``n`` and ``dimensions`` may be callables, as ``calls`` has it. Without ``feature`` it is that of the
+    ``requires_feature`` above. With ``event`` the use is reported as a raw event with these dimensions. ``actual`` says
+    of the result how many units are reported in place of those held.
 
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite. As a callable it is judged at each call.
     """
     if not callable(n):
         usage_amount(n)
+    computed_n, computed_dimensions = calls.computed(n), calls.computed(dimensions)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        _refuse_coroutine(function)
         named: list[str] = [feature] if feature is not None else []
 
-        @wraps(function)
-        def consuming(*args: P.args, **kwargs: P.kwargs) -> R:
-            usage = guard().consume(
+        def begin(*args: Any, **kwargs: Any) -> Ending | None:
+            if not calls.applies(*args, **kwargs):
+                return None
+            usage = calls.guard().consume(
                 _named(named, function),
-                _given(n, *args, **kwargs),
-                customer=_given(customer, *args, **kwargs),
+                computed_n(*args, **kwargs),
+                customer=calls.customer(*args, **kwargs),
                 event=event,
-                dimensions=_given(dimensions, *args, **kwargs),
+                dimensions=computed_dimensions(*args, **kwargs),
             )
             usage.__enter__()
-            return cast(R, _settled(lambda: function(*args, **kwargs), settle, usage.end))
+            calls.held(usage, *args, **kwargs)
+            return ending_of(usage, actual)
 
+        consuming = calls.settle_after(function, begin)
         if feature is None:
             setattr(consuming, _UNNAMED, named)
         return consuming
@@ -104,12 +159,7 @@ def consumes_usage(
 
 
 def releases_usage(
-    n: OneOrComputed[Amount],
-    feature: str,
-    *,
-    guard: Callable[[], Guard],
-    customer: OneOrComputed[str | Customer],
-    settle: Settle = settle_result,
+    n: OneOrComputed[Amount], feature: str, *, calls: Calls
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Gives ``n`` units of a fluctuating feature back when the function succeeds, with the ledger's durability.
 
@@ -118,46 +168,63 @@ def releases_usage(
     require_id(feature, "feature_id")
     if not callable(n):
         usage_amount(n)
+    computed_n = calls.computed(n)
+
+    def begin(*args: Any, **kwargs: Any) -> Ending | None:
+        if not calls.applies(*args, **kwargs):
+            return None
+        amount = usage_amount(computed_n(*args, **kwargs))
+        customer, guard = calls.customer(*args, **kwargs), calls.guard()
+
+        def end(succeeded: bool, _result: Any) -> None:
+            if succeeded:
+                guard.report(feature, -amount, customer=customer)
+
+        return end
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        _refuse_coroutine(function)
-
-        @wraps(function)
-        def releasing(*args: P.args, **kwargs: P.kwargs) -> R:
-            amount = usage_amount(_given(n, *args, **kwargs))
-            owner, books = _given(customer, *args, **kwargs), guard()
-
-            def end(succeeded: bool) -> None:
-                if succeeded:
-                    books.report(feature, -amount, customer=owner)
-
-            return cast(R, _settled(lambda: function(*args, **kwargs), settle, end))
-
-        return releasing
+        return calls.settle_after(function, begin)
 
     return decorate
 
 
-def _given(value: Any, *args: Any, **kwargs: Any) -> Any:
-    return value(*args, **kwargs) if callable(value) else value
+def ending_of(usage: Consumption, actual: Callable[[Any], Amount] | None) -> Ending:
+    """How a hold ends: what ``actual`` says of the result is reported in place of the units held."""
+
+    def end(succeeded: bool, result: Any) -> None:
+        if succeeded and actual is not None:
+            _count_actual(usage, actual, result)
+        usage.end(succeeded)
+
+    return end
 
 
-def _settled(call: Callable[[], Any], settle: Settle, end: Callable[[bool], None]) -> Any:
-    """What the call comes to. ``end`` is told how it went: now, or by the stream that was held open."""
+def settled_call(call: Callable[[], Any], settle: Callable[[Any, HoldOpen], tuple[Any, bool]], ending: Ending) -> Any:
+    """What the call comes to. ``ending`` is told how it went: now, or by the stream that was held open."""
     streams: list[SettlingStream[Any]] = []
 
     def hold_open(stream: Iterable[Any]) -> SettlingStream[Any]:
-        streams.append(SettlingStream(stream, end))
+        streams.append(SettlingStream(stream, lambda succeeded: ending(succeeded, result)))
         return streams[0]
 
+    result = None
     try:
-        result, succeeded = settle(call(), hold_open)
+        result = call()
+        result, succeeded = settle(result, hold_open)
     except BaseException:
-        end(False)
+        ending(False, result)
         raise
     if not streams:
-        end(succeeded)
+        ending(succeeded, result)
     return result
+
+
+def _count_actual(usage: Consumption, actual: Callable[[Any], Amount], result: Any) -> None:
+    """The work is done and delivered: a wrong count of it is told, and does not undo it."""
+    try:
+        usage.amount = actual(result)
+    except Exception:  # it is the application's own code, which may raise anything
+        logger.exception("what was really used cannot be told, so the %g units held are reported", usage.amount)
 
 
 def _name_below(function: Callable[..., Any], feature: str) -> None:
@@ -183,9 +250,14 @@ def _named(named: list[str], function: Callable[..., Any]) -> str:
     return named[0]
 
 
-def _refuse_coroutine(function: Callable[..., Any]) -> None:
+def is_asynchronous(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine or an asynchronous generator."""
     called = getattr(function, "__call__", function)  # noqa: B004 - an object whose call is a coroutine is one too
-    if any(check(one) for check in (iscoroutinefunction, isasyncgenfunction) for one in (function, called)):
+    return any(check(one) for check in (iscoroutinefunction, isasyncgenfunction) for one in (function, called))
+
+
+def _refuse_coroutine(function: Callable[..., Any]) -> None:
+    if is_asynchronous(function):
         raise ConfigError(
             f"{_name(function)} is an async function, and this guard is synchronous: guard a synchronous function"
         )

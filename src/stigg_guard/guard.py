@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.consumption import Book, Consumption, make_event
-from stigg_guard.decorators import Dimensions, OneOrComputed
+from stigg_guard.consumption import Book, Confirm, Consumption, confirm_now, make_event
+from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Amount, Customer, Entitlement, require_id, usage_amount
 from stigg_guard.errors import FeatureDenied, InvalidRequest
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, UsageKey, Use, default_ledger, ledger_from_url, user_state_folder
 from stigg_guard.lookup import Lookup
+from stigg_guard.observer import Observer, tell
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,17 +27,28 @@ class Guard:
     """Checks entitlements from a cache, holds what is about to be used, reports what was used.
 
     One guard serves all threads of a process and survives forks. Nothing is connected, started or opened before the
-    first use. ``config`` defaults to the ``STIGG_GUARD_*`` environment variables; ``stigg`` to a client made from it.
+    first use. ``config`` defaults to the ``STIGG_GUARD_*`` environment variables; ``stigg`` to a client and ``ledger``
+    to a ledger made from it. ``confirm`` decides when the usage of successful work is certain, ``observer`` is told of
+    what happens.
     """
 
-    def __init__(self, config: Config | None = None, *, stigg: Stigg | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        stigg: Stigg | None = None,
+        clock: Clock | None = None,
+        ledger: Ledger | None = None,
+        confirm: Confirm = confirm_now,
+        observer: Observer | None = None,
+    ) -> None:
         self.config = config if config is not None else Config.from_env()
         clock = clock or Clock()
-        url = self.config.ledger or _own_ledger(self.config)
-        self.ledger: Ledger = ledger_from_url(url, clock, settle_grace=self.config.settle_grace)
+        self.ledger: Ledger = ledger if ledger is not None else _ledger(self.config, clock)
         """Where holds and unsent usage are."""
         self._lookup = Lookup(self.config, clock, self.ledger.ticket, stigg)
-        self._book = Book(self.config, self._lookup, self.ledger, clock)
+        self._observer = observer or Observer()
+        self._book = Book(self.config, self._lookup, self.ledger, clock, confirm, self._observer)
         self._monotonic = clock.monotonic
         self._snapshots = self._lookup.cache.snapshots
         self._closed = False
@@ -96,7 +108,9 @@ class Guard:
             fallback=fallback,
         )
         if not entitlement.has_access:
-            raise FeatureDenied(entitlement, Customer.of(customer))
+            denied = FeatureDenied(entitlement, Customer.of(customer))
+            tell(self._observer.denied, denied)
+            raise denied
         return entitlement
 
     def entitlements(self, customer: str | Customer) -> Mapping[str, Entitlement]:
@@ -169,7 +183,7 @@ class Guard:
 
         ``customer`` may be a callable of the function's arguments, here and below.
         """
-        return decorators.requires_feature(feature, guard=lambda: self, customer=customer)
+        return decorators.requires_feature(feature, calls=Calls(lambda: self, customer))
 
     def consumes_usage(
         self,
@@ -179,22 +193,24 @@ class Guard:
         customer: OneOrComputed[str | Customer],
         event: str | None = None,
         dimensions: OneOrComputed[Dimensions] | None = None,
+        actual: Callable[[Any], Amount] | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorates a function or a job: it runs as the block of :meth:`consume` does.
 
-        ``n`` and ``dimensions`` may be callables of the function's arguments. Without ``feature`` it is that of the
-        ``requires_feature`` above. A generator's units are reported when it is exhausted, and given back when it is
-        closed before; it is for iterating only, and takes no ``send``.
+        ``n`` and ``dimensions`` may be callables of the function's arguments. ``actual`` is called with what the
+        function returned and says how many units are reported in place of those held. Without ``feature`` it is that
+        of the ``requires_feature`` above. A generator's units are reported when it is exhausted, and given back when
+        it is closed before; it is for iterating only, and takes no ``send``.
         """
         return decorators.consumes_usage(
-            n, feature, guard=lambda: self, customer=customer, event=event, dimensions=dimensions
+            n, feature, calls=Calls(lambda: self, customer), event=event, dimensions=dimensions, actual=actual
         )
 
     def releases_usage(
         self, n: OneOrComputed[Amount], feature: str, *, customer: OneOrComputed[str | Customer]
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorates a function: ``n`` units of a fluctuating feature are given back when it succeeds."""
-        return decorators.releases_usage(n, feature, guard=lambda: self, customer=customer)
+        return decorators.releases_usage(n, feature, calls=Calls(lambda: self, customer))
 
     def flush(self, timeout: float = 5.0) -> int:
         """Reports what is unsent within about ``timeout`` seconds; the number of reports left in the ledger."""
@@ -225,8 +241,9 @@ class Guard:
         self.close()
 
 
-def _own_ledger(config: Config) -> str:
-    return default_ledger(user_state_folder(), config.sidecar) if config.enabled else "memory://"
+def _ledger(config: Config, clock: Clock) -> Ledger:
+    own = default_ledger(user_state_folder(), config.sidecar) if config.enabled else "memory://"
+    return ledger_from_url(config.ledger or own, clock, settle_grace=config.settle_grace)
 
 
 def _feature_id(feature: str) -> str:

@@ -42,7 +42,8 @@ MAX_STRANDED = 10_000
 
 
 class Reporter:
-    """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to.
+    """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to,
+    ``lost_contact`` with the first failure after a success.
 
     Its thread starts with the first :meth:`watch` or :meth:`notify` of each process, and ends with it. It also renews
     the holds of work that takes long, decides what is uncertain, and looks after usage that the ledger could not take.
@@ -55,6 +56,7 @@ class Reporter:
         config: Config,
         acknowledged: Callable[[Acknowledged], None],
         clock: Clock,
+        lost_contact: Callable[[StiggGuardError], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._stigg = stigg
@@ -62,6 +64,7 @@ class Reporter:
         self._renewal = config.hold_ttl / 3
         self._clock = clock
         self._acknowledged = acknowledged
+        self._lost_contact = lost_contact
         self._start_process()
 
     def watch(self, hold: Hold) -> None:
@@ -189,6 +192,8 @@ class Reporter:
         except StiggGuardError as error:
             level = logging.DEBUG if self._counters["failures"] else logging.WARNING
             logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
+            if not self._counters["failures"]:
+                self._lost_contact(error)
             self._counters["failures"] += 1
         except Exception:
             logger.exception("reporting usage failed; it stays in the ledger")

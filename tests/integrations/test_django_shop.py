@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,14 +38,25 @@ class Visitor:
         return self._session.post(self._site + path, {"csrfmiddlewaretoken": token, **fields}, timeout=10)
 
 
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the database of a shop that nobody has visited yet."""
+    folder = tmp_path_factory.mktemp("shop")
+    subprocess.run([sys.executable, "manage.py", "migrate"], cwd=SHOP, env=_environ(folder), check=True)
+    return folder
+
+
+def _environ(folder: Path) -> dict[str, str]:
+    return {**os.environ, "SHOP_DATA": str(folder), "DJANGO_SETTINGS_MODULE": "shop.settings"}
+
+
 @pytest.fixture
-def shop(sidecar: Sidecar, tmp_path: Path) -> Iterator[str]:
+def shop(sidecar: Sidecar, migrated: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a running shop."""
-    environ = os.environ | {
-        "SHOP_DATA": str(tmp_path),
+    shutil.copytree(migrated, tmp_path, dirs_exist_ok=True)
+    environ = _environ(tmp_path) | {
         "STIGG_GUARD_SIDECAR": sidecar.address,
-        "STIGG_SIDECAR_HTTP": sidecar.http_address,
-        "DJANGO_SETTINGS_MODULE": "shop.settings",
+        "STIGG_SIDECAR_HTTP": str(sidecar.http_address),
     }
     command = [sys.executable, *GUNICORN, "shop.wsgi:application"]
     with subprocess.Popen(command, cwd=SHOP, env=environ, stderr=subprocess.PIPE, text=True) as server:
@@ -65,7 +77,7 @@ def shop(sidecar: Sidecar, tmp_path: Path) -> Iterator[str]:
 def ada(shop: str) -> Visitor:
     """A visitor who signed in with the essentials plan: 3 of 6 templates, no analytics."""
     visitor = Visitor(shop)
-    assert "Your templates" in visitor.post("/sign-in/", customer="customer-demo-01").text
+    assert "Your templates" in visitor.post("/sign-in/", user="ada").text
     return visitor
 
 
@@ -97,8 +109,14 @@ def test_a_visitor_must_sign_in(shop: str) -> None:
     assert "Please sign in" in response.text
 
 
-def test_only_known_studios_sign_in(shop: str) -> None:
-    assert "not known here" in Visitor(shop).post("/sign-in/", customer="customer-demo-99").text
+def test_only_known_users_sign_in(shop: str) -> None:
+    assert "not known here" in Visitor(shop).post("/sign-in/", user="nobody").text
+
+
+def test_templates_are_streamed_as_csv(ada: Visitor) -> None:
+    lines = ada.get("/templates.csv").text.splitlines()
+    assert lines[0] == "name,kind,created"
+    assert [line.split(",")[0] for line in lines[1:]] == ["Gift voucher", "Jazz night", "Spring sale"]
 
 
 def test_a_form_without_its_token_is_refused(ada: Visitor) -> None:

@@ -13,7 +13,7 @@ DATA.mkdir(parents=True, exist_ok=True)
 
 STIGG_GUARD = {
     "SIDECAR": os.environ.get("STIGG_GUARD_SIDECAR", "localhost:8433"),
-    "CUSTOMER": "shop.studios.customer_of",
+    "CUSTOMER": "shop.customers.customer_of",
     "UPGRADE_URL": "/upgrade/?feature={feature}",
     "LEDGER": f"sqlite:///{quote(str(DATA / 'usage.sqlite3'))}",
     # So that the page after a form shows its effect, whichever worker answers. A busy site keeps the defaults.
@@ -26,16 +26,27 @@ BILLING_URL = f"http://{os.environ.get('STIGG_SIDECAR_HTTP', 'localhost:8080')}"
 SECRET_KEY = "for-this-demonstration-only-" + "x" * 32
 DEBUG = False
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
-INSTALLED_APPS = ["django.contrib.sessions", "django.contrib.messages", "stigg_guard.django", "shop"]
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "stigg_guard.django",
+    "shop",
+]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "stigg_guard.django.middleware.StiggGuardMiddleware",
 ]
+STATIC_URL = "static/"
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
 ROOT_URLCONF = "shop.urls"
@@ -48,14 +59,20 @@ TEMPLATES = [
             "builtins": ["stigg_guard.django.templatetags.stigg_guard"],
             "context_processors": [
                 "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-                "shop.studios.signed_in",
+                "shop.customers.signed_in",
             ],
         },
     }
 ]
 DATABASES = {
-    "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATA / "shop.sqlite3", "OPTIONS": {"timeout": 20}}
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": DATA / "shop.sqlite3",
+        "ATOMIC_REQUESTS": True,
+        "OPTIONS": {"timeout": 20},
+    }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TIME_ZONE = "UTC"

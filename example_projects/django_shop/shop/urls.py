@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from django.contrib import admin
 from django.urls import path
-from django.views.generic import TemplateView
 
 from shop import views
 
@@ -16,5 +16,6 @@ urlpatterns = [
     path("templates.csv", views.export, name="export"),
     path("analytics/", views.analytics, name="analytics"),
     path("upgrade/", views.upgrade, name="upgrade"),
-    path("style.css", TemplateView.as_view(template_name="shop/style.css", content_type="text/css"), name="style"),
+    path("api/templates/", views.list_templates, name="api-templates"),
+    path("admin/", admin.site.urls),
 ]

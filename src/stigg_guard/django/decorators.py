@@ -12,11 +12,10 @@ from stigg_guard import decorators
 from stigg_guard.decorators import Dimensions, HoldOpen
 from stigg_guard.django.conf import customer_of, get_guard
 from stigg_guard.entitlements import Amount
+from stigg_guard.views import ViewCalls, succeeded
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=HttpResponseBase)
-
-_FAILURE = 400
 
 
 def requires_feature(feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -27,7 +26,7 @@ def requires_feature(feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]
     Raises:
         ConfigError: at decoration, when the view is an ``async def``.
     """
-    return decorators.requires_feature(feature, guard=get_guard, customer=customer_of)
+    return decorators.requires_feature(feature, calls=_ViewCalls(get_guard, customer_of))
 
 
 def consumes_usage(
@@ -50,13 +49,7 @@ def consumes_usage(
         InvalidRequest: ``n`` is a number, and negative or not finite.
     """
     return decorators.consumes_usage(
-        _of_request(n),
-        feature,
-        guard=get_guard,
-        customer=customer_of,
-        settle=_settle,
-        event=event,
-        dimensions=_of_request(dimensions),
+        n, feature, calls=_ViewCalls(get_guard, customer_of), event=event, dimensions=dimensions
     )
 
 
@@ -71,22 +64,15 @@ def releases_usage(
         ConfigError: at decoration, when the view is an ``async def``.
         InvalidRequest: ``n`` is a number, and negative or not finite.
     """
-    return decorators.releases_usage(_of_request(n), feature, guard=get_guard, customer=customer_of, settle=_settle)
+    return decorators.releases_usage(n, feature, calls=_ViewCalls(get_guard, customer_of))
 
 
-def _of_request(given: Any) -> Any:
-    """A callable of the request takes a view's other arguments too, and leaves them; a value is itself."""
-    if not callable(given):
-        return given
+class _ViewCalls(ViewCalls):
+    def request(self, request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpRequest:
+        return request
 
-    def computed(request: HttpRequest, *_args: Any, **_kwargs: Any) -> Any:
-        return given(request)
-
-    return computed
-
-
-def _settle(response: HttpResponseBase, hold_open: HoldOpen) -> tuple[HttpResponseBase, bool]:
-    succeeded = response.status_code < _FAILURE
-    if succeeded and isinstance(response, StreamingHttpResponse) and not response.is_async:
-        response.streaming_content = hold_open(cast("Iterator[bytes]", response.streaming_content))
-    return response, succeeded
+    def settle(self, response: HttpResponseBase, hold_open: HoldOpen) -> tuple[HttpResponseBase, bool]:
+        success = succeeded(response.status_code)
+        if success and isinstance(response, StreamingHttpResponse) and not response.is_async:
+            response.streaming_content = hold_open(cast("Iterator[bytes]", response.streaming_content))
+        return response, success

@@ -28,6 +28,7 @@ from stigg_guard.flask.current import EXTENSION, AppGuard, CustomerLoader, app_g
 from stigg_guard.flask.templating import TEMPLATE_GLOBALS
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import default_ledger
+from stigg_guard.views import ViewCalls, succeeded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +42,7 @@ def requires_feature(feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]
 
     Put it below ``route``. On a ``before_request`` function of a blueprint it guards all of the blueprint's views.
     """
-    return decorators.requires_feature(feature, guard=_guard, customer=_customer)
+    return decorators.requires_feature(feature, calls=_ViewCalls(_guard, _customer))
 
 
 def consumes_usage(
@@ -62,13 +63,7 @@ def consumes_usage(
             which is answered 400.
     """
     return decorators.consumes_usage(
-        _of_request(n),
-        feature,
-        guard=_guard,
-        customer=_customer,
-        settle=_settle,
-        event=event,
-        dimensions=_of_request(dimensions),
+        n, feature, calls=_ViewCalls(_guard, _customer), event=event, dimensions=dimensions
     )
 
 
@@ -77,7 +72,7 @@ def releases_usage(n: Amount | Callable[[Request], Amount], feature: str) -> Cal
 
     ``n`` is as for :func:`consumes_usage`, and how many units are given back: not negative.
     """
-    return decorators.releases_usage(_of_request(n), feature, guard=_guard, customer=_customer, settle=_settle)
+    return decorators.releases_usage(n, feature, calls=_ViewCalls(_guard, _customer))
 
 
 class StiggGuard:
@@ -138,28 +133,21 @@ def _customer(*_args: object, **_kwargs: object) -> str | Customer:
     return app_guard().customer()
 
 
-def _of_request(given: Any) -> Any:
-    """A function of the request takes a view's arguments, and leaves them; a value is itself."""
-    if not callable(given):
-        return given
+class _ViewCalls(ViewCalls):
+    def request(self, *_args: object, **_kwargs: object) -> Request:
+        return request
 
-    def computed(*_args: object, **_kwargs: object) -> Any:
-        return given(request)
-
-    return computed
-
-
-def _settle(returned: Any, hold_open: HoldOpen) -> tuple[Response, bool]:
-    if returned is None:
-        raise ConfigError(
-            "a function under consumes_usage returned nothing: a before_request function cannot know whether the view "
-            "will succeed, so decorate the views"
-        )
-    response = current_app.make_response(returned)
-    succeeded = response.status_code < 400
-    if succeeded and response.is_streamed:
-        response.response = hold_open(response.response)
-    return response, succeeded
+    def settle(self, returned: Any, hold_open: HoldOpen) -> tuple[Response, bool]:
+        if returned is None:
+            raise ConfigError(
+                "a function under consumes_usage returned nothing: a before_request function cannot know whether the "
+                "view will succeed, so decorate the views"
+            )
+        response = current_app.make_response(returned)
+        success = succeeded(response.status_code)
+        if success and response.is_streamed:
+            response.response = hold_open(response.response)
+        return response, success
 
 
 def _configured_loader(config: Config) -> CustomerLoader | None:

@@ -8,7 +8,7 @@ import signal
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from threading import Thread
 
 from stigg_guard.errors import StiggGuardError
@@ -16,43 +16,78 @@ from stigg_guard.fallbacks import parse_fallbacks
 from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.store import Store
+from stigg_guard.sidecar.watch import CatalogWatch
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def configure(parser: ArgumentParser) -> None:
-    """Give a parser the options of the sidecar, and ``serve`` as what to run with them."""
-    parser.add_argument("--catalog", metavar="FILE", help="what is sold, TOML or JSON (default: a demonstration)")
-    parser.add_argument("--state", metavar="FILE", help="where usage is kept (default: in memory, gone at the end)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=8433, help="gRPC port, 0 for a free one (default: %(default)s)")
-    parser.add_argument(
-        "--http-port", type=_port, default=8080, metavar="PORT", help="HTTP port, likewise (default: %(default)s)"
-    )
-    parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input closes")
-    parser.set_defaults(run=serve)
+PORT = 8433
+HTTP_PORT = 8080
 
 
-def serve(options: Namespace) -> int:
-    """Serve until SIGTERM, SIGINT or, if asked, the end of standard input; returns the exit status."""
+def serve(
+    *,
+    catalog: str | None,
+    state: str | None,
+    host: str,
+    port: int,
+    http_port: int,
+    reload: bool,
+    exit_with_stdin: bool = False,
+) -> None:
+    """Serve until SIGTERM, SIGINT or, if asked, the end of standard input. For the main thread of a process.
+
+    Without ``catalog`` it is the demonstration, and without ``state`` usage is kept in memory. With ``reload`` the
+    catalog is taken in again whenever its file changes.
+
+    Raises ``ConfigError`` for a catalog, a state or a fallback that is wrong, and ``SidecarStartError`` for a port that
+    cannot be had.
+    """
     # Here, since the parser must work without the extra that the server needs.
     from stigg_guard.sidecar.server import Sidecar
 
     # Before any thread exists, so that all of them leave the signals to sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with closing(_engine(options)) as engine, Sidecar(engine, options.host, options.port, options.http_port) as sidecar:
+    fallbacks = parse_fallbacks(os.environ.get("ENTITLEMENTS_FALLBACK") or "{}")
+    watch = CatalogWatch(catalog) if catalog and reload else None
+    sold = load_catalog(catalog) if catalog else demo_catalog()
+    with ExitStack() as running:
+        engine = running.enter_context(closing(Engine(sold, Store(state), fallbacks=fallbacks)))
+        sidecar = running.enter_context(Sidecar(engine, host, port, http_port))
+        if watch is not None:
+            running.enter_context(watch.over(engine))
         print(f"ready grpc={sidecar.address} http={sidecar.http_address}", flush=True)
-        if options.exit_with_stdin:
+        if exit_with_stdin:
             Thread(target=_stop_at_end_of_stdin, daemon=True).start()
         signal.sigwait(STOP_SIGNALS)
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Give a parser the options that :func:`run` takes."""
+    parser.add_argument("--catalog", metavar="FILE", help="what is sold, TOML or JSON (default: a demonstration)")
+    parser.add_argument("--state", metavar="FILE", help="where usage is kept (default: in memory, gone at the end)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=PORT, help="gRPC port, 0 for a free one (default: %(default)s)")
+    parser.add_argument(
+        "--http-port", type=_port, default=HTTP_PORT, metavar="PORT", help="HTTP port, likewise (default: %(default)s)"
+    )
+    parser.add_argument("--reload", action="store_true", help="take the catalog in again when its file changes")
+    parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input closes")
+
+
+def run(options: Namespace) -> int:
+    """Serve as the options say; returns the exit status. Raises what :func:`serve` raises."""
+    serve(
+        catalog=options.catalog,
+        state=options.state,
+        host=options.host,
+        port=options.port,
+        http_port=options.http_port,
+        reload=options.reload,
+        exit_with_stdin=options.exit_with_stdin,
+    )
     return 0
-
-
-def _engine(options: Namespace) -> Engine:
-    catalog = load_catalog(options.catalog) if options.catalog else demo_catalog()
-    fallbacks = parse_fallbacks(os.environ.get("ENTITLEMENTS_FALLBACK") or "{}")
-    return Engine(catalog, Store(options.state), fallbacks=fallbacks)
 
 
 def _stop_at_end_of_stdin() -> None:
@@ -74,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure(parser)
     options = parser.parse_args(argv)
     try:
-        return serve(options)
+        return run(options)
     except StiggGuardError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +20,17 @@ from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.reports import Reports
 from stigg_guard.sidecar.store import Store, UsageKey
 from stigg_guard.sidecar.subscriptions import Subscriber, Subscriptions, without_plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What one catalog makes of requests."""
+
+    catalog: Catalog
+    subscriptions: Subscriptions
+    checks: Checks
+    reports: Reports
+    of_customers: Mapping[str, Callable[[Any], Message]]
 
 
 class Engine:
@@ -37,17 +50,12 @@ class Engine:
         fallbacks: Mapping[str, Fallback] = MappingProxyType({}),
         reporting: bool = True,
     ) -> None:
-        self._catalog = catalog
         self._store = store
-        self._subscriptions = Subscriptions(catalog, store)
-        self._checks = Checks(catalog, store, self._subscriptions, now, fallbacks)
-        self._reports = Reports(catalog, store, self._subscriptions, now, counting=reporting)
-        self._of_customers: Mapping[str, Callable[[Any], Message]] = {
-            "GetEntitlements": self._checks.entitlements,
-            "GetEntitlementsStateV2": self._checks.entitlements_state,
-            "ReloadEntitlements": self._checks.reload,
-        }
-        store.seed(dict(self._initial_usage(now())))
+        self._now = now
+        self._fallbacks = fallbacks
+        self._reporting = reporting
+        self._changing = Lock()
+        self.replace_catalog(catalog)
 
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
@@ -58,37 +66,65 @@ class Engine:
         the other methods ignore the key. ``timeout`` is there because a channel takes one too: nothing here waits.
         Raises ``InvalidRequest`` for a request that is wrong; nothing of it was counted.
         """
+        rules = self._rules
         if method.startswith("Report"):
-            return self._reports.report(method, request, idempotency_key)
-        if method in self._of_customers:
-            return self._of_customers[method](request)
-        return self._checks.entitlement(method, request)
+            return rules.reports.report(method, request, idempotency_key)
+        if method in rules.of_customers:
+            return rules.of_customers[method](request)
+        return rules.checks.entitlement(method, request)
 
     @property
     def honours_keys(self) -> bool:
         """Reports under one idempotency key count once."""
         return True
 
+    def replace_catalog(self, catalog: Catalog) -> None:
+        """Answer from this catalog from now on; a call under way ends by the one before.
+
+        What was counted stays, and so do the plans that were assigned, which go before the catalog's. A usage to begin
+        with is for those features of a customer of which nothing was ever counted. A feature that resets in another
+        period than before counts from 0 in it.
+        Raises ``ConfigError`` when the catalog lacks a plan that was assigned; the one before stays in force.
+        """
+        with self._changing:
+            rules = self._made(catalog)
+            self._store.seed(dict(_initial_usage(rules, self._now())))
+            self._rules = rules
+
     def assign_plan(self, customer_id: str, plan: str | None, resource_id: str | None = None) -> None:
         """Subscribe a customer, or one of its resources, to a plan; ``None`` ends the subscription.
 
         It takes effect at once and stays in the store. Raises ``InvalidRequest`` for unknown names.
         """
-        subscriber = self._reports.subscriber(customer_id, resource_id or "")
-        if plan is not None and plan not in self._catalog.plans:
-            raise InvalidRequest("plan", f"there is no {plan!r}; {nearest(plan, self._catalog.plans)}")
-        self._store.assign_plan(subscriber.customer, subscriber.resource, plan)
+        with self._changing:
+            plans = self._rules.catalog.plans
+            subscriber = self._rules.reports.subscriber(customer_id, resource_id or "")
+            if plan is not None and plan not in plans:
+                raise InvalidRequest("plan", f"there is no {plan!r}; {nearest(plan, plans)}")
+            self._store.assign_plan(subscriber.customer, subscriber.resource, plan)
 
     def close(self) -> None:
         """Close the store; a second time does nothing."""
         self._store.close()
 
-    def _initial_usage(self, now: datetime) -> Iterator[tuple[UsageKey, float]]:
-        for customer in self._catalog.customers.values():
-            for resource, account in (("", customer.account), *customer.resources.items()):
-                subscriber = Subscriber(customer.id, resource, account)
-                offers = self._subscriptions.offers(subscriber)
-                by_id = {**offers.features, **offers.credits}
-                for id_, amount in {**account.usage, **account.credits_used}.items():
-                    offer = by_id.get(id_) or without_plan(id_)
-                    yield self._subscriptions.usage_key(subscriber, offer, now)[0], amount
+    def _made(self, catalog: Catalog) -> _Rules:
+        subscriptions = Subscriptions(catalog, self._store)
+        checks = Checks(catalog, self._store, subscriptions, self._now, self._fallbacks)
+        reports = Reports(catalog, self._store, subscriptions, self._now, counting=self._reporting)
+        of_customers: Mapping[str, Callable[[Any], Message]] = {
+            "GetEntitlements": checks.entitlements,
+            "GetEntitlementsStateV2": checks.entitlements_state,
+            "ReloadEntitlements": checks.reload,
+        }
+        return _Rules(catalog, subscriptions, checks, reports, of_customers)
+
+
+def _initial_usage(rules: _Rules, now: datetime) -> Iterator[tuple[UsageKey, float]]:
+    for customer in rules.catalog.customers.values():
+        for resource, account in (("", customer.account), *customer.resources.items()):
+            subscriber = Subscriber(customer.id, resource, account)
+            offers = rules.subscriptions.offers(subscriber)
+            by_id = {**offers.features, **offers.credits}
+            for id_, amount in {**account.usage, **account.credits_used}.items():
+                offer = by_id.get(id_) or without_plan(id_)
+                yield rules.subscriptions.usage_key(subscriber, offer, now)[0], amount

@@ -109,8 +109,8 @@ class Store:
 
     def seed(self, amounts: dict[UsageKey, float]) -> None:
         """Set usage to begin with, for those customers' features of which nothing was ever written in any period."""
-        written = {key[:3] for key in self._usage}
         with self.transaction() as transaction:
+            written = {key[:3] for key in self._usage}
             for key, amount in amounts.items():
                 if key[:3] not in written:
                     transaction.set_usage(key, amount)

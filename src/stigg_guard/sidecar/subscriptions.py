@@ -87,7 +87,7 @@ class Subscriptions:
         for (customer, _), plan in store.plans().items():
             if customer in catalog.customers and plan is not None and plan not in catalog.plans:
                 raise ConfigError(
-                    f"the state file gives {customer} the plan {plan!r}, which the catalog lacks; "
+                    f"{customer} was given the plan {plan!r}, which the catalog lacks; "
                     f"{nearest(plan, catalog.plans)} (add the plan, or start with another state file)"
                 )
 

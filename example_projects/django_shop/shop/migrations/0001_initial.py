@@ -1,45 +1,44 @@
-"""The templates, with as many of each studio as the demonstration catalog counts."""
+"""The tables of the shop."""
 
 from __future__ import annotations
 
-from typing import Any
-
+import django.db.models.deletion
+from django.conf import settings
 from django.db import migrations, models
 
 KINDS = [("poster", "Poster"), ("report", "Report"), ("menu", "Menu"), ("cover", "Cover")]
-MADE = {
-    "customer-demo-01": [("Spring sale", "poster"), ("Jazz night", "poster"), ("Gift voucher", "cover")],
-    "customer-demo-02": [
-        *((f"Quarter {quarter}, {year}", "report") for year in (2024, 2025) for quarter in (1, 2, 3, 4)),
-        ("Annual report", "report"),
-        ("Board dinner", "menu"),
-        ("Open day", "poster"),
-        ("Investor folder", "cover"),
-    ],
-    "customer-demo-03": [("Breakfast", "menu")],
-}
-
-
-def make_templates(apps: Any, _schema_editor: Any) -> None:
-    template = apps.get_model("shop", "Template")
-    template.objects.bulk_create(
-        template(customer_id=customer, name=name, kind=kind) for customer, made in MADE.items() for name, kind in made
-    )
+ID = models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")
+CASCADE = django.db.models.deletion.CASCADE
 
 
 class Migration(migrations.Migration):
     initial = True
+    dependencies = [migrations.swappable_dependency(settings.AUTH_USER_MODEL)]
     operations = [
+        migrations.CreateModel(
+            name="Studio",
+            fields=[
+                ("id", ID),
+                ("customer_id", models.CharField(max_length=100, unique=True)),
+                ("owner", models.OneToOneField(on_delete=CASCADE, to=settings.AUTH_USER_MODEL)),
+                ("name", models.CharField(max_length=60)),
+                ("trade", models.CharField(max_length=60)),
+                (
+                    "joined_with",
+                    models.CharField(help_text="The plan that the demonstration starts with.", max_length=30),
+                ),
+            ],
+            options={"ordering": ("pk",)},
+        ),
         migrations.CreateModel(
             name="Template",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("customer_id", models.CharField(db_index=True, max_length=100)),
+                ("id", ID),
+                ("studio", models.ForeignKey(on_delete=CASCADE, related_name="templates", to="shop.studio")),
                 ("name", models.CharField(max_length=60)),
                 ("kind", models.CharField(choices=KINDS, default="poster", max_length=10)),
                 ("created_at", models.DateTimeField(auto_now_add=True)),
             ],
             options={"ordering": ("-pk",)},
         ),
-        migrations.RunPython(make_templates, migrations.RunPython.noop),
     ]

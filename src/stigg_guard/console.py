@@ -1,0 +1,45 @@
+"""Where the words of a command go, and how they look there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+def _on_standard_error(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Console:
+    """What a command prints on: ``say`` takes its result, ``tell`` what is said besides; both end the line themselves.
+
+    With ``json`` results are JSON. ``good`` and ``bad`` colour a text. ``ledger`` is how the ledger's commands are
+    called here, such as ``stigg-guard ledger``, for remedies.
+    """
+
+    ledger: str
+    json: bool = False
+    say: Callable[[str], object] = print
+    tell: Callable[[str], object] = _on_standard_error
+    good: Callable[[str], str] = str
+    bad: Callable[[str], str] = str
+
+    def show(self, value: object, text: str) -> None:
+        """Say a result: the value as JSON, or else the text."""
+        self.say(json.dumps(value, indent=2, default=str) if self.json else text)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The rows under their heads, in columns."""
+    cells = [head, *([_cell(text) for text in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def _cell(text: str) -> str:
+    return text if text.isprintable() else repr(text)  # ids and reasons come from elsewhere and may hold anything

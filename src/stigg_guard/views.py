@@ -1,0 +1,114 @@
+"""What is the same for the guarded views of every framework."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from stigg_guard.decorators import Calls
+from stigg_guard.entitlements import Customer
+from stigg_guard.errors import ConfigError, InvalidRequest
+from stigg_guard.rules import guards_method, method_names
+
+if TYPE_CHECKING:
+    from stigg_guard.guard import Guard
+
+EXEMPT = "stigg_guard_exempt"
+"""The attribute of views that no group's guard and no rule applies to."""
+
+
+class ViewCalls(Calls):
+    """How views are called. ``methods`` are the HTTP methods that are guarded: all but OPTIONS when none are named.
+
+    ``resource`` is the name of the view's argument that has the resource id, or a callable of the request.
+
+    Raises:
+        ConfigError: ``methods`` are no names.
+    """
+
+    def __init__(
+        self,
+        guard: Callable[[], Guard],
+        customer: Callable[..., str | Customer],
+        *,
+        methods: Iterable[str] = (),
+        resource: str | Callable[..., str | None] | None = None,
+    ) -> None:
+        super().__init__(guard, customer)
+        try:
+            self._methods = method_names(methods)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self._resource = None if resource is None else self._resource_of(resource)
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        """The request of a call; the framework has it somewhere."""
+        raise NotImplementedError
+
+    def view_arguments(self, *_args: Any, **kwargs: Any) -> Mapping[str, Any]:
+        """What the URL says to the view, by name."""
+        return kwargs
+
+    def applies(self, *args: Any, **kwargs: Any) -> bool:
+        return guards_method(self._methods, self.request(*args, **kwargs).method)
+
+    def customer(self, *args: Any, **kwargs: Any) -> str | Customer:
+        found = super().customer(*args, **kwargs)
+        if self._resource is None:
+            return found
+        return Customer(Customer.of(found).id, resource=self._resource(*args, **kwargs))
+
+    def computed(self, given: Any) -> Callable[..., Any]:
+        """As it is, or computed from the request, and from those of the view's arguments that the callable names.
+
+        Raises:
+            InvalidRequest: when called, if the callable cannot make anything of the request: it raises ``ValueError``,
+                ``LookupError`` or ``TypeError``.
+        """
+        if not callable(given):
+            return super().computed(given)
+        wanted = _wanted(given)
+
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            request, arguments = self.request(*args, **kwargs), self.view_arguments(*args, **kwargs)
+            try:
+                return given(request, **wanted(arguments))
+            except InvalidRequest:
+                raise
+            except (ValueError, LookupError, TypeError) as error:
+                raise InvalidRequest("value", f"the request does not say it: {error!r}") from error
+
+        return compute
+
+    def _resource_of(self, resource: str | Callable[..., str | None]) -> Callable[..., str | None]:
+        if callable(resource):
+            return self.computed(resource)
+
+        def named(*args: Any, **kwargs: Any) -> str | None:
+            arguments = self.view_arguments(*args, **kwargs)
+            if resource not in arguments:
+                raise ConfigError(f"resource: the view has no argument {resource!r}; it has {', '.join(arguments)}")
+            return str(arguments[resource])
+
+        return named
+
+
+def succeeded(status: int) -> bool:
+    """Whether a response of this HTTP status means that the view did what is paid for.
+
+    A redirect does, as after a form; "not modified" (304) delivers nothing new, and does not.
+    """
+    return status < 400 and status != 304
+
+
+def _wanted(given: Callable[..., Any]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Those of the view's arguments that the callable takes beside the request."""
+    try:
+        parameters = list(inspect.signature(given).parameters.values())
+    except (ValueError, TypeError):  # some callables written in C do not tell
+        return lambda _: {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return lambda arguments: arguments
+    names = {parameter.name for parameter in parameters[1:]}
+    return lambda arguments: {name: value for name, value in arguments.items() if name in names}

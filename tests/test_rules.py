@@ -1,0 +1,72 @@
+"""Rules that guard by path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stigg_guard import Config, ConfigError
+from stigg_guard.rules import Rule, guards_method, parse_rules, rule_of
+
+API = {"path": "/api/", "feature": "feature-api-calls", "consume": 1, "methods": ["post", "PUT"]}
+HEALTH = {"path": "/api/health"}
+PAGES = {"path": "/", "feature": "feature-pages"}
+
+
+def test_rule_is_read_with_its_methods_in_upper_case() -> None:
+    assert parse_rules([API]) == (Rule("/api/", "feature-api-calls", 1.0, frozenset({"POST", "PUT"})),)
+
+
+def test_rules_are_read_from_json_and_kept_as_they_are() -> None:
+    (rule,) = parse_rules('[{"path": "/", "feature": "f"}]')
+    assert parse_rules([rule]) == (rule,)
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "feature"),
+    [
+        ("/api/items", "POST", "feature-api-calls"),
+        ("/api/items", "GET", "feature-pages"),
+        ("/api/health", "GET", None),
+        ("/about", "GET", "feature-pages"),
+        ("/about", "OPTIONS", None),
+        ("", "GET", None),
+    ],
+)
+def test_first_rule_that_a_request_meets_applies(path: str, method: str, feature: str | None) -> None:
+    rule = rule_of(parse_rules([HEALTH, API, PAGES]), path, method)
+    assert (rule and rule.feature) == feature
+
+
+def test_every_method_but_options_is_guarded_unless_methods_are_named() -> None:
+    assert guards_method(frozenset(), "HEAD")
+    assert not guards_method(frozenset(), "OPTIONS")
+    assert guards_method(frozenset({"OPTIONS"}), "OPTIONS")
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        ("/api/", "rule 0: expected a mapping with path, feature, consume, methods"),
+        ({"feature": "f"}, "rule 0: path: expected the beginning of a path"),
+        ({"path": "api", "feature": "f"}, "rule 0: path: expected the beginning of a path"),
+        ({"path": "/", "feature": ""}, "rule 0: feature"),
+        ({"path": "/", "feature": "f", "consume": -1}, "rule 0: consume"),
+        ({"path": "/", "consume": 1}, "rule 0: consume: name the feature"),
+        ({"path": "/", "feature": "f", "methods": "POST"}, "rule 0: methods: expected a list"),
+        ({"path": "/", "feature": "f", "methods": [1]}, "rule 0: methods: expected a list"),
+        ({"path": "/", "feature": "f", "methods": 1}, "rule 0: "),
+        ({"path": "/", "feature": "f", "features": 1}, "rule 0: features: unknown"),
+    ],
+)
+def test_wrong_rule_is_told_with_its_number(rule: Any, fault: str) -> None:
+    with pytest.raises(ConfigError, match="RULES: ") as told:
+        Config.from_mapping({"RULES": [rule]})
+    assert fault in str(told.value)
+
+
+@pytest.mark.parametrize("rules", [{"path": "/"}, 7, '{"path": "/"}', "nonsense"])
+def test_rules_are_a_list(rules: Any) -> None:
+    with pytest.raises(ConfigError, match="RULES"):
+        Config.from_mapping({"RULES": rules})

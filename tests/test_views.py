@@ -1,0 +1,125 @@
+"""What is the same for the views of every framework, on a framework of three attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from stigg_guard import ConfigError, Customer, Guard, InvalidRequest
+from stigg_guard.decorators import consumes_usage
+from stigg_guard.views import ViewCalls, succeeded
+
+CUSTOMER = "customer-demo-01"
+TEMPLATES = "feature-templates"  # 3 of 6 are used
+
+
+@dataclass
+class Request:
+    method: str = "POST"
+    form: dict[str, str] = field(default_factory=dict)
+
+
+class PlainCalls(ViewCalls):
+    def request(self, request: Request, *_args: Any, **_kwargs: Any) -> Request:
+        return request
+
+
+MakeCalls = Callable[..., PlainCalls]
+
+
+@pytest.fixture
+def calls(guard: Guard) -> MakeCalls:
+    return lambda **options: PlainCalls(lambda: guard, lambda *_, **__: CUSTOMER, **options)
+
+
+def held(guard: Guard) -> float:
+    return guard.stats()["held"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "method", "guarded"),
+    [
+        ((), "GET", True),
+        ((), "HEAD", True),
+        ((), "OPTIONS", False),
+        (("post",), "POST", True),
+        (["POST"], "GET", False),
+    ],
+)
+def test_methods_say_which_requests_are_guarded(
+    calls: MakeCalls, guard: Guard, methods: Any, method: str, guarded: bool
+) -> None:
+    seen = consumes_usage(1, TEMPLATES, calls=calls(methods=methods))(lambda _request: held(guard))(Request(method))
+    assert seen == guarded
+    assert held(guard) == 0
+
+
+@pytest.mark.parametrize("methods", ["POST", [7], 7])
+def test_methods_are_a_list_of_names(calls: MakeCalls, methods: Any) -> None:
+    with pytest.raises(ConfigError, match="methods"):
+        calls(methods=methods)
+
+
+@pytest.mark.parametrize(
+    ("given", "amount"),
+    [
+        (2, 2),
+        (lambda request: int(request.form["n"]), 3),
+        (lambda _request, count: count, 5),
+        (lambda _request, **arguments: len(arguments), 2),
+        (lambda _request, other=7: other, 7),
+    ],
+)
+def test_values_are_computed_from_the_request_and_the_views_arguments(
+    calls: MakeCalls, given: Any, amount: float
+) -> None:
+    assert calls().computed(given)(Request(form={"n": "3"}), count=5, name="a") == amount
+
+
+def test_callable_that_hides_its_signature_gets_the_request(calls: MakeCalls) -> None:
+    assert calls().computed(type)(Request(), count=5) is Request
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda request: int(request.form["n"]), lambda _: int("many"), lambda _: len(None)],  # type: ignore[arg-type]
+)
+def test_what_the_request_does_not_say_is_a_bad_request(calls: MakeCalls, guard: Guard, given: Any) -> None:
+    runs: list[object] = []
+    view = consumes_usage(given, TEMPLATES, calls=calls())(runs.append)
+    with pytest.raises(InvalidRequest, match="the request does not say it") as told:
+        view(Request())
+    assert (told.value.field, runs, held(guard)) == ("value", [], 0)
+
+
+def test_invalid_request_of_the_callable_is_kept(calls: MakeCalls) -> None:
+    def refuse(_request: Request) -> int:
+        raise InvalidRequest("value", "at most 10 at once")
+
+    with pytest.raises(InvalidRequest, match="at most 10"):
+        calls().computed(refuse)(Request())
+
+
+@pytest.mark.parametrize("resource", ["site", lambda _request, site: f"site-0{site[-1]}"])
+def test_resource_comes_from_the_views_arguments(calls: MakeCalls, resource: Any) -> None:
+    assert calls(resource=resource).customer(Request(), site="site-01") == Customer(CUSTOMER, "site-01")
+
+
+def test_customer_has_no_resource_unless_one_is_named(calls: MakeCalls) -> None:
+    assert calls().customer(Request(), site="site-01") == CUSTOMER
+
+
+def test_resource_that_the_view_lacks_is_an_error_of_the_site(calls: MakeCalls) -> None:
+    with pytest.raises(ConfigError, match="no argument 'site'; it has name"):
+        calls(resource="site").customer(Request(), name="a")
+
+
+@pytest.mark.parametrize(
+    ("status", "success"),
+    [(200, True), (201, True), (204, True), (302, True), (304, False), (400, False), (500, False)],
+)
+def test_success_is_what_delivers_something(status: int, success: bool) -> None:
+    assert succeeded(status) is success
