@@ -3,13 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+READY_E2E := .venv/.ready-e2e
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test lint bench faults wire wheel clean
+.PHONY: help demo test chromium e2e screenshots lint bench faults wire wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
 	@echo "make test    run the tests"
+	@echo "make e2e     click through both example sites in a browser"
+	@echo "make screenshots   save pictures of their pages in screenshots/"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   measure the hot paths against their floors"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
@@ -25,7 +28,24 @@ demo: $(READY)
 	@$(BIN)/python example_projects/demo.py $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(ARGS)
+
+$(READY_E2E): $(READY)
+	@$(BIN)/python -m pip install --quiet --group e2e
+	@touch $(READY_E2E)
+
+# Debian's own browser: playwright's downloads are not used.
+chromium:
+	@command -v chromium >/dev/null || { \
+	  as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium; \
+	} || { echo "make e2e: chromium is not on the PATH and could not be installed; install it, then run this again" >&2; exit 1; }
+
+e2e: $(READY_E2E) chromium
+	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+screenshots: $(READY_E2E) chromium
+	@$(BIN)/python -m pytest tests/e2e/test_pages.py --screenshots screenshots $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .
@@ -53,4 +73,4 @@ wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	@rm -rf .venv .venv-peers dist .pytest_cache .mypy_cache .ruff_cache .coverage*
+	@rm -rf .venv .venv-peers dist screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*
