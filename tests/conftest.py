@@ -9,9 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
+from django.core import mail
+from pytest_django.plugin import DjangoDbBlocker
 
+from django_databases import django_database, empty_ledger_tables, make_ledger_tables
+from postgres_server import PostgresServer
 from stigg_guard import Clock, Config, Guard
 from stigg_guard.sidecar.catalog import demo_catalog
 from stigg_guard.sidecar.engine import Engine
@@ -104,3 +109,38 @@ def make_guard(sidecar: Sidecar, clock: ManualClock) -> Iterator[Callable[..., G
 @pytest.fixture
 def guard(make_guard: Callable[..., Guard]) -> Guard:
     return make_guard()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_ledger(postgres: PostgresServer, django_db_blocker: DjangoDbBlocker) -> dict[str, Any]:
+    """Django's settings for a database with the tables of the ledger."""
+    settings = {**postgres.database("ledger"), "CONN_MAX_AGE": None}
+    with django_db_blocker.unblock(), django_database("new", settings):
+        make_ledger_tables("new")
+    return settings
+
+
+@pytest.fixture
+def django_postgres(
+    postgres_ledger: dict[str, Any], django_db_blocker: DjangoDbBlocker, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The alias of a database in PostgreSQL, with an empty ledger, used as it is outside of tests."""
+    monkeypatch.delattr(mail, "outbox")
+    with django_db_blocker.unblock(), django_database("postgres", postgres_ledger) as alias:
+        empty_ledger_tables(alias)
+        yield alias
+
+
+@pytest.fixture
+def django_sqlite(tmp_path: Path, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
+    """The alias of a database in a file, with an empty ledger."""
+    settings = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "site.sqlite3", "OPTIONS": {"timeout": 60}}
+    with django_db_blocker.unblock(), django_database("sqlite", settings) as alias:
+        make_ledger_tables(alias)
+        yield alias

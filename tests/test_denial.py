@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
 
@@ -15,7 +17,19 @@ from django.test import override_settings
 from django.utils import translation
 
 from stigg_guard.config import STATUS_CODES, Config
-from stigg_guard.denial import Denial, page_source, prefers_html, upgrade_url
+from stigg_guard.denial import (
+    FRAGMENT_TEMPLATE,
+    PROBLEM_TYPE,
+    REFUSALS,
+    TEMPLATE,
+    Answer,
+    Denial,
+    is_answered,
+    page_source,
+    prefers_html,
+    rate_limit_headers,
+    upgrade_url,
+)
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason
 from stigg_guard.errors import (
     FeatureDenied,
@@ -26,7 +40,9 @@ from stigg_guard.errors import (
     SidecarTimeout,
     SidecarUnavailable,
     SignInRequired,
+    StiggGuardError,
 )
+from stigg_guard.wording import Text, Wording
 
 CONFIG = Config(upgrade_url="/plans?feature={feature}")
 FULL = Entitlement(
@@ -40,6 +56,11 @@ FULL = Entitlement(
     units="template",
     units_plural="templates",
 )
+NOW = datetime(2026, 8, 11, 12, tzinfo=timezone.utc)
+MONTH = {
+    "usage_period_start": datetime(2026, 8, 1, tzinfo=timezone.utc),
+    "usage_period_end": datetime(2026, 9, 1, tzinfo=timezone.utc),
+}
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
 
@@ -94,7 +115,7 @@ def test_outage_is_503_with_a_time_to_come_back(error: SidecarError | LedgerUnav
 def test_amount_that_is_none_is_400_and_names_the_fault() -> None:
     denial = Denial.of(InvalidRequest("value", "usage is not negative, and this is -1"), CONFIG)
     assert denial.status == 400
-    assert denial.detail == "value: usage is not negative, and this is -1."
+    assert denial.detail == "The request cannot be counted: value: usage is not negative, and this is -1."
 
 
 def test_nobody_who_is_signed_in_is_401_without_figures() -> None:
@@ -112,9 +133,14 @@ def test_problem_has_the_members_of_rfc_9457_and_the_figures() -> None:
         "reason": "REQUESTED_USAGE_EXCEEDING_LIMIT",
         "limit": 6,
         "usage": 3,
+        "remaining": 3,
         "requested": 10,
         "upgrade_url": "/plans?feature=feature-templates",
     }
+
+
+def test_problem_tells_when_the_usage_starts_again() -> None:
+    assert json.loads(denied(**MONTH).problem())["resets_at"] == "2026-09-01T00:00:00+00:00"
 
 
 def test_problem_without_a_limit_has_no_figures() -> None:
@@ -127,7 +153,7 @@ def test_problem_without_a_limit_has_no_figures() -> None:
     [
         ({"current_usage": 6, "requested_usage": None}, "6 of 6 templates are used."),
         ({"current_usage": 7, "requested_usage": 0}, "7 of 6 templates are used."),
-        ({"usage_limit": 1_000_000, "current_usage": 999_999.5}, "999999.5 of 1000000 templates are used, and 10"),
+        ({"usage_limit": 1_000_000, "current_usage": 999_999.5}, "999,999.5 of 1,000,000 templates are used, and 10"),
         ({"units_plural": None}, "3 of 6 units are used"),
         ({"reason": Reason.INSUFFICIENT_CREDITS, "units_plural": "credits"}, "3 of 6 credits are used"),
         ({"reason": Reason.REVOKED}, "It concerns the feature feature-templates."),
@@ -191,6 +217,7 @@ class Page(HTMLParser):
 
     def __init__(self, source: str) -> None:
         super().__init__()
+        self.source = source
         self.tags: list[str] = []
         self.attributes: dict[str, dict[str, str | None]] = {}
         self.text = ""
@@ -204,15 +231,15 @@ class Page(HTMLParser):
         self.text += data
 
 
-def jinja_page(denial: Denial) -> Page:
+def jinja_page(denial: Denial, template: str = TEMPLATE) -> Page:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return Page(environment.from_string(page_source()).render(denial=denial))
+    return Page(environment.from_string(page_source(template)).render(denial=denial))
 
 
-def django_page(denial: Denial) -> Page:
+def django_page(denial: Denial, template: str = TEMPLATE) -> Page:
     # Figures of a page in German have a decimal comma, which an attribute of HTML must not have.
     with override_settings(USE_THOUSAND_SEPARATOR=True), translation.override("de"):
-        return Page(Engine().from_string(page_source()).render(Context({"denial": denial})))
+        return Page(Engine().from_string(page_source(template)).render(Context({"denial": denial})))
 
 
 @pytest.fixture(params=[jinja_page, django_page], ids=["jinja", "django"])
@@ -220,12 +247,26 @@ def page(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_page_shows_the_denial_the_bar_and_the_way_out(page: Any) -> None:
-    shown = page(denied(usage_limit=1234.5, current_usage=1200.25))
+@pytest.mark.parametrize("template", [TEMPLATE, FRAGMENT_TEMPLATE])
+def test_page_and_fragment_show_the_denial_the_bar_the_facts_and_the_way_out(page: Any, template: str) -> None:
+    shown = page(denied(usage_limit=1234.5, current_usage=617.25, **MONTH), template)
     assert "Your plan's limit is reached" in shown.text
-    assert "1200.25 of 1234.5 templates are used" in shown.text
-    assert shown.attributes["progress"] | {"max": "1234.5", "value": "1200.25"} == shown.attributes["progress"]
+    assert "617.25 of 1,234.5 templates are used" in shown.text
+    assert shown.attributes["progress"]["value"] == "0.5"
     assert shown.attributes["a"]["href"] == "/plans?feature=feature-templates"
+    for fact in ("feature-templates", "1,234.5 templates", "617.25 templates", "10 templates", "2026-09-01 00:00 UTC"):
+        assert f">{fact}<" in shown.source
+
+
+def test_page_is_in_the_readers_language(page: Any) -> None:
+    denial = Denial.of(SidecarUnavailable("down"), CONFIG, Wording(translate=str.upper, language=lambda: "x-loud"))
+    shown = page(denial)
+    assert shown.attributes["html"]["lang"] == "x-loud"
+    assert "PLEASE TRY AGAIN" in shown.text
+
+
+def test_fragment_is_no_page(page: Any) -> None:
+    assert not {"html", "head", "body", "style"} & set(page(denied(), FRAGMENT_TEMPLATE).tags)
 
 
 def test_page_of_an_outage_has_neither_bar_nor_link(page: Any) -> None:
@@ -242,5 +283,212 @@ def test_page_escapes_what_comes_from_outside(page: Any) -> None:
     assert "script" not in page(denied(feature_id=evil, reason=Reason.REVOKED)).tags
 
 
-def test_page_needs_nothing_from_elsewhere() -> None:
-    assert not re.search(r"(src|href)=.https?:|url\(|<script|{%\s*(load|extends|include)", page_source())
+@pytest.mark.parametrize("template", [TEMPLATE, FRAGMENT_TEMPLATE])
+def test_page_needs_nothing_from_elsewhere(template: str) -> None:
+    assert not re.search(r"(src|href)=.https?:|url\(|<script|{%\s*(load|extends|include)", page_source(template))
+
+
+@pytest.mark.parametrize(
+    ("error", "answered"),
+    [
+        (FeatureDenied(FULL, Customer("customer-demo-01")), True),
+        (SidecarUnavailable("down"), True),
+        (LedgerUnavailable("full"), True),
+        (SignInRequired("nobody"), True),
+        (InvalidRequest("value", "no number"), True),
+        (InvalidRequest("customer_id", "empty"), False),
+        (StiggGuardError("other"), False),
+        (ValueError("other"), False),
+    ],
+    ids=repr,
+)
+def test_client_is_told_of_what_it_can_do_something_about(error: Exception, answered: bool) -> None:
+    assert is_answered(error) is answered
+    assert isinstance(error, REFUSALS) or not answered
+
+
+HTMX = {"HX-Request": "true", "Accept": "*/*"}
+LOGIN = replace(CONFIG, anonymous="login", login_url="/login?theme=dark")
+ANONYMOUS = Denial.of(SignInRequired("nobody"), LOGIN)
+
+
+def answer(denial: Denial, headers: Mapping[str, str] | None = None, address: str = "/reports?page=2") -> Answer:
+    return denial.answer(headers or {}, address)
+
+
+def test_browser_is_answered_with_the_page() -> None:
+    page = answer(denied(), {"Accept": BROWSER})
+    assert (page.status, page.template, page.content_type) == (402, TEMPLATE, "text/html; charset=utf-8")
+    assert page.headers == {"Cache-Control": "no-store", "Vary": "Accept, HX-Request"}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Accept": "application/json"}, {"Accept": "*/*", "HX-Request": "false"}])
+def test_everybody_else_is_answered_with_a_problem(headers: Mapping[str, str]) -> None:
+    problem = answer(denied(), headers)
+    assert (problem.status, problem.template, problem.content_type) == (402, None, PROBLEM_TYPE)
+    assert problem.body == denied().problem()
+
+
+def test_htmx_is_sent_to_the_upgrade_page() -> None:
+    config = replace(CONFIG, upgrade_url="/pläne?x=1&f={feature}\r\nSet-Cookie: a=b")
+    redirect = answer(denied(config=config), HTMX)
+    assert (redirect.status, redirect.template, redirect.body) == (402, None, "")
+    assert redirect.headers["HX-Redirect"] == ("/pl%C3%A4ne?x=1&f=feature-templates%0D%0ASet-Cookie:%20a=b")
+
+
+@pytest.mark.parametrize(
+    "denial",
+    [denied(config=Config()), denied(reason=Reason.REVOKED), Denial.of(SidecarUnavailable("down"), CONFIG)],
+    ids=["no-upgrade-page", "not-for-sale", "outage"],
+)
+def test_htmx_gets_a_fragment_when_there_is_nowhere_to_go(denial: Denial) -> None:
+    fragment = answer(denial, HTMX)
+    assert (fragment.status, fragment.template) == (denial.status, FRAGMENT_TEMPLATE)
+    assert "HX-Redirect" not in fragment.headers
+
+
+@pytest.mark.parametrize("header", ["HX-Boosted", "HX-History-Restore-Request"])
+def test_htmx_gets_the_whole_page_where_it_shows_whole_pages(header: str) -> None:
+    assert answer(denied(), {**HTMX, header: "true"}).template == TEMPLATE
+    assert answer(ANONYMOUS, {**HTMX, header: "true"}).status == 302
+
+
+@pytest.mark.parametrize("headers", [{}, {"Accept": BROWSER}, HTMX])
+def test_outage_tells_everybody_when_to_come_back(headers: Mapping[str, str]) -> None:
+    error = LedgerUnavailable("full")
+    error.retry_after = 2.1
+    assert answer(Denial.of(error, CONFIG), headers).headers["Retry-After"] == "3"
+
+
+def test_browser_is_sent_to_sign_in_and_back() -> None:
+    redirect = answer(ANONYMOUS, {"Accept": BROWSER})
+    assert redirect.status == 302
+    assert redirect.headers["Location"] == "/login?theme=dark&next=%2Freports%3Fpage%3D2"
+
+
+def test_htmx_is_sent_to_sign_in_and_back_to_the_page_it_is_on() -> None:
+    redirect = answer(ANONYMOUS, {**HTMX, "HX-Current-URL": "https://shop.example/reports?page=3#top"}, "/part")
+    assert (redirect.status, redirect.template) == (401, None)
+    assert redirect.headers["HX-Redirect"] == "/login?theme=dark&next=%2Freports%3Fpage%3D3"
+
+
+def test_client_that_shows_no_pages_is_told_to_sign_in() -> None:
+    problem = answer(ANONYMOUS)
+    assert (problem.status, problem.content_type) == (401, PROBLEM_TYPE)
+
+
+def test_nobody_is_sent_to_sign_in_unless_the_settings_say_so() -> None:
+    denial = Denial.of(SignInRequired("nobody"), replace(LOGIN, anonymous="refuse"))
+    assert answer(denial, {"Accept": BROWSER}).status == 401
+    assert "HX-Redirect" not in answer(denial, HTMX).headers
+
+
+@pytest.mark.parametrize(("configured", "used"), [(None, "/accounts/login/"), ("/sign-in", "/sign-in")])
+def test_login_page_is_the_frameworks_unless_the_settings_name_one(configured: str | None, used: str) -> None:
+    config = replace(CONFIG, anonymous="login", login_url=configured)
+    denial = Denial.of(SignInRequired("nobody"), config, login_url="/accounts/login/")
+    assert answer(denial, {"Accept": BROWSER}).headers["Location"] == f"{used}?next=%2Freports%3Fpage%3D2"
+
+
+@pytest.mark.parametrize(
+    ("address", "back"),
+    [
+        ("/a/b?c=d&e=f", "%2Fa%2Fb%3Fc%3Dd%26e%3Df"),
+        ("//evil.example/x", "%2Fx"),
+        ("///evil.example/x", "%2Fevil.example%2Fx"),
+        ("/\\evil.example/x", "%2Fevil.example%2Fx"),
+        ("/\t/evil.example/x", "%2Fx"),
+        ("https://evil.example/x", "%2Fx"),
+        ("javascript:alert(1)", "%2Falert%281%29"),
+        ("http://[/x", "%2F"),
+        ("", "%2F"),
+    ],
+)
+def test_signing_in_leads_back_to_a_path_of_this_site_only(address: str, back: str) -> None:
+    assert answer(ANONYMOUS, {"Accept": BROWSER}, address).headers["Location"] == f"/login?theme=dark&next={back}"
+
+
+def test_figures_are_written_as_the_reader_writes_them() -> None:
+    german = Wording(
+        translate={text.value: text.value.replace(" of ", " von ") for text in Text}.__getitem__,
+        number=lambda number: f"{number:g}".replace(".", ","),
+        date=lambda instant: f"{instant:%d.%m.%Y}",
+        language=lambda: "de",
+    )
+    error = FeatureDenied(replace(FULL, current_usage=2.5, **MONTH), Customer("customer-demo-01"))
+    denial = Denial.of(error, CONFIG, german)
+    assert denial.detail.startswith("2,5 von 6 templates are used")
+    assert dict(denial.facts) == {
+        "Feature": "feature-templates",
+        "Limit": "6 templates",
+        "Used": "2,5 templates",
+        "Requested": "10 templates",
+        "Resets on": "01.09.2026",
+    }
+    assert denial.used_fraction == "0.4167"
+    assert denial.language == "de"
+
+
+CALLS = Entitlement(
+    feature_id="feature-api-calls",
+    kind=Kind.METERED,
+    has_access=True,
+    usage_limit=1000,
+    current_usage=990,
+    requested_usage=4,
+    **MONTH,
+)
+
+
+def test_headers_tell_the_quota_its_window_what_remains_and_until_when() -> None:
+    assert rate_limit_headers([CALLS], NOW) == {
+        "RateLimit-Policy": '"feature-api-calls";q=1000;w=2678400',
+        "RateLimit": '"feature-api-calls";r=6;t=1771200',
+    }
+
+
+def test_headers_tell_of_each_feature_once() -> None:
+    again = replace(CALLS, current_usage=994)
+    headers = rate_limit_headers([CALLS, replace(FULL, usage_limit=6.9), again], NOW)
+    assert headers == {
+        "RateLimit-Policy": '"feature-api-calls";q=1000;w=2678400, "feature-templates";q=6',
+        "RateLimit": '"feature-api-calls";r=2;t=1771200, "feature-templates";r=3',
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"usage_period_start": None}, ("q=1000", "r=6;t=1771200")),
+        ({"usage_period_end": None}, ("q=1000", "r=6")),
+        ({"usage_period_end": NOW - timedelta(seconds=5)}, ("q=1000;w=907195", "r=6;t=0")),
+        ({"usage_period_end": NOW + timedelta(seconds=0.4)}, ("q=1000;w=907200", "r=6;t=1")),
+        ({"current_usage": 999}, ("q=1000;w=2678400", "r=0;t=1771200")),
+        ({"requested_usage": None}, ("q=1000;w=2678400", "r=10;t=1771200")),
+        ({"has_access": False}, ("q=1000;w=2678400", "r=10;t=1771200")),
+        ({"usage_limit": 1e18, "current_usage": 0}, ("q=999999999999999;w=2678400", "r=999999999999999;t=1771200")),
+    ],
+)
+def test_headers_have_integers_that_are_not_negative(changes: dict[str, Any], expected: tuple[str, str]) -> None:
+    headers = rate_limit_headers([replace(CALLS, **changes)], NOW)
+    assert (headers["RateLimit-Policy"], headers["RateLimit"]) == tuple(
+        f'"feature-api-calls";{part}' for part in expected
+    )
+
+
+def test_headers_quote_the_feature() -> None:
+    assert rate_limit_headers([replace(FULL, feature_id='a"b\\c')], NOW)["RateLimit-Policy"] == '"a\\"b\\\\c";q=6'
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"feature_id": "función"},
+        {"feature_id": "a\r\nSet-Cookie: b"},
+        {"is_unlimited": True},
+        {"has_soft_limit": True},
+        {"usage_limit": None},
+    ],
+)
+def test_headers_leave_out_what_they_cannot_tell(changes: dict[str, Any]) -> None:
+    assert rate_limit_headers([replace(CALLS, **changes)], NOW) == {}

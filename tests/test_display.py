@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import requests
 
-from stigg_guard.display import line, usage_text
+from stigg_guard import Guard
+from stigg_guard.display import DisplayedPlan, line, usage_text
 from stigg_guard.entitlements import Entitlement, Kind, Reason
+from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.wording import Wording
 
 TEMPLATES: dict[str, Any] = {
     "feature_id": "feature-templates",
@@ -40,9 +45,9 @@ def feature(kind: Kind | None = None, *, has_access: bool = True, **fields: Any)
         (feature(Kind.METERED, is_unlimited=True), "unlimited"),
         (
             feature(Kind.CREDIT, usage_limit=50000, current_usage=12500, units_plural="credits"),
-            "37,500 of 50,000 credits left",
+            "12,500 of 50,000 credits used",
         ),
-        (feature(Kind.CREDIT, usage_limit=100, current_usage=130, has_soft_limit=True), "0 of 100 left"),
+        (feature(Kind.CREDIT, usage_limit=100, current_usage=130, has_soft_limit=True), "130 of 100 used"),
         (feature(Kind.NUMERIC, value=100), "100"),
         (feature(Kind.NUMERIC, value=100, units="GB", units_plural="GB"), "100 GB"),
         (feature(Kind.NUMERIC), "included"),
@@ -75,3 +80,99 @@ def test_line_carries_the_figures_of_the_entitlement() -> None:
 def test_unlimited_usage_has_neither_limit_nor_fraction() -> None:
     row = line(templates(usage_limit=6, current_usage=3, is_unlimited=True))
     assert (row.limit, row.fraction, row.usage) == (None, None, 3)
+
+
+def test_words_are_the_readers() -> None:
+    loud = Wording(translate=lambda text: text.replace(" of ", " VON "), number=lambda number: f"{number:g}!")
+    assert usage_text(templates(usage_limit=6, current_usage=3), loud) == "3! VON 6! templates"
+    assert line(templates(usage_limit=6, current_usage=3), loud).text == "3! VON 6! templates"
+
+
+def test_bar_and_text_of_credits_tell_the_same() -> None:
+    row = line(feature(Kind.CREDIT, usage_limit=100, current_usage=25, units_plural="credits"))
+    assert row.text == "25 of 100 credits used"
+    assert 'value="0.25"' in row.bar
+
+
+def test_bar_is_a_labelled_progress_element_and_escaped() -> None:
+    row = line(feature(Kind.METERED, usage_limit=8, current_usage=1, units_plural='"<b>'))
+    label = "1 of 8 &quot;&lt;b&gt;"
+    assert row.bar == f'<progress class="stigg-guard-usage" value="0.125" aria-label="{label}">{label}</progress>'
+
+
+def test_what_has_no_limit_has_no_bar() -> None:
+    assert line(feature(Kind.BOOLEAN)).bar == ""
+
+
+ESSENTIALS = "customer-demo-01"
+
+
+def essentials() -> str:
+    return ESSENTIALS
+
+
+@pytest.fixture
+def plan(guard: Guard) -> DisplayedPlan:
+    return DisplayedPlan(guard, essentials)
+
+
+def test_plan_knows_what_the_customer_has(plan: DisplayedPlan) -> None:
+    assert plan.has("feature-exports")
+    assert not plan.has("feature-analytics")
+    assert "feature-templates" in plan.all
+    assert "feature-analytics" not in plan.all
+
+
+def test_reached_limit_is_the_plans_answer(guard: Guard, plan: DisplayedPlan) -> None:
+    guard.report("feature-templates", 3, customer=ESSENTIALS)
+    guard.flush()
+    assert plan.entitlement("feature-templates") is plan.all["feature-templates"]
+    assert not plan.has("feature-templates")
+
+
+def test_feature_of_the_plan_is_said_in_words_and_as_a_bar(plan: DisplayedPlan) -> None:
+    assert plan.usage("feature-templates") == "3 of 6 templates"
+    assert 'value="0.5"' in plan.usage_bar("feature-templates")
+
+
+def test_limits_are_a_table_in_the_readers_words(guard: Guard) -> None:
+    shouted = Wording(translate=lambda text: text if "{" in text else f"<{text}>")
+    table = DisplayedPlan(guard, essentials, shouted).plan_limits()
+    assert "<caption>&lt;Your plan&gt;</caption>" in table
+    assert '<th scope="col">&lt;Feature&gt;</th>' in table
+    assert '<th scope="row">feature-templates</th><td>3 of 6 templates</td><td><progress' in table
+    assert '<th scope="row">feature-regions</th><td>eu, us</td><td></td>' in table
+
+
+def test_nobody_has_a_plan(guard: Guard) -> None:
+    nobody = DisplayedPlan(guard, lambda: None)
+    assert (nobody.has("feature-exports"), nobody.entitlement("feature-exports"), nobody.lines()) == (False, None, [])
+    assert (nobody.usage("feature-exports"), nobody.usage_bar("feature-exports"), nobody.plan_limits()) == ("", "", "")
+
+
+def test_outage_hides_the_plan_and_leaves_fallbacks(make_guard: Callable[..., Guard], sidecar: Sidecar) -> None:
+    guard = make_guard(FALLBACKS={"feature-exports": {"hasAccess": True}})
+    sidecar.stop()
+    plan = DisplayedPlan(guard, essentials)
+    assert plan.lines() == []
+    assert plan.has("feature-exports")
+    assert plan.entitlement("feature-templates") is None
+
+
+def asked(sidecar: Sidecar) -> dict[str, float]:
+    """How often each method of the sidecar was called."""
+    metrics = requests.get(f"http://{sidecar.http_address}/metrics", timeout=5).text
+    counts = [entry.rpartition(" ") for entry in metrics.splitlines() if entry.startswith("sidecar_requests_total{")]
+    return {labels.split('method="')[1].removesuffix('"}'): float(count) for labels, _, count in counts}
+
+
+def test_denied_feature_is_shown_from_the_cache_for_as_long_as_that_is_fresh(
+    guard: Guard, sidecar: Sidecar, clock: Any
+) -> None:
+    for _ in range(3):
+        assert not DisplayedPlan(guard, essentials).has("feature-analytics")
+        clock.advance(9)
+    assert {method: count for method, count in asked(sidecar).items() if count} == {
+        "GetEntitlementsStateV2": 1,
+        "GetEntitlementV2": 1,
+    }

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from conftest import ManualClock
+from django_databases import empty_ledger_tables, open_ledger
 from redis_server import RedisServer
 from stigg_guard.ledger import (
     Acknowledged,
@@ -36,7 +37,6 @@ from stigg_guard.ledger import (
     State,
     UsageKey,
     Use,
-    ledger_from_url,
 )
 
 PERIOD = 1000.0
@@ -166,7 +166,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.event_numbers = count()
 
     def open(self):
-        return ledger_from_url(self.url, self.time.clock, settle_grace=GRACE)
+        return open_ledger(self.url, self.time.clock, settle_grace=GRACE)
 
     @property
     def ledger(self):
@@ -508,19 +508,35 @@ def fresh_redis(tmp_path: Path) -> Iterator[Callable[[], str]]:
         yield emptied
 
 
-@pytest.fixture(params=["fresh_memory", "fresh_file", "fresh_redis"])
-def fresh(request: pytest.FixtureRequest) -> Callable[[], str]:
-    """Makes the URL of a new, empty ledger."""
-    made: Callable[[], str] = request.getfixturevalue(request.param)
-    return made
+@pytest.fixture
+def fresh_django_sqlite(django_sqlite: str) -> Callable[[], str]:
+    return lambda: emptied_database(django_sqlite)
+
+
+@pytest.fixture
+def fresh_django_postgres(django_postgres: str) -> Callable[[], str]:
+    return lambda: emptied_database(django_postgres)
+
+
+def emptied_database(alias: str) -> str:
+    empty_ledger_tables(alias)
+    return f"django://{alias}"
 
 
 @pytest.mark.timeout(600)  # a failure takes long to be made small
-def test_nothing_is_oversold_lost_or_reported_twice(fresh: Callable[[], str]) -> None:
+@pytest.mark.parametrize(
+    ("home", "runs"),
+    [
+        *(("fresh_memory", 60), ("fresh_file", 60), ("fresh_redis", 60)),
+        *(("fresh_django_sqlite", 10), ("fresh_django_postgres", 5)),  # where a step takes ten times as long
+    ],
+)
+def test_nothing_is_oversold_lost_or_reported_twice(request: pytest.FixtureRequest, home: str, runs: int) -> None:
+    fresh: Callable[[], str] = request.getfixturevalue(home)  # makes the URL of a new, empty ledger
     run_state_machine_as_test(
         lambda: LedgerMachine(fresh()),
         settings=settings(
-            max_examples=60,
+            max_examples=runs,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

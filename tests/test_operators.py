@@ -343,7 +343,7 @@ class TestDrain:
         status, printed, told = run("ledger", "drain", "--json")
         assert json.loads(printed) == {"acknowledged": 0, "left": 0, "uncertain": 1, "dead": 2}
         assert status == 0
-        assert told.endswith("3 dead or uncertain; see stigg-guard ledger list --state dead uncertain\n")
+        assert told.endswith("3 dead or uncertain; see stigg-guard ledger list --state dead --state uncertain\n")
 
     def test_says_why_something_is_left(self, run: Run, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("STIGG_GUARD_SIDECAR", "127.0.0.1:1")
@@ -398,7 +398,7 @@ class TestReport:
 
     @pytest.mark.parametrize(
         ("ledger_url", "whereabouts"),
-        [(None, "kept in the ledger"), ("memory://", "lost, since the ledger is in memory")],
+        [(None, "kept in the ledger"), ("memory://", "lost with this process, since the ledger is in memory")],
     )
     @pytest.mark.usefixtures("ledger")
     def test_without_a_sidecar_says_where_the_usage_is(
@@ -427,7 +427,7 @@ class TestErrors:
             2,
             "",
             "stigg-guard: LEDGER: what is in memory:// only its own process can see; "
-            "name the application's ledger in --url or STIGG_GUARD_LEDGER\n",
+            "name a ledger that processes share, such as sqlite:///path\n",
         )
 
     @pytest.mark.parametrize("action", ["status", "list", "drain"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 
@@ -16,7 +18,7 @@ from stigg_guard.wire import sidecar_pb2 as pb
 
 
 def catalog(limit: int) -> str:
-    return f'''
+    return f"""
 [features.f]
 type = "metered"
 meter = "fluctuating"
@@ -24,7 +26,7 @@ meter = "fluctuating"
 f = {{ limit = {limit} }}
 [customers.c]
 plan = "p"
-'''
+"""
 
 
 def limit_of(engine: Engine) -> float:
@@ -46,8 +48,9 @@ def watch(file: Path) -> CatalogWatch:
 
 
 @pytest.fixture
-def engine(watch: CatalogWatch, file: Path) -> Engine:
-    return Engine(load_catalog(file), Store(None))
+def engine(watch: CatalogWatch, file: Path) -> Iterator[Engine]:
+    with closing(Engine(load_catalog(file), Store(None))) as made:
+        yield made
 
 
 def look_twice(watch: CatalogWatch, engine: Engine) -> None:
@@ -74,10 +77,10 @@ def test_a_change_between_the_making_of_the_watch_and_the_first_reading_is_seen(
     path = tmp_path / "catalog.toml"
     path.write_text(catalog(5))
     watch = CatalogWatch(path)
-    engine = Engine(load_catalog(path), Store(None))
-    path.write_text(catalog(10))
-    look_twice(watch, engine)
-    assert limit_of(engine) == 10
+    with closing(Engine(load_catalog(path), Store(None))) as engine:
+        path.write_text(catalog(10))
+        look_twice(watch, engine)
+        assert limit_of(engine) == 10
 
 
 def test_a_wrong_catalog_is_told_once_with_its_faults_and_the_one_before_stays(

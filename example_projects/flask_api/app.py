@@ -1,6 +1,10 @@
 """Inkwell: letter templates by the web, letters by the API, both within what the customer's plan allows.
 
-STIGG_GUARD_SIDECAR=127.0.0.1:8433 STIGG_SIDECAR_HTTP=127.0.0.1:8080 flask --app app:create_app run
+Run it beside a local sidecar, and ask what a customer may use::
+
+    stigg-guard sidecar
+    STIGG_GUARD_SIDECAR=localhost:8433 STIGG_SIDECAR_HTTP=localhost:8080 flask --app app:create_app run
+    STIGG_GUARD_SIDECAR=localhost:8433 flask --app app:create_app stigg entitlements customer-demo-01
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from flask import (
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from stigg_guard.flask import StiggGuard
+from stigg_guard.flask import Refused, StiggGuard
 
 # The customers of the demonstration catalog. A real site has users, with passwords, who belong to customers.
 CUSTOMERS = {
@@ -220,10 +224,7 @@ def read_own_writes() -> None:
 # A part of the site that only some plans have
 
 
-@analytics.before_request
-@guard.requires_feature("feature-analytics")
-def only_with_analytics() -> None:
-    """Guards every view of the blueprint."""
+guard.protect(analytics, "feature-analytics")
 
 
 @analytics.get("/")
@@ -253,15 +254,22 @@ def names(request: Request) -> list[str]:
 
 
 @api.post("/letters")
-@guard.consumes_usage(lambda request: len(names(request)), "feature-api-calls")
+@guard.consumes_usage(
+    lambda request: len(names(request)),
+    "feature-api-calls",
+    actual=lambda response: len(response.get_json()["letters"]),
+)
 def write_letters() -> ResponseReturnValue:
-    """Every letter is one API call."""
+    """Every letter is one API call. A call for each name is held, and one for each letter is counted: a name that comes
+    twice gets one letter."""
     template = template_of(api_customer(), request.get_json().get("template"))
-    return {"letters": [template["body"].replace("{name}", name) for name in names(request)]}
+    return {"letters": [template["body"].replace("{name}", name) for name in dict.fromkeys(names(request))]}
 
 
 @api.errorhandler(HTTPException)
 def as_problem(error: HTTPException) -> ResponseReturnValue:
+    if isinstance(error, Refused):
+        return error.get_response()  # it has more to tell
     problem = {"title": error.name, "status": error.code, "detail": error.description}
     return problem, error.code or 500, {"Content-Type": "application/problem+json"}
 
@@ -289,6 +297,8 @@ def refuse_forged_forms() -> None:
 
 
 def show_error(error: HTTPException) -> ResponseReturnValue:
+    if isinstance(error, Refused):
+        return error.get_response()  # templates/stigg_guard/denied.html
     return render_template("error.html", error=error), error.code or 500
 
 

@@ -1,18 +1,20 @@
-"""The command ``stigg-guard``."""
+"""The command ``stigg-guard``: its guard is that of the ``STIGG_GUARD_*`` environment variables."""
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
 
-from stigg_guard.display import usage_text
-from stigg_guard.entitlements import Customer, Entitlement
-from stigg_guard.errors import InvalidRequest, StiggGuardError
+from stigg_guard.commands import configure_check, configure_features, configure_ledger, configure_report
+from stigg_guard.config import Config, ReportMode
+from stigg_guard.console import Console
+from stigg_guard.errors import ConfigError, StiggGuardError
 from stigg_guard.guard import Guard
-from stigg_guard.operators import configure_ledger, configure_report
+from stigg_guard.ledger import default_ledger, user_state_folder
 from stigg_guard.sidecar import __main__ as sidecar
 
 
@@ -20,12 +22,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status. An error of ours is one message on stderr and status 2."""
     parser = ArgumentParser(prog="stigg-guard", description="Guard views by what a customer has paid for.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
     local = commands.add_parser("sidecar", help="run a local Stigg sidecar that needs no account")
     sidecar.configure(local)
     local.set_defaults(run=sidecar.run)
-    _configure_check(commands.add_parser("check", help="ask what a customer may use"))
-    configure_report(commands.add_parser("report", help="report usage that happened"))
-    configure_ledger(commands.add_parser("ledger", help="look after usage that is on its way"))
+
+    check = commands.add_parser("check", help="ask what a customer may use")
+    configure_check(check)
+    check.set_defaults(run=_acting(lambda _, config: config))
+
+    report = commands.add_parser("report", help="report usage that happened")
+    configure_report(report)
+    report.set_defaults(run=_acting(lambda _, config: replace(config, report=ReportMode.INLINE)))
+
+    ledger = commands.add_parser("ledger", help="look after usage that is on its way")
+    configure_ledger(ledger, _ledger_option())
+    ledger.set_defaults(run=_acting(_with_ledger))
+
+    features = commands.add_parser("features", help="compare the features named in code with those that are known")
+    configure_features(features)
+    # It writes nothing, so it makes no ledger.
+    features.set_defaults(run=_acting(lambda _, config: replace(config, ledger="memory://")), paths=["."])
+
     options = parser.parse_args(argv)
     try:
         return int(options.run(options))
@@ -33,44 +51,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
-def _configure_check(parser: ArgumentParser) -> None:
-    parser.description = "Ask the sidecar of STIGG_GUARD_SIDECAR. Exit status 1 means that access is denied."
-    parser.add_argument("customer", help="customer id")
-    parser.add_argument("feature", nargs="?", help="feature or currency id (default: all that the plan has)")
-    parser.add_argument("--resource", help="id of the customer's resource")
-    parser.add_argument("--requested-usage", type=float, metavar="N", help="whether N more units fit")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_check)
+def _acting(settle: Callable[[Namespace, Config], Config]) -> Callable[[Namespace], int]:
+    """Acts as the options say, with a guard of its own; ``settle`` has the last word on its configuration."""
+
+    def run(options: Namespace) -> int:
+        console = Console(ledger="stigg-guard ledger", json=options.json)
+        with Guard(settle(options, Config.from_env())) as guard:
+            return int(options.act(options, guard, console))
+
+    return run
 
 
-def _check(options: Namespace) -> int:
-    customer = Customer(options.customer, options.resource)
-    if options.feature is None and options.requested_usage is not None:
-        raise InvalidRequest("feature_id", "--requested-usage is about one feature: name it")
-    with Guard() as guard:
-        if options.feature is None:
-            answers = list(guard.entitlements(customer).values())
-            if not answers and not guard.reload(customer):
-                raise InvalidRequest("customer_id", f"the sidecar knows no {customer}")
-        else:
-            answers = [guard.check(options.feature, customer=customer, requested_usage=options.requested_usage)]
-    print(_as_json(answers) if options.json else _as_table(answers))
-    return 0 if all(answers) or options.feature is None else 1
-
-
-def _as_json(answers: Iterable[Entitlement]) -> str:
-    return json.dumps([asdict(answer) for answer in answers], default=str, indent=2)
-
-
-def _as_table(answers: Sequence[Entitlement]) -> str:
-    if not answers:
-        return "nothing: there is no active subscription"
-    width = max(len(answer.feature_id) for answer in answers)
-    return "\n".join(
-        f"{answer.feature_id:{width}}  {'yes' if answer else 'no ':3}  "
-        f"{usage_text(answer) if answer else answer.explanation}"
-        for answer in answers
+def _ledger_option() -> ArgumentParser:
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--url", help="the ledger (default: STIGG_GUARD_LEDGER, or else the one in the user's state folder)"
     )
+    return parser
+
+
+def _with_ledger(options: Namespace, config: Config) -> Config:
+    """The ledger that was asked for. It must be there, so that a wrong path does not make an empty one."""
+    url: str = options.url or config.ledger or default_ledger(user_state_folder(), config.sidecar)
+    scheme, _, path = url.partition(":///")
+    if scheme == "sqlite" and not Path(unquote(path)).exists():
+        raise ConfigError(
+            f"LEDGER: there is no file {Path(unquote(path)).absolute()}; "
+            "name the application's ledger in --url or STIGG_GUARD_LEDGER"
+        )
+    return replace(config, ledger=url)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,16 @@ class SnapshotCache:
         self._enter_process()
         return self._fetched(customer, self._shared.invalidate(customer))
 
-    def expire(self, customer: Customer, stamp: int) -> None:
+    def forget(self, customer: Customer) -> None:
+        """Lets nobody, in any process, be answered from what was fetched before now, unless nothing newer can be
+        had."""
+        self._enter_process()
+        stamp = self._shared.invalidate(customer)
+        with self._lock:
+            self._forgotten += 1
+        self.expire(customer, stamp or inf)
+
+    def expire(self, customer: Customer, stamp: float) -> None:
         """Lets nobody be answered from what was fetched before the stamp, unless nothing newer can be had."""
         snapshot = self.snapshots.get(cache_key(customer))
         if snapshot is not None and snapshot.stamp < stamp:
@@ -256,6 +265,7 @@ class SnapshotCache:
     def _start_process(self) -> None:
         self._lock = threading.Lock()
         self._flights: dict[Hashable, Future[Any]] = {}
+        self._forgotten = 0
         self._asleep_until = 0.0
         self._last_fault = ""
         for snapshot in list(self.snapshots.values()):
@@ -316,14 +326,14 @@ class SnapshotCache:
         return self.once(cache_key(customer), lambda: self._fetched(customer, stamp)), Source.SIDECAR
 
     def _fetched(self, customer: Customer, stamp: int) -> Snapshot:
-        begun_at = self._clock.now().timestamp()
+        begun_at, forgotten = self._clock.now().timestamp(), self._forgotten
         snapshot = self._fetch(customer)
         snapshot.begun_at = begun_at
         snapshot.fetched_at = self._clock.monotonic()
         snapshot.stamp = stamp
         self._keep(customer, snapshot)
         # Kept first: an invalidation that comes in between finds it either here or among what is shared.
-        if not self._shared.store(customer, snapshot):
+        if not self._shared.store(customer, snapshot) or forgotten != self._forgotten:
             snapshot.fresh_until = 0.0
         return snapshot
 

@@ -78,14 +78,14 @@ class Stigg:
 
     ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
     elsewhere; ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
-    ``local_sidecar_catalog`` or the demonstration catalog; ``offline_file`` answers from a file, in this process.
-    Threads may share it. Connections are made by the first call of each process.
+    ``local_sidecar_catalog`` or the demonstration catalog; ``offline_file`` answers from a file, in this process;
+    ``answers`` is anything else that answers requests, and is closed with the client. Threads may share it. Connections are made by the first call of each process.
 
     ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
     another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer.
 
     Raises:
-        ConfigError: none or several of the three are given, or a fallback is malformed.
+        ConfigError: none or several of the four are given, or a fallback is malformed.
         SidecarStartError: the local sidecar did not start.
     """
 
@@ -99,15 +99,17 @@ class Stigg:
         local_sidecar_port: int = LOCAL_PORT,
         local_sidecar_catalog: str | os.PathLike[str] | None = None,
         offline_file: str | os.PathLike[str] | None = None,
+        answers: Answers | None = None,
         tls_ca_file: str | None = None,
         timeout: float = 1.0,
         report_timeout: float = 5.0,
         fallbacks: Mapping[str, Any] | None = None,
     ) -> None:
-        ways = [remote_sidecar_host is not None, local_sidecar_config is not None, offline_file is not None]
-        if sum(ways) != 1:
+        ways = (remote_sidecar_host, local_sidecar_config, offline_file, answers)
+        if sum(way is not None for way in ways) != 1:
             raise ConfigError(
-                "Stigg: give one of remote_sidecar_host, local_sidecar_config (starts a sidecar) and offline_file"
+                "Stigg: give one of remote_sidecar_host, local_sidecar_config (starts a sidecar), offline_file and "
+                "answers"
             )
         self.api_config = api_config
         self._timeout = timeout
@@ -115,7 +117,9 @@ class Stigg:
         self._closed = False
         self._fallbacks = _fallbacks(fallbacks, local_sidecar_config)
         self._answers: Answers
-        if local_sidecar_config is not None:
+        if answers is not None:
+            self._answers = answers
+        elif local_sidecar_config is not None:
             self._answers = _LocalAnswers(local_sidecar_port, local_sidecar_catalog, self._fallbacks)
         elif offline_file is not None:
             self._answers = _offline_answers(offline_file, self._fallbacks)

@@ -102,7 +102,7 @@ class Book:
         for use, usage in zip(uses, counted, strict=True):
             self._correct(use.key, usage)
         if any(amounts.values()):
-            self._send()
+            self.send()
 
     def release(self, hold: Hold) -> None:
         """The work failed: nothing was used. What cannot be given back now comes back when the hold expires."""
@@ -110,7 +110,7 @@ class Book:
         try:
             if hold.id:
                 self._ledger.release(hold)
-        except LedgerUnavailable as error:
+        except (LedgerUnavailable, ClientClosed) as error:
             logger.warning("a hold cannot be given back and is left to expire: %s", error)
 
     def record(self, use: Use) -> None:
@@ -126,7 +126,7 @@ class Book:
             return
         if use.amount > 0 and not use.is_set:
             self._correct(use.key, usage)
-        self._send()
+        self.send()
 
     def _counts(self) -> bool:
         return self._config.enabled and not self._lookup.offline
@@ -166,7 +166,8 @@ class Book:
         logger.error("%s is used without a hold, as ON_OUTAGE allows: %s", claims[0].key, error)
         return Hold("", tuple(claims))
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Sends what is unsent as ``REPORT`` says; what fails stays in the ledger."""
         if self._config.report is ReportMode.INLINE:
             try:
                 if self.reporter.drain(SEND_SECONDS):

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 Dimensions: TypeAlias = "Mapping[str, str | float | bool]"
 OneOrComputed: TypeAlias = "T | Callable[..., T]"
-HoldOpen: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
+HoldOpen: TypeAlias = Callable[[Iterable[Any]], SettlingStream[Any]]
 Ending: TypeAlias = Callable[[bool, Any], None]
 """How what was begun before a call ends: told whether the call succeeded, and what it returned."""
 Begin: TypeAlias = "Callable[..., Ending | None]"
@@ -98,17 +98,24 @@ def requires_feature(feature: str, *, calls: Calls) -> Callable[[Callable[P, R]]
 
     A ``consumes_usage`` below that names no feature consumes this one.
     """
-    require_id(feature, "feature_id")
-
-    def check(*args: Any, **kwargs: Any) -> None:
-        if calls.applies(*args, **kwargs):
-            calls.guard().require(feature, customer=calls.customer(*args, **kwargs))
+    check = feature_check(feature, calls=calls)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         _name_below(function, feature)
         return calls.check_first(function, check)
 
     return decorate
+
+
+def feature_check(feature: str, *, calls: Calls) -> Callable[..., None]:
+    """What ``requires_feature`` does before a call, given the call's arguments."""
+    require_id(feature, "feature_id")
+
+    def check(*args: Any, **kwargs: Any) -> None:
+        if calls.applies(*args, **kwargs):
+            calls.guard().require(feature, customer=calls.customer(*args, **kwargs))
+
+    return check
 
 
 def consumes_usage(
@@ -131,31 +138,47 @@ def consumes_usage(
     """
     if not callable(n):
         usage_amount(n)
-    computed_n, computed_dimensions = calls.computed(n), calls.computed(dimensions)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         named: list[str] = [feature] if feature is not None else []
-
-        def begin(*args: Any, **kwargs: Any) -> Ending | None:
-            if not calls.applies(*args, **kwargs):
-                return None
-            usage = calls.guard().consume(
-                _named(named, function),
-                computed_n(*args, **kwargs),
-                customer=calls.customer(*args, **kwargs),
-                event=event,
-                dimensions=computed_dimensions(*args, **kwargs),
-            )
-            usage.__enter__()
-            calls.held(usage, *args, **kwargs)
-            return ending_of(usage, actual)
-
-        consuming = calls.settle_after(function, begin)
+        hold = usage_hold(
+            n, lambda: _named(named, function), calls=calls, event=event, dimensions=dimensions, actual=actual
+        )
+        consuming = calls.settle_after(function, hold)
         if feature is None:
             setattr(consuming, _UNNAMED, named)
         return consuming
 
     return decorate
+
+
+def usage_hold(
+    n: OneOrComputed[Amount],
+    feature: Callable[[], str],
+    *,
+    calls: Calls,
+    event: str | None = None,
+    dimensions: OneOrComputed[Dimensions] | None = None,
+    actual: Callable[[Any], Amount] | None = None,
+) -> Begin:
+    """What ``consumes_usage`` does before a call, with ``feature`` asked at each call."""
+    computed_n, computed_dimensions = calls.computed(n), calls.computed(dimensions)
+
+    def begin(*args: Any, **kwargs: Any) -> Ending | None:
+        if not calls.applies(*args, **kwargs):
+            return None
+        usage = calls.guard().consume(
+            feature(),
+            computed_n(*args, **kwargs),
+            customer=calls.customer(*args, **kwargs),
+            event=event,
+            dimensions=computed_dimensions(*args, **kwargs),
+        )
+        usage.__enter__()
+        calls.held(usage, *args, **kwargs)
+        return ending_of(usage, actual)
+
+    return begin
 
 
 def releases_usage(

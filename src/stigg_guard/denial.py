@@ -1,84 +1,179 @@
-"""What a denied request is answered with: one status table, one text, one page, for every framework."""
+"""What a refused request is answered with, by any framework: one status table, one negotiation, one page; and the
+headers that tell the others what is left."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
-from typing import TypeAlias
-from urllib.parse import quote
+from math import ceil, floor
+from typing import Any, Protocol, TypeAlias, TypeGuard
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
-from stigg_guard.config import STATUS_CODES, Config
+from stigg_guard.config import STATUS_CODES, Anonymous, Config
 from stigg_guard.entitlements import Entitlement, Reason
 from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError, SignInRequired
+from stigg_guard.wording import ENGLISH, Text, Wording
 
+HTML_TYPE = "text/html; charset=utf-8"
 PROBLEM_TYPE = "application/problem+json"
 TEMPLATE = "stigg_guard/denied.html"
+FRAGMENT_TEMPLATE = "stigg_guard/denied_fragment.html"
 
 Refusal: TypeAlias = FeatureDenied | SidecarError | LedgerUnavailable | SignInRequired | InvalidRequest
+REFUSALS = (FeatureDenied, SidecarError, LedgerUnavailable, SignInRequired, InvalidRequest)
 
-_UNCACHED: Mapping[str, str] = {"Cache-Control": "no-store"}
-_TITLES: Mapping[Reason, str] = {
-    Reason.CUSTOMER_IS_ARCHIVED: "This account is archived",
-    Reason.CUSTOMER_NOT_FOUND: "This account is not known",
-    Reason.CUSTOMER_RESOURCE_NOT_FOUND: "This resource is not known",
-    Reason.FEATURE_NOT_FOUND: "This feature does not exist",
-    Reason.NO_ACTIVE_SUBSCRIPTION: "There is no active subscription",
-    Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION: "Your plan does not include this feature",
-    Reason.ENTITLEMENT_NOT_FOUND: "Your plan does not include this feature",
-    Reason.REQUESTED_USAGE_EXCEEDING_LIMIT: "Your plan's limit is reached",
-    Reason.BUDGET_EXCEEDED: "The budget is used up",
-    Reason.REQUESTED_VALUES_MISMATCH: "Your plan does not include this choice",
-    Reason.FEATURE_TYPE_MISMATCH: "This feature cannot be used this way",
-    Reason.INSUFFICIENT_CREDITS: "There are not enough credits left",
-    Reason.REVOKED: "Access to this feature was taken away",
-    Reason.UNKNOWN: "Access to this feature is not possible at the moment",
+_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "Vary": "Accept, HX-Request"}
+_TITLES: Mapping[Reason, Text] = {
+    Reason.CUSTOMER_IS_ARCHIVED: Text.CUSTOMER_IS_ARCHIVED,
+    Reason.CUSTOMER_NOT_FOUND: Text.CUSTOMER_NOT_FOUND,
+    Reason.CUSTOMER_RESOURCE_NOT_FOUND: Text.RESOURCE_NOT_FOUND,
+    Reason.FEATURE_NOT_FOUND: Text.FEATURE_NOT_FOUND,
+    Reason.NO_ACTIVE_SUBSCRIPTION: Text.NO_SUBSCRIPTION,
+    Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION: Text.NOT_IN_PLAN,
+    Reason.ENTITLEMENT_NOT_FOUND: Text.NOT_IN_PLAN,
+    Reason.REQUESTED_USAGE_EXCEEDING_LIMIT: Text.LIMIT_REACHED,
+    Reason.BUDGET_EXCEEDED: Text.BUDGET_EXCEEDED,
+    Reason.REQUESTED_VALUES_MISMATCH: Text.CHOICE_NOT_IN_PLAN,
+    Reason.FEATURE_TYPE_MISMATCH: Text.FEATURE_MISUSED,
+    Reason.INSUFFICIENT_CREDITS: Text.NOT_ENOUGH_CREDITS,
+    Reason.REVOKED: Text.REVOKED,
+    Reason.UNKNOWN: Text.NOT_POSSIBLE,
 }
+# What may stand in an HTTP header as it is: an address needs no more, and a line break must not be there.
+_URL_SAFE = "%/:?#[]@!$&'()*+,;=~"
+_LARGEST_INTEGER = 10**15 - 1  # of a structured field (RFC 9651)
+
+
+class Headers(Protocol):
+    """The headers of a request, whose names are found in any case."""
+
+    def get(self, key: str, default: str, /) -> str | None:
+        """The header's value."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Denial:
-    """A refused request, ready to be answered: HTTP ``status``, extra ``headers``, and the words.
+class Answer:
+    """The HTTP response to a refused request.
 
-    ``entitlement`` has the figures; it is None when nothing was decided.
+    With ``template`` the framework renders that template with ``{"denial": denial}``; else ``body`` is sent as it is.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    template: str | None = None
+    body: str = ""
+    content_type: str = HTML_TYPE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denial:
+    """A refused request: its HTTP ``status``, and the words, in the reader's language.
+
+    ``entitlement`` has the figures; it is None when nothing was decided. ``facts`` are the same figures as labels and
+    texts. ``upgrade_url`` is where more can be bought, with ``upgrade_label`` to click on; ``login_url`` is where a
+    page sends those who are to sign in first. ``retry_after`` is in seconds. All of it is for templates.
     """
 
     status: int
     title: str
     detail: str
-    headers: Mapping[str, str]
-    entitlement: Entitlement | None
-    upgrade_url: str | None
+    entitlement: Entitlement | None = None
+    facts: tuple[tuple[str, str], ...] = ()
+    upgrade_url: str | None = None
+    upgrade_label: str = ""
+    login_url: str | None = None
+    retry_after: int | None = None
+    language: str = "en"
 
     @classmethod
-    def of(cls, error: Refusal, config: Config) -> Denial:
-        """The denial that an error of a guarded view comes to."""
-        if isinstance(error, (SidecarError, LedgerUnavailable)):
-            after = getattr(error, "retry_after", 1.0)
-            headers = {"Retry-After": str(max(1, round(after))), **_UNCACHED}
-            detail = "What your plan includes cannot be looked up right now. Please try again in a moment."
-            return cls(503, "Please try again", detail, headers, None, None)
+    def of(cls, error: Refusal, config: Config, wording: Wording = ENGLISH, *, login_url: str | None = None) -> Denial:
+        """The denial that an error of a guarded view comes to.
+
+        ``login_url`` is where the framework has customers sign in, for ``ANONYMOUS = "login"`` without ``LOGIN_URL``.
+        """
+        if isinstance(error, FeatureDenied):
+            return cls._of_entitlement(error.entitlement, config, wording)
         if isinstance(error, SignInRequired):
-            return cls(401, "Please sign in", "This page is for customers who are signed in.", _UNCACHED, None, None)
+            login = (config.login_url or login_url) if config.anonymous is Anonymous.LOGIN else None
+            return cls._said(401, wording, Text.SIGN_IN, wording.say(Text.FOR_CUSTOMERS), login_url=login)
         if isinstance(error, InvalidRequest):
-            return cls(400, "This amount cannot be used", f"{error}.", _UNCACHED, None, None)
-        answer = error.entitlement
+            return cls._said(400, wording, Text.BAD_AMOUNT, wording.say(Text.BAD_AMOUNT_BECAUSE, problem=str(error)))
+        after = max(1, ceil(getattr(error, "retry_after", 1.0)))
+        return cls._said(503, wording, Text.TRY_AGAIN, wording.say(Text.CANNOT_BE_LOOKED_UP), retry_after=after)
+
+    @classmethod
+    def _of_entitlement(cls, answer: Entitlement, config: Config, wording: Wording) -> Denial:
         reason = answer.reason or Reason.UNKNOWN
-        status = config.status_codes.get(reason, STATUS_CODES[reason])
-        url = upgrade_url(config, answer.feature_id) if STATUS_CODES[reason] == 402 else None
-        return cls(status, _TITLES[reason], _detail(answer), _UNCACHED, answer, url)
+        for_sale = STATUS_CODES[reason] == 402
+        return cls._said(
+            config.status_codes.get(reason, STATUS_CODES[reason]),
+            wording,
+            _TITLES[reason],
+            _detail(answer, wording),
+            entitlement=answer,
+            facts=tuple(_facts(answer, wording)),
+            upgrade_url=upgrade_url(config, answer.feature_id) if for_sale else None,
+            upgrade_label=wording.say(Text.SEE_PLANS),
+        )
+
+    @classmethod
+    def _said(cls, status: int, wording: Wording, title: Text, detail: str, **more: Any) -> Denial:
+        return cls(status=status, title=wording.say(title), detail=detail, language=wording.language(), **more)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What every answer to the request carries."""
+        return _HEADERS if self.retry_after is None else {**_HEADERS, "Retry-After": str(self.retry_after)}
+
+    @property
+    def used_fraction(self) -> str:
+        """The used part of the limit, from 0 to 1, for a bar of HTML in any language; empty without a limit."""
+        fraction = self.entitlement.used_fraction if self.entitlement is not None else None
+        return "" if fraction is None else f"{fraction:.4g}"
+
+    def answer(self, headers: Headers, address: str) -> Answer:
+        """What a client that sends these headers is answered.
+
+        htmx gets ``HX-Redirect``, which it follows at any status, or a fragment, which it shows if its own
+        ``responseHandling`` has it swap error responses; a browser gets a page, or is sent to sign in; everybody else
+        gets problem+json. ``address`` is what was asked for; signing in leads back there, or to htmx's current page.
+        """
+        by_htmx = headers.get("HX-Request", "") == "true"
+        if by_htmx and not _wants_whole_page(headers):
+            return self._fragment(headers.get("HX-Current-URL", "") or address)
+        if by_htmx or prefers_html(headers.get("Accept", "") or ""):
+            return self._page(address)
+        return Answer(self.status, self.headers, body=self.problem(), content_type=PROBLEM_TYPE)
 
     def problem(self) -> str:
         """The body by RFC 9457, as JSON text."""
         body: dict[str, object] = {"title": self.title, "status": self.status, "detail": self.detail}
         if self.entitlement is not None:
-            answer = self.entitlement
-            body |= {"feature": answer.feature_id, "reason": str(answer.reason or Reason.UNKNOWN)}
-            figures = {"limit": answer.usage_limit, "usage": answer.current_usage, "requested": answer.requested_usage}
-            body |= figures if answer.usage_limit is not None else {}
+            body |= _members(self.entitlement)
             body |= {"upgrade_url": self.upgrade_url} if self.upgrade_url else {}
         return json.dumps(body)
+
+    def _page(self, address: str) -> Answer:
+        if self.login_url is not None:
+            return Answer(302, {**self.headers, "Location": _with_next(self.login_url, address)})
+        return Answer(self.status, self.headers, template=TEMPLATE)
+
+    def _fragment(self, address: str) -> Answer:
+        if self.login_url is not None:
+            return Answer(self.status, {**self.headers, "HX-Redirect": _with_next(self.login_url, address)})
+        if self.upgrade_url is not None:
+            return Answer(self.status, {**self.headers, "HX-Redirect": quote(self.upgrade_url, safe=_URL_SAFE)})
+        return Answer(self.status, self.headers, template=FRAGMENT_TEMPLATE)
+
+
+def is_answered(error: BaseException) -> TypeGuard[Refusal]:
+    """Whether the client is told of the error. A bad amount may come from the client; a bad id does not, and stays an
+    error 500."""
+    return isinstance(error, REFUSALS) and not (isinstance(error, InvalidRequest) and error.field != "value")
 
 
 def upgrade_url(config: Config, feature: str = "") -> str | None:
@@ -86,9 +181,29 @@ def upgrade_url(config: Config, feature: str = "") -> str | None:
     return config.upgrade_url.replace("{feature}", quote(feature, safe="")) if config.upgrade_url else None
 
 
-def page_source() -> str:
-    """The template of the denial page, in the syntax that Django's templates and Jinja share; gets ``denial``."""
-    return files("stigg_guard").joinpath("denied.html").read_text(encoding="utf-8")
+def rate_limit_headers(used: Iterable[Entitlement], now: datetime) -> Mapping[str, str]:
+    """``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers) of the features of a request.
+
+    An entitlement that granted the use of ``requested_usage`` units has that many fewer left. What has no hard limit,
+    or an id that the header cannot carry, is left out; without anything to tell there are no headers.
+    """
+    counted = {answer.feature_id: answer for answer in used if answer.hard_limit is not None}
+    told = [answer for answer in counted.values() if answer.feature_id.isascii() and answer.feature_id.isprintable()]
+    if not told:
+        return {}
+    return {
+        "RateLimit-Policy": ", ".join(_policy(answer) for answer in told),
+        "RateLimit": ", ".join(_rate_limit(answer, now) for answer in told),
+    }
+
+
+def page_source(template: str = TEMPLATE) -> str:
+    """The built-in template of that name, in the syntax that Django's templates and Jinja share; gets ``denial``.
+
+    The page needs nothing else. Its one ``<style>`` is always the same, so that a Content-Security-Policy can allow it
+    by its hash; where none does, the page is plain and complete.
+    """
+    return files("stigg_guard").joinpath(template.rpartition("/")[2]).read_text(encoding="utf-8")
 
 
 def prefers_html(accept: str) -> bool:
@@ -110,9 +225,77 @@ def _weighed(entry: str) -> tuple[str, float]:
     return kind, 1.0
 
 
-def _detail(answer: Entitlement) -> str:
-    if answer.reason in (Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_CREDITS):
-        units = answer.units_plural or "units"
-        asked = f", and {answer.requested_usage:.15g} more would be needed" if answer.requested_usage else ""
-        return f"{answer.current_usage:.15g} of {answer.usage_limit or 0:.15g} {units} are used{asked}."
-    return f"It concerns the feature {answer.feature_id}."
+def _wants_whole_page(headers: Headers) -> bool:
+    """Whether htmx asks for a boosted link, or restores its history."""
+    return "true" in (headers.get("HX-Boosted", ""), headers.get("HX-History-Restore-Request", ""))
+
+
+def _with_next(login_url: str, address: str) -> str:
+    """The address of the login page, which leads back to a path of this site and to nowhere else."""
+    try:
+        asked = urlsplit(address)
+    except ValueError:  # no address at all
+        asked = urlsplit("/")
+    path = "/" + asked.path.lstrip("/\\")
+    login = urlsplit(login_url)
+    back = urlencode({"next": urlunsplit(("", "", path, asked.query, ""))})
+    there = login._replace(query="&".join(filter(None, [login.query, back])))
+    return quote(urlunsplit(there), safe=_URL_SAFE)
+
+
+def _detail(answer: Entitlement, wording: Wording) -> str:
+    if answer.reason not in (Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_CREDITS):
+        return wording.say(Text.CONCERNS, feature=answer.feature_id)
+    limit = wording.say(
+        Text.NUMBER_OF_UNITS, number=answer.usage_limit or 0.0, units=answer.units_plural or wording.say(Text.UNITS)
+    )
+    if not answer.requested_usage:
+        return wording.say(Text.ARE_USED, used=answer.current_usage, limit=limit)
+    return wording.say(
+        Text.ARE_USED_AND_MORE_NEEDED, used=answer.current_usage, limit=limit, requested=answer.requested_usage
+    )
+
+
+def _facts(answer: Entitlement, wording: Wording) -> Iterable[tuple[str, str]]:
+    yield wording.say(Text.FEATURE), answer.feature_id
+    if answer.usage_limit is None:
+        return
+    yield wording.say(Text.LIMIT), wording.counted(answer.usage_limit, answer)
+    yield wording.say(Text.USED), wording.counted(answer.current_usage, answer)
+    if answer.requested_usage:
+        yield wording.say(Text.REQUESTED), wording.counted(answer.requested_usage, answer)
+    if answer.usage_period_end is not None:
+        yield wording.say(Text.RESETS), wording.date(answer.usage_period_end)
+
+
+def _members(answer: Entitlement) -> Mapping[str, object]:
+    members: dict[str, object] = {"feature": answer.feature_id, "reason": str(answer.reason or Reason.UNKNOWN)}
+    if answer.usage_limit is not None:
+        members |= {"limit": answer.usage_limit, "usage": answer.current_usage, "remaining": answer.remaining}
+        members |= {"requested": answer.requested_usage}
+    if answer.usage_period_end is not None:
+        members["resets_at"] = answer.usage_period_end.isoformat()
+    return members
+
+
+def _policy(answer: Entitlement) -> str:
+    start, end = answer.usage_period_start, answer.usage_period_end
+    window = (end - start).total_seconds() if start is not None and end is not None else 0.0
+    width = f";w={_integer(window)}" if window >= 1 else ""
+    return f"{_name(answer)};q={_integer(answer.usage_limit or 0.0)}{width}"
+
+
+def _rate_limit(answer: Entitlement, now: datetime) -> str:
+    left = (answer.remaining or 0.0) - (answer.requested_usage or 0.0 if answer.has_access else 0.0)
+    end = answer.usage_period_end
+    reset = "" if end is None else f";t={_integer(ceil((end - now).total_seconds()))}"
+    return f"{_name(answer)};r={_integer(left)}{reset}"
+
+
+def _name(answer: Entitlement) -> str:
+    escaped = answer.feature_id.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _integer(number: float) -> int:
+    return min(_LARGEST_INTEGER, max(0, floor(number)))

@@ -1,14 +1,21 @@
-"""What pages say of an entitlement: one wording and one set of figures for every framework's tags."""
+"""What pages show of a customer's plan: one wording, one set of figures and one markup for every framework's tags."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from html import escape
+from types import MappingProxyType
+from typing import TypeVar
 
 from stigg_guard.entitlements import Customer, Entitlement, Kind
 from stigg_guard.errors import InvalidRequest, SidecarError
 from stigg_guard.guard import Guard
+from stigg_guard.wording import ENGLISH, Text, Wording
+
+T = TypeVar("T")
+
+_HEADINGS = (Text.FEATURE, Text.INCLUDED_HEADING, Text.USED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,105 +34,125 @@ class Line:
     has_access: bool
     kind: Kind | None
 
-
-def line(entitlement: Entitlement) -> Line:
-    """The entitlement as a row of a page."""
-    limit = None if entitlement.is_unlimited else entitlement.usage_limit
-    return Line(
-        feature_id=entitlement.feature_id,
-        text=usage_text(entitlement),
-        limit=limit,
-        usage=entitlement.current_usage,
-        fraction=None if limit is None else _fraction(entitlement.current_usage, limit),
-        has_access=entitlement.has_access,
-        kind=entitlement.kind,
-    )
-
-
-def usage_text(entitlement: Entitlement) -> str:
-    """What the customer has, in words: "3 of 6 templates", "unlimited seats", "100 GB", "eu, us", "not included"."""
-    if not entitlement.has_access and not entitlement.is_limited:
-        return "not included"
-    if entitlement.is_unlimited:
-        return f"unlimited {entitlement.units_plural or ''}".rstrip()
-    return _TEXTS[entitlement.kind](entitlement)
+    @property
+    def bar(self) -> str:
+        """HTML: a ``<progress>`` with the text as its label; empty where nothing is limited."""
+        if self.fraction is None:
+            return ""
+        text = escape(self.text)
+        value = f"{self.fraction:.4g}"
+        return f'<progress class="stigg-guard-usage" value="{value}" aria-label="{text}">{text}</progress>'
 
 
 class DisplayedPlan:
     """A customer's plan as one page shows it: nothing is asked twice, so that the page does not contradict itself.
 
-    Without a customer, and for what an outage hides, there is nothing to show: a page does not fail because of it.
+    ``customer`` is called when something is asked first. When it finds nobody, and for what an outage hides, there is
+    nothing to show: a page does not fail because of it. What is HTML is escaped already.
     """
 
-    def __init__(self, guard: Guard, customer: str | Customer | None) -> None:
+    def __init__(self, guard: Guard, customer: Callable[[], str | Customer | None], wording: Wording = ENGLISH) -> None:
         self._guard = guard
         self._customer = customer
+        self._wording = wording
         self._answers: dict[str, Entitlement | None] = {}
         self._plan: Mapping[str, Entitlement] | None = None
 
-    def entitlement(self, feature: str) -> Entitlement | None:
-        """The answer for the feature, or for the currency; None when there is nobody to ask about, or no answer."""
-        if feature not in self._answers:
-            plan = self._entitlements()
-            self._answers[feature] = plan[feature] if feature in plan else self._check(feature)
-        return self._answers[feature]
-
-    def lines(self) -> list[Line]:
-        """All that the plan has, by feature id."""
-        return [line(entitlement) for entitlement in self._entitlements().values()]
-
-    def _entitlements(self) -> Mapping[str, Entitlement]:
+    @property
+    def all(self) -> Mapping[str, Entitlement]:
+        """All that the plan has, by feature id and currency id."""
         if self._plan is None:
-            self._plan = {}
-            if self._customer is not None:
-                with suppress(SidecarError, InvalidRequest):
-                    self._plan = self._guard.entitlements(self._customer)
+            self._plan = self._asked(self._guard.entitlements) or MappingProxyType({})
         return self._plan
 
-    def _check(self, feature: str) -> Entitlement | None:
-        """For what the plan lacks: fallbacks and the outage policy are the guard's to apply."""
-        if self._customer is None:
-            return None
+    def entitlement(self, feature: str) -> Entitlement | None:
+        """The answer for the feature, or for the currency; None when there is nobody to ask about, or no answer.
+
+        What the plan lacks is the guard's to answer: it applies fallbacks and the outage policy.
+        """
+        if feature not in self._answers:
+            self._answers[feature] = self.all[feature] if feature in self.all else self._peeked(feature)
+        return self._answers[feature]
+
+    def has(self, feature: str) -> bool:
+        """Whether the customer may use the feature."""
+        return bool(self.entitlement(feature))
+
+    def lines(self) -> list[Line]:
+        """All that the plan has, by feature id, as rows of a page."""
+        return [line(entitlement, self._wording) for entitlement in self.all.values()]
+
+    def usage(self, feature: str) -> str:
+        """What the customer has of the feature, in words: "3 of 6 templates"; empty when there is no answer."""
+        answer = self.entitlement(feature)
+        return "" if answer is None else usage_text(answer, self._wording)
+
+    def usage_bar(self, feature: str) -> str:
+        """HTML: how much of the limit is used, as a labelled ``<progress>``; empty where nothing is limited."""
+        answer = self.entitlement(feature)
+        return "" if answer is None else line(answer, self._wording).bar
+
+    def plan_limits(self) -> str:
+        """HTML: a ``<table>`` of all that the plan has; empty without a plan."""
+        rows = "".join(
+            f'<tr><th scope="row">{escape(row.feature_id)}</th><td>{escape(row.text)}</td><td>{row.bar}</td></tr>'
+            for row in self.lines()
+        )
+        if not rows:
+            return ""
+        headings = "".join(f'<th scope="col">{escape(self._wording.say(heading))}</th>' for heading in _HEADINGS)
+        caption = escape(self._wording.say(Text.PLAN))
+        return (
+            f'<table class="stigg-guard-plan"><caption>{caption}</caption><thead><tr>{headings}</tr></thead>'
+            f"<tbody>{rows}</tbody></table>"
+        )
+
+    def _peeked(self, feature: str) -> Entitlement | None:
+        return self._asked(lambda customer: self._guard.peek(feature, customer=customer))
+
+    def _asked(self, ask: Callable[[str | Customer], T]) -> T | None:
+        customer = self._customer()
         try:
-            return self._guard.check(feature, customer=self._customer)
+            return None if customer is None else ask(customer)
         except (SidecarError, InvalidRequest):
             return None
 
 
-def _fraction(usage: float, limit: float) -> float:
-    return min(1.0, max(0.0, usage / limit)) if limit > 0 else 1.0
+def line(entitlement: Entitlement, wording: Wording = ENGLISH) -> Line:
+    """The entitlement as a row of a page."""
+    return Line(
+        feature_id=entitlement.feature_id,
+        text=usage_text(entitlement, wording),
+        limit=None if entitlement.is_unlimited else entitlement.usage_limit,
+        usage=entitlement.current_usage,
+        fraction=entitlement.used_fraction,
+        has_access=entitlement.has_access,
+        kind=entitlement.kind,
+    )
 
 
-def _metered(entitlement: Entitlement) -> str:
+def usage_text(entitlement: Entitlement, wording: Wording = ENGLISH) -> str:
+    """What the customer has, in words: "3 of 6 templates", "unlimited seats", "100 GB", "eu, us", "not included"."""
+    if not entitlement.has_access and not entitlement.is_limited:
+        return wording.say(Text.NOT_INCLUDED)
+    if entitlement.is_unlimited:
+        units = entitlement.units_plural
+        return wording.say(Text.UNLIMITED_UNITS, units=units) if units else wording.say(Text.UNLIMITED)
+    return _included(entitlement, wording) or wording.say(Text.INCLUDED)
+
+
+def _included(entitlement: Entitlement, wording: Wording) -> str:
+    """The figures or the choices; empty where there are none."""
+    if entitlement.kind in (Kind.METERED, Kind.CREDIT):
+        return _used(entitlement, wording)
+    if entitlement.kind is Kind.NUMERIC and entitlement.value is not None:
+        return wording.counted(entitlement.value, entitlement)
+    return ", ".join(entitlement.enum_values)
+
+
+def _used(entitlement: Entitlement, wording: Wording) -> str:
     used, limit = entitlement.current_usage, entitlement.usage_limit
     if limit is None:
-        return f"{_counted(used, entitlement)} used"
-    return f"{_number(used)} of {_counted(limit, entitlement)}"
-
-
-def _credit(entitlement: Entitlement) -> str:
-    left = entitlement.remaining or 0.0
-    return f"{_number(left)} of {_counted(entitlement.usage_limit or 0.0, entitlement)} left"
-
-
-def _numeric(entitlement: Entitlement) -> str:
-    return "included" if entitlement.value is None else _counted(entitlement.value, entitlement)
-
-
-def _counted(number: float, entitlement: Entitlement) -> str:
-    units = entitlement.units if number == 1 else entitlement.units_plural
-    return f"{_number(number)} {units or ''}".rstrip()
-
-
-def _number(number: float) -> str:
-    return f"{number:,.3f}".rstrip("0").rstrip(".")
-
-
-_TEXTS: dict[Kind | None, Callable[[Entitlement], str]] = {
-    Kind.METERED: _metered,
-    Kind.CREDIT: _credit,
-    Kind.NUMERIC: _numeric,
-    Kind.ENUM: lambda entitlement: ", ".join(entitlement.enum_values) or "included",
-    Kind.BOOLEAN: lambda _: "included",
-    None: lambda _: "included",
-}
+        return wording.say(Text.JUST_USED, used=wording.counted(used, entitlement))
+    text = Text.CREDITS_USED_OF if entitlement.kind is Kind.CREDIT else Text.USED_OF
+    return wording.say(text, used=used, limit=wording.counted(limit, entitlement))

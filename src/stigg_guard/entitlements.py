@@ -160,6 +160,13 @@ class Entitlement:
         return max(0.0, self.usage_limit - self.current_usage)
 
     @property
+    def used_fraction(self) -> float | None:
+        """The used part of the limit, from 0 to 1; None when nothing limits the usage."""
+        if self.is_unlimited or self.usage_limit is None:
+            return None
+        return min(1.0, max(0.0, self.current_usage / self.usage_limit)) if self.usage_limit > 0 else 1.0
+
+    @property
     def hard_limit(self) -> float | None:
         """The limit that usage must not pass; None when it is unlimited, soft, or there is none."""
         return None if self.is_unlimited or self.has_soft_limit else self.usage_limit

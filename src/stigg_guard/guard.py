@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from math import inf
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.client import Stigg
@@ -21,6 +22,29 @@ from stigg_guard.observer import Observer, tell
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Workings:
+    """What a guard works with."""
+
+    lookup: Lookup
+    ledger: Ledger
+    book: Book
+
+
+StandIn: TypeAlias = Callable[[Workings], Workings]
+
+_stand_in: StandIn | None = None
+
+
+def work_with(stand_in: StandIn | None) -> None:
+    """Lets every guard of the process work with what ``stand_in`` makes of its own workings; with None, with its own.
+
+    For tests: see ``stigg_guard.testing``.
+    """
+    global _stand_in
+    _stand_in = stand_in
 
 
 class Guard:
@@ -44,19 +68,23 @@ class Guard:
     ) -> None:
         self.config = config if config is not None else Config.from_env()
         clock = clock or Clock()
-        self.ledger: Ledger = ledger if ledger is not None else _ledger(self.config, clock)
-        """Where holds and unsent usage are."""
-        self._lookup = Lookup(self.config, clock, self.ledger.ticket, stigg)
-        self._observer = observer or Observer()
-        self._book = Book(self.config, self._lookup, self.ledger, clock, confirm, self._observer)
+        ledger = ledger if ledger is not None else _ledger(self.config, clock)
+        lookup = Lookup(self.config, clock, ledger.ticket, stigg)
+        book = Book(self.config, lookup, ledger, clock, confirm, observer or Observer())
+        self._own = Workings(lookup, ledger, book)
         self._monotonic = clock.monotonic
-        self._snapshots = self._lookup.cache.snapshots
+        self._snapshots = lookup.cache.snapshots
         self._closed = False
 
     @property
     def stigg(self) -> Stigg:
         """The client, made on first use."""
-        return self._lookup.stigg
+        return self._workings.lookup.stigg
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where holds and unsent usage are."""
+        return self._workings.ledger
 
     def check(
         self,
@@ -76,14 +104,14 @@ class Guard:
             SidecarUnavailable: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             InvalidRequest: an id is empty, or the requested usage is negative or no finite number.
         """
-        if requested_usage is None and not requested_values:
+        if requested_usage is None and not requested_values and _stand_in is None:
             snapshot = self._snapshots.get(customer) if isinstance(customer, (str, Customer)) else None
             if snapshot is not None and self._monotonic() < snapshot.fresh_until:
                 answer = snapshot.answers.get(feature)
                 if answer is not None and answer.has_access:
                     return answer
         asked = Customer.of(customer)
-        answer, _ = self._lookup.decide(feature, asked, fallback, requested_usage, requested_values)
+        answer, _ = self._workings.lookup.decide(feature, asked, fallback, requested_usage, requested_values)
         return answer
 
     def require(
@@ -109,9 +137,20 @@ class Guard:
         )
         if not entitlement.has_access:
             denied = FeatureDenied(entitlement, Customer.of(customer))
-            tell(self._observer.denied, denied)
+            tell(self._own.book.observer.denied, denied)
             raise denied
         return entitlement
+
+    def peek(self, feature: str, *, customer: str | Customer) -> Entitlement:
+        """As :meth:`check`, for what is only shown: a denial too is answered from the cache for as long as that is
+        fresh.
+
+        Raises:
+            SidecarUnavailable: as :meth:`check`.
+            InvalidRequest: an id is empty.
+        """
+        answer, _ = self._workings.lookup.decide(feature, Customer.of(customer), denial_age=inf)
+        return answer
 
     def entitlements(self, customer: str | Customer) -> Mapping[str, Entitlement]:
         """All that the customer's plan has, by feature id and currency id; empty without a subscription.
@@ -119,7 +158,7 @@ class Guard:
         Raises:
             SidecarUnavailable: there is no data, fresh or stale.
         """
-        return self._lookup.entitlements(Customer.of(customer)) if self.config.enabled else MappingProxyType({})
+        return self._workings.lookup.entitlements(Customer.of(customer))
 
     def reload(self, customer: str | Customer) -> bool:
         """Reads the customer's entitlements from the source again: for read-after-write, say after an upgrade.
@@ -129,7 +168,15 @@ class Guard:
         Raises:
             SidecarError: the sidecar did not answer; what was cached stays.
         """
-        return self._lookup.reload(Customer.of(customer)) if self.config.enabled else True
+        return self._workings.lookup.reload(Customer.of(customer))
+
+    def forget(self, customer: str | Customer) -> None:
+        """Lets the next request ask for the customer's entitlements again, in all processes that share a ``CACHE``.
+
+        For news from elsewhere, say from a webhook: it asks nobody and cannot fail. What is known goes on answering
+        while the sidecar cannot be reached.
+        """
+        self._workings.lookup.cache.forget(Customer.of(customer))
 
     def report(self, feature: str, value: Amount, *, customer: str | Customer, set_total: bool = False) -> None:
         """Reports usage that already happened: ``value`` units more, fewer when negative, or with ``set_total`` in all.
@@ -142,7 +189,7 @@ class Guard:
         amount = usage_amount(value, negative=not set_total)
         asked = Customer.of(customer)
         key = UsageKey(asked.id, asked.resource or "", _feature_id(feature))
-        self._book.record(Use(key, amount, is_set=set_total))
+        self._workings.book.record(Use(key, amount, is_set=set_total))
 
     def consume(
         self,
@@ -174,7 +221,7 @@ class Guard:
         if not amounts:
             raise InvalidRequest("feature_id", "name at least one feature to consume")
         what = None if event is None else make_event(event, dimensions)
-        return Consumption(self._book, amounts, Customer.of(customer), what)
+        return Consumption(self._workings.book, amounts, Customer.of(customer), what)
 
     def requires_feature(
         self, feature: str, *, customer: OneOrComputed[str | Customer]
@@ -212,9 +259,14 @@ class Guard:
         """Decorates a function: ``n`` units of a fluctuating feature are given back when it succeeds."""
         return decorators.releases_usage(n, feature, calls=Calls(lambda: self, customer))
 
+    def send(self) -> None:
+        """Reports what is unsent when ``REPORT`` says: now, or soon by the background thread. For usage that others put
+        into the ledger; what fails stays there."""
+        self._own.book.send()
+
     def flush(self, timeout: float = 5.0) -> int:
         """Reports what is unsent within about ``timeout`` seconds; the number of reports left in the ledger."""
-        return self._book.reporter.flush(timeout)
+        return self._workings.book.reporter.flush(timeout)
 
     def stats(self) -> Mapping[str, int]:
         """How many entries of the ledger are ``held``, ``unsent``, ``sending``, ``uncertain`` and ``dead``, how many
@@ -223,16 +275,20 @@ class Guard:
 
     def reporter_stats(self) -> Mapping[str, int]:
         """The part of :meth:`stats` that needs no ledger: what this process's reporter did."""
-        return self._book.reporter.stats()
+        return self._workings.book.reporter.stats()
 
     def close(self) -> None:
         """Flushes briefly, then closes the ledger and the client that this guard made. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
-        self._book.reporter.close()
-        self.ledger.close()
-        self._lookup.close()
+        self._own.book.reporter.close()
+        self._own.ledger.close()
+        self._own.lookup.close()
+
+    @property
+    def _workings(self) -> Workings:
+        return self._own if _stand_in is None else _stand_in(self._own)
 
     def __enter__(self) -> Guard:
         return self
@@ -242,8 +298,11 @@ class Guard:
 
 
 def _ledger(config: Config, clock: Clock) -> Ledger:
-    own = default_ledger(user_state_folder(), config.sidecar) if config.enabled else "memory://"
-    return ledger_from_url(config.ledger or own, clock, settle_grace=config.settle_grace)
+    return ledger_from_url(config.ledger or _own_ledger(config), clock, settle_grace=config.settle_grace)
+
+
+def _own_ledger(config: Config) -> str:
+    return default_ledger(user_state_folder(), config.sidecar) if config.enabled else "memory://"
 
 
 def _feature_id(feature: str) -> str:

@@ -78,12 +78,16 @@ class Lookup:
 
     def entitlements(self, customer: Customer) -> Mapping[str, Entitlement]:
         """All that the customer's plan has, by feature id and currency id."""
+        if not self._config.enabled:
+            return MappingProxyType({})
         snapshot, source = self.cache.get(customer)
         answers = ((key, snapshot.find(key)) for key in sorted(snapshot.messages))
         return MappingProxyType({key: self._seen(answer, source) for key, answer in answers if answer is not None})
 
     def reload(self, customer: Customer) -> bool:
         """Reads the customer from the source again; whether it exists."""
+        if not self._config.enabled:
+            return True
         request = wire.ReloadEntitlementsRequest(customer_id=customer.id, resource_id=customer.resource)
         exists = self.stigg.reload_entitlements(request).entitled_entity_exists
         self.cache.refresh(customer)
@@ -104,10 +108,12 @@ class Lookup:
         requested_usage: Amount | None = None,
         requested_values: Sequence[str] = (),
         max_age: float = inf,
+        denial_age: float = DENIAL_SECONDS,
     ) -> tuple[Entitlement, Snapshot | None]:
         """The answer to what is requested, and the snapshot that it came from when it came from one.
 
-        A snapshot older than ``max_age`` seconds answers only when no other can be had.
+        A snapshot older than ``max_age`` seconds, or ``denial_age`` for a denial, answers only when no other can be
+        had.
 
         Raises:
             SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
@@ -123,8 +129,8 @@ class Lookup:
         fallback = fallback or self._config.fallbacks.get(feature)
         try:
             answer, snapshot = self._looked_up(feature, customer, fallback, max_age)
-            if not asked(answer):
-                answer, snapshot = self._looked_up(feature, customer, fallback, DENIAL_SECONDS)
+            if not asked(answer) and denial_age < max_age:
+                answer, snapshot = self._looked_up(feature, customer, fallback, denial_age)
         except SidecarError as error:
             return asked(self._without_data(feature, fallback, error)), None
         if answer.reason is Reason.FEATURE_NOT_FOUND and fallback is not None:

@@ -13,10 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from stigg_guard.errors import ConfigError
 
-TEMPLATE_SUFFIXES = frozenset({".html", ".htm", ".xhtml", ".xml", ".txt", ".jinja", ".jinja2", ".j2"})
+TEMPLATE_SUFFIXES = (".html", ".htm", ".xhtml", ".xml", ".txt", ".jinja", ".jinja2", ".j2")
+
+TEXT_SHOWN = 60
 
 _FOREIGN_FOLDERS = frozenset({"site-packages", "dist-packages", "node_modules", "__pycache__"})
 _OWN_PACKAGE = Path(__file__).parent
@@ -27,13 +30,14 @@ _CALLS: Mapping[str, int] = {
     "consumes_usage": 1,
     "releases_usage": 1,
     "protect": 1,
+    "as_view": 0,
     "has_feature": 0,
     "usage_bar": 0,
     "upgrade_url": 0,
 }
 # These names are everybody's: a guard's are told by their customer, those of a request's plan by what they belong to.
 _OF_GUARD = frozenset({"check", "require", "consume", "report"})
-_OF_PLAN = frozenset({"has", "entitlement", "usage"})
+_OF_PLAN = frozenset({"has", "ahas", "entitlement", "aentitlement", "usage"})
 _PLAN = "stigg"
 _MIXINS = frozenset({"RequiresFeatureMixin", "ConsumesUsageMixin"})
 
@@ -43,6 +47,7 @@ _BLOCK = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 _IN_BLOCK = (
     re.compile(rf"\{{%-?\s*(?:feature|entitlement|usage|usage_bar|upgrade_url)\s+(?!as\s|[-+]?%){_ARGUMENT}"),
     re.compile(rf"(?<![\w.])(?:has_feature|entitlement|usage|usage_bar|upgrade_url)\(\s*(?!\)){_ARGUMENT}"),
+    re.compile(rf"\|\s*has_feature:{_ARGUMENT}"),
     re.compile(rf"\b{_PLAN}\.(?:has|entitlement|usage)\(\s*{_ARGUMENT}"),
     re.compile(rf"{_ARGUMENT}\s+is\s+(?:not\s+)?entitled\b"),
 )
@@ -50,12 +55,12 @@ _IN_BLOCK = (
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A place that names a feature. ``feature`` is None where ``text``, what stands there, is no literal."""
+    """A place that names a feature; ``feature`` is None where ``problem`` keeps it from being read."""
 
     path: Path
     line: int
     feature: str | None
-    text: str
+    problem: str = ""
 
     def __str__(self) -> str:
         path = os.path.relpath(self.path)
@@ -71,13 +76,7 @@ def mentions(paths: Iterable[str | os.PathLike[str]]) -> list[Mention]:
         ConfigError: there is no such path.
     """
     files = sorted({file for path in paths for file in _files(Path(path).resolve())})
-    return [
-        mention
-        for file in files
-        for mention in sorted(
-            _in_python(file) if file.suffix == ".py" else _in_template(file), key=lambda one: (one.line, one.text)
-        )
-    ]
+    return [mention for file in files for mention in sorted(_in_file(file), key=lambda one: one.line)]
 
 
 def own_folders(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -102,25 +101,32 @@ def _files(path: Path) -> Iterator[Path]:
         raise ConfigError(f"there is no file or folder {path}")
     for folder, names, files in os.walk(path):
         names[:] = [name for name in names if not _is_left_out(Path(folder, name))]
-        yield from (Path(folder, name) for name in files if Path(name).suffix in {".py", *TEMPLATE_SUFFIXES})
+        yield from (Path(folder, name) for name in files if Path(name).suffix in (".py", *TEMPLATE_SUFFIXES))
 
 
 def _is_left_out(folder: Path) -> bool:
     return folder.name.startswith(".") or folder.name in _FOREIGN_FOLDERS or (folder / "pyvenv.cfg").exists()
 
 
-def _in_python(path: Path) -> Iterator[Mention]:
+def _in_file(path: Path) -> Iterator[Mention]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the project's own literals
-            tree = ast.parse(path.read_bytes())
+        source = path.read_bytes()
+        yield from _in_python(path, source) if path.suffix == ".py" else _in_template(path, source)
+    except OSError as error:
+        yield Mention(path, 1, None, f"the file cannot be read: {error.strerror}")
     except (SyntaxError, ValueError) as error:
-        yield Mention(path, getattr(error, "lineno", None) or 1, None, f"not Python: {error}")
-        return
+        yield Mention(path, getattr(error, "lineno", None) or 1, None, f"the file is not Python: {error}")
+
+
+def _in_python(path: Path, source: bytes) -> Iterator[Mention]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the project's own literals
+        tree = ast.parse(source)
     aliases, constants = _aliases(tree), _constants(tree)
     for node in _naming(tree, aliases):
-        for text, feature in _literals(node, constants):
-            yield Mention(path, node.lineno, feature, text)
+        for literal in _literals(node, constants):
+            problem = "" if literal is not None else f"{shorten(ast.unparse(node), TEXT_SHOWN)} is not a literal"
+            yield Mention(path, node.lineno, literal, problem)
 
 
 def _naming(tree: ast.Module, aliases: Mapping[str, str]) -> Iterator[ast.expr]:
@@ -172,22 +178,21 @@ def _of_class(made: ast.ClassDef) -> Iterator[ast.expr]:
             yield value
 
 
-def _literals(node: ast.expr, constants: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-    """What stands there, and the feature that it is; the keys of a mapping, and either branch of a condition."""
-    text = ast.unparse(node)
+def _literals(node: ast.expr, constants: Mapping[str, str]) -> Iterator[str | None]:
+    """The features that are meant: those of all keys of a mapping, of either branch of a condition."""
     if isinstance(node, ast.Constant):
         if node.value is not None:
-            yield text, node.value if isinstance(node.value, str) else None
-    elif isinstance(node, ast.Name) and node.id in constants:
-        yield text, constants[node.id]
+            yield _text(node)
+    elif isinstance(node, ast.Name):
+        yield constants.get(node.id)
     elif isinstance(node, ast.IfExp):
         yield from _literals(node.body, constants)
         yield from _literals(node.orelse, constants)
     elif isinstance(node, ast.Dict):
         for key in node.keys:
-            yield from _literals(key, constants) if key is not None else [(text, None)]
+            yield from _literals(key, constants) if key is not None else [None]
     else:
-        yield text, None
+        yield None
 
 
 def _aliases(tree: ast.Module) -> Mapping[str, str]:
@@ -234,11 +239,14 @@ def _last_name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _in_template(path: Path) -> Iterator[Mention]:
-    text = _SILENT.sub(lambda silent: "\n" * silent[0].count("\n"), path.read_text(encoding="utf-8", errors="replace"))
+def _in_template(path: Path, source: bytes) -> Iterator[Mention]:
+    text = _SILENT.sub(lambda silent: "\n" * silent[0].count("\n"), source.decode(errors="replace"))
     for block in _BLOCK.finditer(text):
         for pattern in _IN_BLOCK:
             for found in pattern.finditer(block[0]):
                 argument = found["argument"]
                 line = text.count("\n", 0, block.start() + found.start("argument")) + 1
-                yield Mention(path, line, argument[1:-1] if argument[0] in "\"'" else None, argument)
+                if argument[0] in "\"'":
+                    yield Mention(path, line, argument[1:-1])
+                else:
+                    yield Mention(path, line, None, f"{argument} is not a literal")

@@ -30,9 +30,10 @@ MAX_LISTED = 1_000_000
 RETRY_SECONDS = 1.0
 CALL_SECONDS = 5.0
 IN_MEMORY = "memory://"
+DECIDABLE = (State.UNCERTAIN, State.DEAD)
+"""States whose entries wait for a person, who sends them again or discards them."""
 
 _ON_ITS_WAY = (State.UNSENT, State.SENDING, State.UNCERTAIN)
-_DECIDABLE = (State.UNCERTAIN, State.DEAD)
 _COLUMNS = ("id", "state", "customer", "resource", "feature", "amount", "age", "attempts", "reason")
 
 
@@ -43,11 +44,21 @@ def show_entitlements(guard: Guard, console: Console, customer: Customer) -> int
         InvalidRequest: there is no such customer.
         SidecarError: the sidecar did not answer.
     """
+    _show_answers(console, entitlements_of(guard, customer))
+    return 0
+
+
+def entitlements_of(guard: Guard, customer: Customer) -> Sequence[Entitlement]:
+    """All that the customer's plan has; nothing without a subscription.
+
+    Raises:
+        InvalidRequest: there is no such customer.
+        SidecarError: the sidecar did not answer.
+    """
     answers = list(guard.entitlements(customer).values())
     if not answers and not guard.reload(customer):
         raise InvalidRequest("customer_id", f"the sidecar knows no {customer}")
-    _show_answers(console, answers)
-    return 0
+    return answers
 
 
 def check(
@@ -158,14 +169,14 @@ def drain(guard: Guard, console: Console, timeout: float) -> int:
     draining = _Drain(guard, console, timeout)
     draining.run()
     counts, left = ledger.counts(), draining.left()
-    decidable = {state.value: counts[state] for state in _DECIDABLE}
+    waiting = {state.value: counts[state] for state in DECIDABLE}
     console.show(
-        {"acknowledged": draining.acknowledged, "left": left, **decidable},
+        {"acknowledged": draining.acknowledged, "left": left, **waiting},
         f"{draining.acknowledged} acknowledged, {left} left",
     )
-    if any(decidable.values()):
+    if any(waiting.values()):
         console.tell(
-            f"{sum(decidable.values())} dead or uncertain; see {console.ledger} list --state dead --state uncertain"
+            f"{sum(waiting.values())} dead or uncertain; see {console.ledger} list --state dead --state uncertain"
         )
     return 1 if left else 0
 
@@ -214,6 +225,21 @@ class _Drain:
             self._tell(f"{self.left()} left, {self.acknowledged / (now - self._began):.0f} a second")
 
 
+def decidable(ledger: Ledger) -> Sequence[Entry]:
+    """The entries that wait for a person's decision, oldest first.
+
+    Raises:
+        LedgerUnavailable: the ledger cannot be read.
+    """
+    counts = ledger.counts()
+    return ledger.entries(DECIDABLE, sum(counts[state] for state in DECIDABLE))
+
+
+def amount_text(entry: Entry) -> str:
+    """How many units an entry is about: ``+2`` more, ``-2`` given back, ``=7`` a new total."""
+    return f"={entry.amount:.15g}" if entry.is_set else f"{entry.amount:+.15g}"
+
+
 def _show_answers(console: Console, answers: Sequence[Entitlement]) -> None:
     width = max((len(answer.feature_id) for answer in answers), default=0)
     lines = (
@@ -227,8 +253,7 @@ def _show_answers(console: Console, answers: Sequence[Entitlement]) -> None:
 
 def _chosen(console: Console, ledger: Ledger, ids: Sequence[str] | None) -> Sequence[Entry]:
     """The entries that are named, or all; none is touched if one of the ids is wrong."""
-    counts = ledger.counts()
-    there = ledger.entries(_DECIDABLE, sum(counts[state] for state in _DECIDABLE))
+    there = decidable(ledger)
     if ids is None:
         return there
     wrong = set(ids) - {entry.id for entry in there}
@@ -290,9 +315,8 @@ def _fields(entry: Entry) -> Mapping[str, Any]:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    amount = f"={entry.amount:.15g}" if entry.is_set else f"{entry.amount:+.15g}"
     key = entry.key
-    what = (entry.id, entry.state.value, key.customer_id, key.resource_id, key.feature_id, amount)
+    what = (entry.id, entry.state.value, key.customer_id, key.resource_id, key.feature_id, amount_text(entry))
     return (*what, _age(time() - entry.used_at), str(entry.attempts), entry.reason)
 
 

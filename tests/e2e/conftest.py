@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from e2e.visitor import Visitor
 from playwright.sync_api import Browser, sync_playwright
 
+from e2e.visitor import Visitor
 from stigg_guard.sidecar.server import Sidecar
 
 SHOP, API = (Path(__file__).parents[2] / "example_projects" / name for name in ("django_shop", "flask_api"))
@@ -30,8 +30,9 @@ def browser() -> Iterator[Browser]:
     assert chromium is not None, "chromium is not on the PATH: run make e2e, which installs it"
     with sync_playwright() as playwright:
         # Without its sandbox, because containers are often entered as root; it sees nothing but our own pages.
-        with playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]) as launched:
-            yield launched
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,20 +6,22 @@ With ``--screenshots FOLDER`` the looks are saved for a person to judge.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from axe_playwright_python.base import AxeResults
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, ViewportSize
+
 from e2e.visitor import Visitor
-from playwright.sync_api import Page
 
-SCHEMES = ("light", "dark")
-DEVICES = {"desktop": (1280, 800), "phone": (390, 844)}
-
-
-def sign_in(visitor: Visitor, name: str) -> None:
-    visitor.page.get_by_role("button", name=name).click()
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+DEVICES: dict[str, ViewportSize] = {
+    "desktop": {"width": 1280, "height": 800},
+    "phone": {"width": 390, "height": 844},
+}
 
 
 def shop_sign_in(shop: Visitor) -> None:
@@ -27,22 +29,22 @@ def shop_sign_in(shop: Visitor) -> None:
 
 
 def shop_plan(shop: Visitor) -> None:
-    sign_in(shop, "Ada's studio")
+    shop.press("Ada's studio")
 
 
 def shop_mistake(shop: Visitor) -> None:
-    sign_in(shop, "Ada's studio")
+    shop.press("Ada's studio")
     shop.expects("422 /templates/")
     shop.page.locator("form.create").evaluate("form => form.noValidate = true")
-    shop.page.get_by_role("button", name="Create template").click()
+    shop.press("Create template")
 
 
 def shop_limit(shop: Visitor) -> None:
-    sign_in(shop, "Ada's studio")
+    shop.press("Ada's studio")
     shop.expects("402 /templates/")
     for name in ("Summer poster", "Annual report", "Lunch menu", "One too many"):
         shop.page.get_by_label("Name").fill(name)
-        shop.page.get_by_role("button", name="Create template").click()
+        shop.press("Create template")
 
 
 def shop_full(shop: Visitor) -> None:
@@ -51,27 +53,41 @@ def shop_full(shop: Visitor) -> None:
 
 
 def shop_denied(shop: Visitor) -> None:
-    sign_in(shop, "Ada's studio")
+    shop.press("Ada's studio")
     shop.expects("402 /analytics/")
-    shop.page.get_by_role("link", name="Analytics").click()
+    shop.follow("Analytics")
 
 
 def shop_upgrade(shop: Visitor) -> None:
-    sign_in(shop, "Ada's studio")
+    shop.press("Ada's studio")
     shop.page.goto("/upgrade/?feature=feature-analytics")
 
 
 def shop_analytics(shop: Visitor) -> None:
-    sign_in(shop, "Grace & Co.")
+    shop.press("Grace & Co.")
     for name, kind in (("Summer", "poster"), ("Winter", "poster"), ("Lunch", "menu")):
         shop.page.get_by_label("Name").fill(name)
         shop.page.get_by_label("Kind").select_option(kind)
-        shop.page.get_by_role("button", name="Create template").click()
-    shop.page.get_by_role("link", name="Analytics").click()
+        shop.press("Create template")
+    shop.follow("Analytics")
 
 
 def shop_empty(shop: Visitor) -> None:
-    sign_in(shop, "Edsger")
+    shop.press("Edsger")
+
+
+def shop_suggestion_denied(shop: Visitor) -> None:
+    shop.press("Linus")
+    shop.expects("402 /suggestion/")
+    for _ in range(4):
+        with shop.page.expect_response("**/suggestion/*"):
+            shop.page.get_by_role("button", name="Suggest a name").click()
+    shop.page.get_by_text("Your plan's limit is reached").wait_for()
+
+
+def shop_ledger(shop: Visitor) -> None:
+    shop.press("Sign in as staff")
+    shop.follow("Usage ledger")
 
 
 def api_sign_in(api: Visitor) -> None:
@@ -79,15 +95,15 @@ def api_sign_in(api: Visitor) -> None:
 
 
 def api_plan(api: Visitor) -> None:
-    sign_in(api, "Ada's studio")
+    api.press("Ada's studio")
 
 
 def api_limit(api: Visitor) -> None:
-    sign_in(api, "Linus")
+    api.press("Linus")
     api.expects("402 /templates")
     for title in ("Welcome", "Goodbye"):
         api.page.get_by_label("Title").fill(title)
-        api.page.get_by_role("button", name="Save template").click()
+        api.press("Save template")
 
 
 def api_full(api: Visitor) -> None:
@@ -96,51 +112,91 @@ def api_full(api: Visitor) -> None:
 
 
 def api_denied(api: Visitor) -> None:
-    sign_in(api, "Ada's studio")
+    api.press("Ada's studio")
     api.expects("402 /analytics/")
-    api.page.get_by_role("link", name="Analytics").click()
+    api.follow("Analytics")
 
 
 def api_upgrade(api: Visitor) -> None:
-    sign_in(api, "Ada's studio")
+    api.press("Ada's studio")
     api.page.goto("/upgrade?feature=feature-templates")
 
 
 def api_analytics(api: Visitor) -> None:
-    sign_in(api, "Grace & Co.")
+    api.press("Grace & Co.")
     api.page.get_by_label("Title").fill("Welcome")
-    api.page.get_by_role("button", name="Save template").click()
-    api.page.get_by_role("link", name="Analytics").click()
+    api.press("Save template")
+    api.follow("Analytics")
+
+
+def api_letters(api: Visitor) -> None:
+    api.press("Ada's studio")
+    api.page.get_by_label("Title").fill("Welcome")
+    api.press("Save template")
+    api.press("Write letters")
+
+
+def api_letter_form(api: Visitor) -> None:
+    api_letters(api)
+    api.page.goto("/")
 
 
 def api_empty(api: Visitor) -> None:
-    sign_in(api, "Edsger")
+    api.press("Edsger")
 
 
-WAYS: dict[str, list[Callable[[Visitor], None]]] = {
-    "shop": [
-        shop_sign_in, shop_plan, shop_mistake, shop_limit, shop_full, shop_denied, shop_upgrade, shop_analytics,
-        shop_empty,
-    ],
-    "api": [api_sign_in, api_plan, api_limit, api_full, api_denied, api_upgrade, api_analytics, api_empty],
-}
+WAYS_IN_SHOP = [
+    shop_sign_in,
+    shop_plan,
+    shop_mistake,
+    shop_limit,
+    shop_full,
+    shop_denied,
+    shop_upgrade,
+    shop_analytics,
+    shop_empty,
+    shop_suggestion_denied,
+    shop_ledger,
+]
+WAYS_IN_API = [
+    api_sign_in,
+    api_plan,
+    api_limit,
+    api_full,
+    api_denied,
+    api_upgrade,
+    api_analytics,
+    api_letters,
+    api_letter_form,
+    api_empty,
+]
 
 
-@pytest.mark.parametrize(("site", "way"), [(site, way) for site, ways in WAYS.items() for way in ways])
-def test_page_is_accessible_and_fits_its_width(
-    request: pytest.FixtureRequest, pytestconfig: pytest.Config, site: str, way: Callable[[Visitor], None]
+@pytest.mark.parametrize("way", WAYS_IN_SHOP)
+def test_page_of_the_shop_is_accessible_and_fits_its_width(
+    shop: Visitor, way: Callable[[Visitor], None], pytestconfig: pytest.Config
 ) -> None:
-    visitor: Visitor = request.getfixturevalue(site)
-    way(visitor)
-    folder: Path | None = pytestconfig.getoption("--screenshots")
-    for device, (width, height) in DEVICES.items():
-        visitor.page.set_viewport_size({"width": width, "height": height})
-        for scheme in SCHEMES:
-            visitor.page.emulate_media(color_scheme=scheme)
-            if folder is not None:
-                visitor.page.screenshot(path=folder / f"{way.__name__}-{device}-{scheme}.png", full_page=True)
-            assert serious_faults(visitor.page) == "", f"{device}, {scheme}"
-            assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width, f"{device}, {scheme}"
+    way(shop)
+    look_at(shop.page, way.__name__, pytestconfig.getoption("--screenshots"))
+
+
+@pytest.mark.parametrize("way", WAYS_IN_API)
+def test_page_of_the_api_is_accessible_and_fits_its_width(
+    api: Visitor, way: Callable[[Visitor], None], pytestconfig: pytest.Config
+) -> None:
+    way(api)
+    look_at(api.page, way.__name__, pytestconfig.getoption("--screenshots"))
+
+
+def look_at(page: Page, name: str, folder: Path | None) -> None:
+    """Judges the page on each device and in each scheme, and saves its picture in the folder, if there is one."""
+    for (device, size), scheme in product(DEVICES.items(), SCHEMES):
+        page.set_viewport_size(size)
+        page.emulate_media(color_scheme=scheme)
+        if folder is not None:
+            page.screenshot(path=folder / f"{name}-{device}-{scheme}.png", full_page=True)
+        assert serious_faults(page) == "", f"{device}, {scheme}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], f"{device}, {scheme}"
 
 
 def serious_faults(page: Page) -> str:

@@ -9,9 +9,17 @@ from playwright.sync_api import ConsoleMessage, Page, Response
 
 REFUSED = re.compile(r"Failed to load resource: the server responded with a status of (\d+)")
 
+# A form field is named by its label, all else by what it says.
+FOCUSED = """() => {
+    const focused = document.activeElement;
+    const style = getComputedStyle(focused);
+    const text = focused.labels?.[0]?.innerText ?? focused.innerText;
+    return [text.trim(), style.outlineStyle === "none" ? "none" : style.outlineWidth];
+}"""
+
 
 class Visitor:
-    """One window on a site. ``page`` is where it is; ``expects`` names the refusals that the test itself asks for."""
+    """One window on a site. ``page`` is where it is; ``expects`` names the faults that the test itself provokes."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -20,26 +28,43 @@ class Visitor:
         page.on("console", self._heard)
         page.on("response", self._answered)
         page.on("pageerror", lambda error: self._faults.add(str(error)))
-        page.on("requestfailed", lambda request: self._faults.add(f"{request.failure} {request.url}"))
+        page.on("requestfailed", lambda request: self._faults.add(_fault(request.failure, request.url)))
 
-    def expects(self, refusal: str) -> None:
-        """An answer of 400 or more that is to come, as ``"402 /path"``."""
-        self._expected.add(refusal)
+    def press(self, name: str) -> None:
+        """Presses a button that leads to a page, and waits for that."""
+        with self.page.expect_navigation():
+            self.page.get_by_role("button", name=name).click()
+
+    def follow(self, name: str) -> None:
+        """Follows a link to its page."""
+        with self.page.expect_navigation():
+            self.page.get_by_role("link", name=name).click()
+
+    def tab(self) -> str:
+        """The name of what Tab comes to, which must be seen to have the focus."""
+        self.page.keyboard.press("Tab")
+        name, outline = self.page.evaluate(FOCUSED)
+        assert outline not in ("none", "0px"), f"nothing shows that {name} has the focus"
+        return str(name)
+
+    def expects(self, fault: str) -> None:
+        """A fault that is to come: ``"402 /path"``, or another error's name and the path."""
+        self._expected.add(fault)
 
     def check(self) -> None:
-        """Fails if anything went wrong that was not expected, or an expected refusal did not come."""
-        assert self._faults == self._expected
+        """Fails if anything went wrong that was not expected, or something expected did not."""
+        assert self._faults == self._expected, f"went wrong: {self._faults}; should have: {self._expected}"
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type not in ("error", "warning"):
             return
         refused = REFUSED.match(message.text)
-        self._faults.add(_refusal(int(refused[1]), message.location["url"]) if refused else message.text)
+        self._faults.add(_fault(refused[1], message.location["url"]) if refused else message.text)
 
     def _answered(self, response: Response) -> None:
         if response.status >= 400:
-            self._faults.add(_refusal(response.status, response.url))
+            self._faults.add(_fault(response.status, response.url))
 
 
-def _refusal(status: int, url: str) -> str:
-    return f"{status} {urlsplit(url).path}"
+def _fault(what: object, url: str) -> str:
+    return f"{what} {urlsplit(url).path}"

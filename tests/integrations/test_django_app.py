@@ -17,8 +17,8 @@ from django.http import HttpRequest
 from django.test import RequestFactory
 
 from stigg_guard import ClientClosed
-from stigg_guard.django import get_guard
-from stigg_guard.django.conf import configure, customer_of
+from stigg_guard.django import customer_of, get_guard
+from stigg_guard.django import customer_of
 from stigg_guard.django.middleware import StiggGuardMiddleware
 
 MIDDLEWARE = "stigg_guard.django.middleware.StiggGuardMiddleware"

@@ -163,10 +163,31 @@ def test_outage_leaves_the_pages_standing(make_app: Callable[..., Flask]) -> Non
 def test_api_writes_a_letter_for_each_name(app: Flask, ada: Visitor) -> None:
     save_template(ada)
     [template] = app.test_client().get("/api/templates", headers=ADA).get_json()
-    request = {"template": template["id"], "names": ["Ada", "Grace"]}
+    request = {"template": template["id"], "names": ["Ada", "Grace", "Ada"]}
     answer = app.test_client().post("/api/letters", headers=ADA, json=request)
     assert answer.get_json() == {"letters": ["Dear Ada, welcome!", "Dear Grace, welcome!"]}
     assert "423 of 1,000 calls" in ada.get("/").text
+
+
+def test_streamed_letters_are_counted_when_the_last_one_was_sent(ada: Visitor) -> None:
+    save_template(ada)
+    ada.get("/")
+    letters = ada.post("/letters", template="1", names="Ada\nGrace\n\n")
+    assert [name in letters.text for name in ("Dear Ada", "Dear Grace")] == [True, True]
+    assert "422 of 1,000 calls" in ada.get("/").text
+
+
+@pytest.mark.parametrize(("template", "names", "status"), [("99", "Ada", 404), ("1", " \n", 400)])
+def test_letters_that_cannot_be_written_are_not_counted(ada: Visitor, template: str, names: str, status: int) -> None:
+    save_template(ada)
+    ada.get("/")
+    assert ada.post("/letters", template=template, names=names).status_code == status
+    assert "420 of 1,000 calls" in ada.get("/").text
+
+
+def test_command_line_tells_what_a_customer_may_use(app: Flask) -> None:
+    result = app.test_cli_runner().invoke(args=["stigg", "check", "customer-demo-01", "feature-templates"])
+    assert "3 of 6 templates" in result.output
 
 
 def test_api_denies_what_exceeds_the_plan_with_the_figures(app: Flask) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from flask import Flask, Request, render_template_string
+from jinja2 import DictLoader
 
 from stigg_guard.flask import StiggGuard
 from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.wording import Wording
 
 ESSENTIALS = "customer-demo-01"
 NOBODY_LISTENS = "127.0.0.1:1"
@@ -55,7 +57,7 @@ def test_entitlement_has_the_figures(render: Render) -> None:
     [
         ("feature-templates", "3 of 6 templates"),
         ("feature-storage", "100 GB"),
-        ("api-credits", "37,500 of 50,000 credits left"),
+        ("api-credits", "12,500 of 50,000 credits used"),
         ("feature-analytics", "not included"),
     ],
 )
@@ -78,11 +80,25 @@ def test_usage_bar_of_unlimited_usage_is_empty(render: Render) -> None:
     assert render("{{ usage_bar('feature-seats') }}", customer="customer-demo-02") == ""
 
 
-def test_plan_limits_have_a_line_for_each_feature_of_the_plan(render: Render) -> None:
-    shown = render("{% for line in plan_limits() %}{{ line.feature_id }}: {{ line.text }}\n{% endfor %}")
+def test_plan_lines_are_one_for_each_feature_of_the_plan(render: Render) -> None:
+    shown = render("{% for line in plan_lines() %}{{ line.feature_id }}: {{ line.text }}\n{% endfor %}")
     assert "feature-templates: 3 of 6 templates\n" in shown
     assert "feature-regions: eu, us\n" in shown
     assert "feature-analytics" not in shown
+
+
+def test_plan_limits_are_a_table_of_the_plan(render: Render) -> None:
+    table = render("{{ plan_limits() }}")
+    assert '<th scope="row">feature-templates</th><td>3 of 6 templates</td><td><progress' in table
+
+
+def test_customer_without_a_plan_has_no_table(render: Render) -> None:
+    assert render("{{ plan_limits() }}", customer="customer-demo-04") == ""
+
+
+@pytest.mark.parametrize(("feature", "shown"), [("feature-exports", "yes"), ("feature-analytics", "no")])
+def test_template_tests_whether_the_customer_is_entitled(render: Render, feature: str, shown: str) -> None:
+    assert render(f"{{% if '{feature}' is entitled %}}yes{{% else %}}no{{% endif %}}") == shown
 
 
 def test_upgrade_url_names_the_feature(render: Render) -> None:
@@ -102,11 +118,11 @@ NOTHING = (
 
 
 def test_anonymous_visitor_is_shown_nothing(render: Render) -> None:
-    assert render(NOTHING, customer=None) == "False|None|||[]"
+    assert render(NOTHING, customer=None) == "False|None|||"
 
 
 def test_outage_does_not_break_a_page(render: Render) -> None:
-    assert render(NOTHING, SIDECAR=NOBODY_LISTENS) == "False|None|||[]"
+    assert render(NOTHING, SIDECAR=NOBODY_LISTENS) == "False|None|||"
 
 
 def test_fallback_shows_during_an_outage(render: Render) -> None:
@@ -130,7 +146,7 @@ def test_customer_is_looked_up_once_for_all_of_a_page(sidecar: Sidecar) -> None:
         lookups.append(request.path)
         return ESSENTIALS
 
-    template = "{{ usage('feature-templates') }} {{ has_feature('feature-analytics') }} {{ plan_limits() | length }}"
+    template = "{{ usage('feature-templates') }} {{ has_feature('feature-analytics') }} {{ plan_lines() | length }}"
     with app.test_request_context("/"):
         render_template_string(template)
         extension.guard.close()
@@ -147,4 +163,29 @@ def test_page_shows_one_state_of_the_plan_while_usage_goes_on(sidecar: Sidecar) 
         with extension.guard.consume("feature-templates", customer=ESSENTIALS):
             pass
         assert render_template_string("{{ usage('feature-templates') }}") == before
+        extension.guard.close()
+
+
+MACROS = "{% macro bar() %}{{ usage('feature-templates') }} {{ 'feature-exports' is entitled }}{% endmacro %}"
+
+
+def test_included_and_imported_templates_need_no_context(sidecar: Sidecar) -> None:
+    app = Flask("shop")
+    app.config["STIGG_GUARD_SIDECAR"] = sidecar.address
+    app.jinja_loader = DictLoader({"macros": MACROS, "part": "{{ usage('feature-templates') }}"})
+    extension = StiggGuard(app)
+    extension.customer_loader(lambda request: ESSENTIALS)
+    template = "{% from 'macros' import bar %}{{ bar() }}, {% include 'part' without context %}"
+    with app.test_request_context("/"):
+        assert render_template_string(template) == "3 of 6 templates True, 3 of 6 templates"
+        extension.guard.close()
+
+
+def test_words_are_those_that_the_extension_was_given(sidecar: Sidecar) -> None:
+    app = Flask("shop")
+    app.config["STIGG_GUARD_SIDECAR"] = sidecar.address
+    extension = StiggGuard(app, wording=Wording(translate=lambda text: text.replace(" of ", " von ")))
+    extension.customer_loader(lambda request: ESSENTIALS)
+    with app.test_request_context("/"):
+        assert render_template_string("{{ usage('feature-templates') }}") == "3 von 6 templates"
         extension.guard.close()

@@ -15,7 +15,7 @@ def studio_of(request: HttpRequest) -> Studio | None:
 
 
 def customer_of(request: HttpRequest) -> str | None:
-    """The customer of a request, for the guard. It comes from the session's user, never from the request's own words."""
+    """The customer of a request, for the guard: by who is signed in, never by what the request says."""
     studio = studio_of(request)
     return studio.customer_id if studio is not None else None
 

@@ -14,6 +14,7 @@ urlpatterns = [
     path("templates/", views.create_template, name="create-template"),
     path("templates/<int:pk>/delete/", views.delete_template, name="delete-template"),
     path("templates.csv", views.export, name="export"),
+    path("suggestion/", views.suggest_name, name="suggest-name"),
     path("analytics/", views.analytics, name="analytics"),
     path("upgrade/", views.upgrade, name="upgrade"),
     path("api/templates/", views.list_templates, name="api-templates"),

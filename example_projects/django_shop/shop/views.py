@@ -10,6 +10,7 @@ from contextlib import suppress
 import requests
 from django.contrib import messages
 from django.contrib.auth import get_user_model, login, logout
+from django.db import transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -103,6 +104,18 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
 def list_templates(request: HttpRequest) -> JsonResponse:
     """The studio's templates for a program: each request is an API call."""
     return JsonResponse({"templates": list(_templates(request).values("id", "name", "kind"))})
+
+
+@require_GET
+@transaction.non_atomic_requests
+@consumes_usage(1, "feature-api-calls")
+async def suggest_name(request: HttpRequest) -> JsonResponse:
+    """A name that the studio has not used yet: each is an API call. It waits for the database without a thread."""
+    kind = request.GET.get("kind", Template.Kind.POSTER)
+    # The guard has asked who is signed in, so that is known here, and needs no database.
+    taken = {name async for name in _templates(request).values_list("name", flat=True)}
+    names = (f"{word} {kind}" for word in ("Summer", "Autumn", "Winter", "Spring", "Grand", "Last"))
+    return JsonResponse({"name": next((name for name in names if name not in taken), f"Another {kind}")})
 
 
 @require_GET

@@ -1,9 +1,8 @@
-"""The app: reads the settings at start, so that a wrong one never waits for a request."""
+"""The app: reads the settings at start, and has them checked."""
 
 from __future__ import annotations
 
 from django.apps import AppConfig
-from django.core.checks import register
 from django.core.signals import setting_changed
 
 from stigg_guard.django import checks, conf
@@ -19,5 +18,4 @@ class StiggGuardConfig(AppConfig):
     def ready(self) -> None:
         conf.configure()
         setting_changed.connect(conf.follow_settings)
-        register(checks.check_middleware)
-        register(checks.check_customer)
+        checks.register_checks()

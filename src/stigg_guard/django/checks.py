@@ -1,36 +1,146 @@
-"""System checks: what a project forgot, told by ``manage.py check`` and at every start of ``runserver``."""
+"""System checks: what a project forgot, told by ``manage.py check`` and at every start of ``runserver``.
+
+=========================  =====================================================================
+``stigg_guard.E001``       the middleware is missing
+``stigg_guard.E002``       there is no resolver ``CUSTOMER``
+``stigg_guard.E003``       a setting is unknown or wrong
+``stigg_guard.E004``       the file of the ledger cannot be written
+``stigg_guard.W001``       the middleware stands above the one that tells who is signed in
+``stigg_guard.W002``       ``ON_OUTAGE`` is not decided (``--deploy``)
+``stigg_guard.W003``       the ledger is in memory (``--deploy``)
+``stigg_guard.W004``       the ledger's SQLite database refuses transactions that turn to writing
+``stigg_guard.W005``       a feature is named that the catalog does not have (``--deploy``)
+=========================  =====================================================================
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - as Django names it
+from django.db import connections
 from django.utils.module_loading import import_string
 
-from stigg_guard.django.conf import get_guard
+from stigg_guard.config import Config
+from stigg_guard.django.conf import DATABASE_LEDGER, configurations, faults, given_settings
+from stigg_guard.django.folders import project_folders
 from stigg_guard.django.middleware import StiggGuardMiddleware
+from stigg_guard.features import Comparison, known_features
+from stigg_guard.mentions import mentions, own_folders
 
+TAG = "stigg_guard"
+_FILE_LEDGER = "sqlite:///"
 _MIDDLEWARE = f"{StiggGuardMiddleware.__module__}.{StiggGuardMiddleware.__qualname__}"
+_SIGNS_IN = (
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+)
+
+
+def register_checks() -> None:
+    """Registers all checks under the tag ``stigg_guard``."""
+    for check in (check_settings, check_middleware, check_customer, check_ledger):
+        register(check, TAG)
+    for check in (check_outage_policy, check_workers, check_features):
+        register(check, TAG, deploy=True)
+
+
+def check_settings(**_: Any) -> Sequence[CheckMessage]:
+    """What is wrong refuses every request."""
+    return [Error(fault, hint="Correct the setting.", id="stigg_guard.E003") for fault in faults().values()]
 
 
 def check_middleware(**_: Any) -> Sequence[CheckMessage]:
     """Without the middleware a denial would be an error 500."""
-    if any(_is_ours(path) for path in settings.MIDDLEWARE):
-        return []
-    hint = f"Add {_MIDDLEWARE!r} to MIDDLEWARE, after AuthenticationMiddleware."
-    return [Error("Nothing turns a denied request into a response.", hint=hint, id="stigg_guard.E001")]
+    ours = next((place for place, path in enumerate(settings.MIDDLEWARE) if _is_ours(path)), None)
+    if ours is None:
+        hint = f"Add {_MIDDLEWARE!r} to MIDDLEWARE, after AuthenticationMiddleware."
+        return [Error("Nothing turns a denied request into a response.", hint=hint, id="stigg_guard.E001")]
+    below = [path for path in settings.MIDDLEWARE[ours:] if path in _SIGNS_IN]
+    if below:
+        hint = f"Move it below {below[-1]!r}."
+        text = "Middleware that asks request.stigg may ask before it is known who is signed in."
+        return [Warning(text, hint=hint, obj=settings.MIDDLEWARE[ours], id="stigg_guard.W001")]
+    return []
 
 
 def check_customer(**_: Any) -> Sequence[CheckMessage]:
     """Without a resolver no view can tell who is asking."""
-    config = get_guard().config
-    if config.customer is not None or not config.enabled:
+    hint = "Set CUSTOMER to the dotted path of a function of the request that returns a customer id."
+    return [
+        Error("The customer of a request cannot be found.", hint=hint, obj=place, id="stigg_guard.E002")
+        for place, config in _configs()
+        if config.customer is None and config.enabled
+    ]
+
+
+def check_ledger(**_: Any) -> Sequence[CheckMessage]:
+    """What cannot be written would be told by the first request that uses something."""
+    return [fault for place, config in _configs() for fault in _ledger_faults(place, config.ledger or "")]
+
+
+def check_outage_policy(**_: Any) -> Sequence[CheckMessage]:
+    """Nobody but the project knows whether an outage is to cost its customers or itself."""
+    hint = "Set ON_OUTAGE to 'allow', 'deny' or 'error', which is what happens now: status 503."
+    given = given_settings()
+    return [
+        Warning("What an outage means is not decided.", hint=hint, obj=place, id="stigg_guard.W002")
+        for (place, _), using in zip(_configs(), configurations(), strict=True)
+        if "ON_OUTAGE" not in given[using]
+    ]
+
+
+def check_workers(**_: Any) -> Sequence[CheckMessage]:
+    """What one worker process has sold, another one does not see in its memory."""
+    hint = "Name a ledger that all processes share: LEDGER = 'sqlite:///…', 'redis://…' or 'django://default'."
+    return [
+        Warning("Several workers sell the same units.", hint=hint, obj=place, id="stigg_guard.W003")
+        for place, config in _configs()
+        if config.ledger == "memory://" and config.enabled
+    ]
+
+
+def check_features(**_: Any) -> Sequence[CheckMessage]:
+    """A feature that nobody sells is denied to everybody."""
+    catalogs = {config.catalog for _, config in _configs() if config.catalog is not None}
+    if not catalogs:
         return []
-    hint = "Set STIGG_GUARD['CUSTOMER'] to the dotted path of a function of the request that returns a customer id."
-    return [Error("The customer of a request cannot be found.", hint=hint, id="stigg_guard.E002")]
+    known = frozenset[str]().union(*map(known_features, catalogs))
+    unknown = Comparison(mentions(own_folders(project_folders())), known).unknown
+    hint = "Correct the id, or add it to the catalog; manage.py stigg_features tells what is near."
+    return [
+        Warning(f"The catalog has no feature {one.feature!r}.", hint=hint, obj=one, id="stigg_guard.W005")
+        for one in unknown
+    ]
+
+
+def _configs() -> list[tuple[str, Config]]:
+    """The configurations that are right, each with where it stands."""
+    return [(f"settings.STIGG_GUARD of {using!r}", made.guard.config) for using, made in configurations().items()]
+
+
+def _ledger_faults(place: str, url: str) -> Iterator[CheckMessage]:
+    if url.startswith(_FILE_LEDGER):
+        file = os.path.abspath(unquote(url.removeprefix(_FILE_LEDGER)))
+        if not os.access(file if os.path.exists(file) else os.path.dirname(file), os.W_OK):
+            hint = "Let the user that runs the site write it, or name another LEDGER."
+            yield Error(f"The ledger {file} cannot be written.", hint=hint, obj=place, id="stigg_guard.E004")
+    if url.startswith(DATABASE_LEDGER):
+        alias = url.removeprefix(DATABASE_LEDGER)
+        database = connections[alias]
+        mode = database.settings_dict["OPTIONS"].get("transaction_mode")
+        if database.vendor == "sqlite" and database.settings_dict["ATOMIC_REQUESTS"] and mode is None:
+            yield Warning(
+                "Requests are refused when others write into the SQLite database between their reading and writing.",
+                hint=f"Set DATABASES[{alias!r}]['OPTIONS']['transaction_mode'] to 'IMMEDIATE' (Django 5.1 or later).",
+                obj=place,
+                id="stigg_guard.W004",
+            )
 
 
 def _is_ours(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""``settings.STIGG_GUARD``, and what it makes: the one guard of the process, and the customer of a request."""
+"""``settings.STIGG_GUARD`` and what it makes: for each configuration a guard, and the way to a request's customer."""
 
 from __future__ import annotations
 
@@ -6,90 +6,130 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
+from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.display import DisplayedPlan
+from stigg_guard.consumption import confirm_now
+from stigg_guard.decorators import is_asynchronous
+from stigg_guard.django.signals import SignalObserver
+from stigg_guard.django.transactions import confirm_on_commit
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import ConfigError, SignInRequired
+from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import default_ledger
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
 
-_ANYBODY = Customer("anybody")
-_CUSTOMER = "_stigg_guard_customer"
-_PLAN = "_stigg_guard_plan"
+DEFAULT = "default"
+"""The configuration that is meant when none is named."""
+DATABASE_LEDGER = "django://"
+"""What the URL of a ledger in a database begins with; its alias follows."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Setup:
+class Configured:
+    """What one configuration makes. ``resolver`` finds the customer of a request; None when ``CUSTOMER`` is not set."""
+
     guard: Guard
-    customer: Resolver | None
+    resolver: Resolver | None
 
 
-_setup: _Setup | None = None
+_configured: Mapping[str, Configured] = {}
+_faults: Mapping[str, str] = {}
 
 
-def get_guard() -> Guard:
-    """The guard that all of this process's views share.
-
-    Raises:
-        ImproperlyConfigured: the app is not installed, or not ready yet.
-    """
-    return _made().guard
-
-
-def customer_of(request: HttpRequest, *_args: Any, **_kwargs: Any) -> str | Customer:
-    """The customer that the configured resolver finds for the request; it is asked once per request.
-
-    Takes and ignores a view's other arguments. With ``ENABLED = False`` nobody is looked up and anybody will do.
+def get_guard(using: str = DEFAULT) -> Guard:
+    """The guard of a configuration, which all of this process's views share.
 
     Raises:
-        SignInRequired: the resolver found nobody.
+        ImproperlyConfigured: the configuration is wrong or there is none of this name, or the app is not ready yet.
     """
-    customer = _found(request)
-    if customer is None:
-        raise SignInRequired(f"no customer belongs to the request for {request.path}")
-    return customer
+    return configured(using).guard
 
 
-def displayed_plan(request: HttpRequest) -> DisplayedPlan:
-    """What templates show of the request's customer; the same one for the whole of the request."""
-    known = vars(request)
-    if _PLAN not in known:
-        known[_PLAN] = DisplayedPlan(get_guard(), _found(request))
-    plan: DisplayedPlan = known[_PLAN]
-    return plan
+def configured(using: str = DEFAULT) -> Configured:
+    """What a configuration has made.
+
+    Raises:
+        ImproperlyConfigured: as from :func:`get_guard`.
+    """
+    try:
+        return _configured[using]
+    except KeyError:
+        raise ImproperlyConfigured(_faults.get(using) or _missing(using)) from None
+
+
+def configurations() -> Mapping[str, Configured]:
+    """All configurations that are right, by name."""
+    return _configured
+
+
+def faults() -> Mapping[str, str]:
+    """What is wrong with the other configurations, by name."""
+    return _faults
+
+
+def given_settings() -> Mapping[str, Any]:
+    """What ``settings.STIGG_GUARD`` says, by the name of the configuration: there are several if one is ``default``."""
+    given = getattr(settings, "STIGG_GUARD", {})
+    return given if isinstance(given, Mapping) and DEFAULT in given else {DEFAULT: given}
 
 
 def configure() -> None:
-    """Makes the guard of the settings as they are now, and closes the one made before. Connects to nothing.
+    """Makes the guards of the settings as they are now, and closes those made before. Connects to nothing.
 
-    Raises:
-        ImproperlyConfigured: a setting is wrong; the message names it and the remedy.
+    A wrong configuration is told by a system check, and refused by :func:`get_guard` and by the middleware.
     """
-    global _setup
-    given = getattr(settings, "STIGG_GUARD", {})
-    if not isinstance(given, Mapping):
-        raise ImproperlyConfigured(f"settings.STIGG_GUARD: expected a dict of settings, not {type(given).__name__}")
-    try:
-        config = Config.from_mapping(given)
-        made = _Setup(Guard(_with_ledger(config)), _resolver(config.customer))
-    except ConfigError as error:
-        raise ImproperlyConfigured(f"settings.STIGG_GUARD: {error}") from error
-    before, _setup = _setup, made
-    if before is not None:
-        before.guard.close()
+    global _configured, _faults
+    made: dict[str, Configured] = {}
+    faulty: dict[str, str] = {}
+    for using, given in given_settings().items():
+        try:
+            made[using] = _made(using, given)
+        except (ConfigError, MissingExtra) as error:
+            faulty[using] = f"settings.STIGG_GUARD of {using!r}: {error}"
+    before, _configured, _faults = _configured, made, faulty
+    for old in before.values():
+        old.guard.close()
 
 
 def follow_settings(*, setting: str, **_signal: Any) -> None:
     """Receives ``setting_changed``, which tests send."""
     if setting == "STIGG_GUARD":
         configure()
+
+
+def _made(using: str, given: Any) -> Configured:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"expected a dict of settings, not {type(given).__name__}")
+    config = Config.from_mapping(given)
+    if config.database not in connections:
+        raise ConfigError(f"DATABASE: there is no {config.database!r} in DATABASES, which has {', '.join(connections)}")
+    resolver, observer = _resolver(config.customer), SignalObserver(using)
+    if config.ledger is not None and config.ledger.startswith(DATABASE_LEDGER):
+        return Configured(_guard_over_database(config, config.ledger, observer), resolver)
+    guard = Guard(_with_ledger(config), confirm=confirm_on_commit(config.database), observer=observer)
+    return Configured(guard, resolver)
+
+
+def _guard_over_database(config: Config, url: str, observer: SignalObserver) -> Guard:
+    # The models behind it are importable only when the ledger's app is installed.
+    from stigg_guard.django.ledger.ledger import django_ledger_from_url
+
+    clock = Clock()
+    ledger = django_ledger_from_url(url, clock, settle_grace=config.settle_grace)
+    # In the database whose transactions usage follows, usage is a part of them.
+    follows = url == f"{DATABASE_LEDGER}{config.database}"
+    confirm = confirm_now if follows else confirm_on_commit(config.database)
+    guard = Guard(config, clock=clock, ledger=ledger, confirm=confirm, observer=observer)
+    ledger.committed = guard.send
+    return guard
 
 
 def _with_ledger(config: Config) -> Config:
@@ -100,41 +140,23 @@ def _with_ledger(config: Config) -> Config:
     return replace(config, ledger=default_ledger(folder, config.sidecar))
 
 
-def _made() -> _Setup:
-    if _setup is None:
-        raise ImproperlyConfigured(
-            "there is no guard yet: put 'stigg_guard.django' into INSTALLED_APPS, and use it after django.setup()"
-        )
-    return _setup
+def _missing(using: str) -> str:
+    if _configured or _faults:
+        return f"settings.STIGG_GUARD has no configuration {using!r}; it has {', '.join([*_configured, *_faults])}"
+    return "there is no guard yet: put 'stigg_guard.django' into INSTALLED_APPS, and use it after django.setup()"
 
 
-def _found(request: HttpRequest) -> str | Customer | None:
-    known = vars(request)
-    if _CUSTOMER not in known:
-        known[_CUSTOMER] = _looked_up(request)
-    customer: str | Customer | None = known[_CUSTOMER]
-    return customer
+def _resolver(given: str | Callable[..., Any] | None) -> Resolver | None:
+    resolver = _imported(given) if isinstance(given, str) else given
+    return async_to_sync(resolver) if resolver is not None and is_asynchronous(resolver) else resolver
 
 
-def _looked_up(request: HttpRequest) -> str | Customer | None:
-    setup = _made()
-    if not setup.guard.config.enabled:
-        return _ANYBODY
-    if setup.customer is None:
-        raise ImproperlyConfigured(
-            "settings.STIGG_GUARD['CUSTOMER'] is missing: name the function that finds the customer of a request"
-        )
-    return setup.customer(request)
-
-
-def _resolver(configured: str | Resolver | None) -> Resolver | None:
-    if not isinstance(configured, str):
-        return configured
+def _imported(path: str) -> Callable[..., Any]:
     try:
-        found = import_string(configured)
+        found = import_string(path)
     except ImportError as error:
-        raise ConfigError(f"CUSTOMER: cannot import {configured!r}: {error}") from error
+        raise ConfigError(f"CUSTOMER: cannot import {path!r}: {error}") from error
     if not callable(found):
-        raise ConfigError(f"CUSTOMER: {configured!r} is a {type(found).__name__}, and a function of the request is due")
-    resolver: Resolver = found
+        raise ConfigError(f"CUSTOMER: {path!r} is a {type(found).__name__}, and a function of the request is due")
+    resolver: Callable[..., Any] = found
     return resolver

@@ -1,78 +1,103 @@
-"""The decorators of views. For class-based views wrap them in Django's ``method_decorator``."""
+"""The decorators of views, ``def`` and ``async def``. For class-based views there are mixins, too.
+
+Put them on function views, on methods within Django's ``method_decorator`` (on ``async def`` methods since Django 5.2),
+or around ``View.as_view()``. What blocks runs in a thread for ``async def`` views, which are awaited exactly once.
+
+``methods`` are the HTTP methods that are guarded, all but OPTIONS when none are named. ``resource`` is the name of the
+view's argument that has the id of the customer's resource, or a callable of the request. ``using`` is the name of the
+configuration. Callables get the request, and by name those of the view's arguments that they take.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial, update_wrapper
+from typing import Any, ParamSpec, TypeVar
 
-from django.http import HttpRequest
-from django.http.response import HttpResponseBase, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 
 from stigg_guard import decorators
-from stigg_guard.decorators import Dimensions, HoldOpen
-from stigg_guard.django.conf import customer_of, get_guard
+from stigg_guard.decorators import Dimensions, OneOrComputed
+from stigg_guard.django.calls import DjangoCalls
+from stigg_guard.django.conf import DEFAULT
 from stigg_guard.entitlements import Amount
-from stigg_guard.views import ViewCalls, succeeded
+from stigg_guard.views import EXEMPT
 
 P = ParamSpec("P")
-R = TypeVar("R", bound=HttpResponseBase)
+R = TypeVar("R", bound="HttpResponseBase | Awaitable[HttpResponseBase]")
 
 
-def requires_feature(feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def requires_feature(
+    feature: str,
+    *,
+    methods: Iterable[str] = (),
+    resource: str | Callable[..., str | None] | None = None,
+    using: str = DEFAULT,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Runs the view only for customers who may use the feature; the middleware answers the others.
 
     A ``consumes_usage`` below that names no feature consumes this one.
-
-    Raises:
-        ConfigError: at decoration, when the view is an ``async def``.
     """
-    return decorators.requires_feature(feature, calls=_ViewCalls(get_guard, customer_of))
+    return decorators.requires_feature(feature, calls=DjangoCalls(using, methods=methods, resource=resource))
 
 
 def consumes_usage(
-    n: Amount | Callable[[HttpRequest], Amount] = 1,
+    n: OneOrComputed[Amount] = 1,
     feature: str | None = None,
     *,
     event: str | None = None,
-    dimensions: Dimensions | Callable[[HttpRequest], Dimensions] | None = None,
+    dimensions: OneOrComputed[Dimensions] | None = None,
+    actual: Callable[[Any], Amount] | None = None,
+    methods: Iterable[str] = (),
+    resource: str | Callable[..., str | None] | None = None,
+    using: str = DEFAULT,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Holds ``n`` units of the feature while the view runs, and reports them if it answers with a status below 400.
 
-    ``n`` is in the feature's units, a number or a callable of the request; what a callable answers is judged before
-    the view runs, and a bad amount is answered with 400. Without ``feature`` it is that of the ``requires_feature``
-    above. With ``event`` the use is reported as a raw event of that name, with these dimensions.
+    ``n`` is in the feature's units, a number or a callable; what a callable answers is judged before the view runs, and
+    a bad amount is answered with 400. Without ``feature`` it is that of the ``requires_feature`` above. With ``event``
+    the use is reported as a raw event of that name, with these dimensions. ``actual`` says of the response how many
+    units are reported in place of those held.
 
-    A streamed response counts when it was streamed to its end, and is given back when it is closed before.
+    A streamed response counts when it was streamed to its end, and is given back when it is closed before. In a
+    database transaction usage is reported when that is committed, and given back when it is rolled back.
 
     Raises:
-        ConfigError: at decoration, when the view is an ``async def``.
         InvalidRequest: ``n`` is a number, and negative or not finite.
     """
     return decorators.consumes_usage(
-        n, feature, calls=_ViewCalls(get_guard, customer_of), event=event, dimensions=dimensions
+        n,
+        feature,
+        calls=DjangoCalls(using, methods=methods, resource=resource),
+        event=event,
+        dimensions=dimensions,
+        actual=actual,
     )
 
 
 def releases_usage(
-    n: Amount | Callable[[HttpRequest], Amount], feature: str
+    n: OneOrComputed[Amount],
+    feature: str,
+    *,
+    methods: Iterable[str] = (),
+    resource: str | Callable[..., str | None] | None = None,
+    using: str = DEFAULT,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Gives ``n`` units of a fluctuating feature back if the view answers with a status below 400.
 
     ``n`` is as for :func:`consumes_usage`, and how many units are given back: not negative.
 
     Raises:
-        ConfigError: at decoration, when the view is an ``async def``.
         InvalidRequest: ``n`` is a number, and negative or not finite.
     """
-    return decorators.releases_usage(n, feature, calls=_ViewCalls(get_guard, customer_of))
+    return decorators.releases_usage(n, feature, calls=DjangoCalls(using, methods=methods, resource=resource))
 
 
-class _ViewCalls(ViewCalls):
-    def request(self, request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpRequest:
-        return request
+def exempt(view: Callable[P, R]) -> Callable[P, R]:
+    """The view, to which neither :func:`~stigg_guard.django.urls.protect` nor the setting ``RULES`` applies.
 
-    def settle(self, response: HttpResponseBase, hold_open: HoldOpen) -> tuple[HttpResponseBase, bool]:
-        success = succeeded(response.status_code)
-        if success and isinstance(response, StreamingHttpResponse) and not response.is_async:
-            response.streaming_content = hold_open(cast("Iterator[bytes]", response.streaming_content))
-        return response, success
+    The guards of its own stay in force, and so does the undecorated view elsewhere.
+    """
+    exempted = update_wrapper(partial(view), view)
+    setattr(exempted, EXEMPT, True)
+    return exempted

@@ -1,60 +1,160 @@
-"""Turns what a guarded view raises into the response that the client can read: a page, or problem+json."""
+"""Answers what guarded views raise, guards by path as ``RULES`` says, and gives each request its ``stigg``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timezone
+from functools import cache, partial
+from typing import Any
 
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.shortcuts import resolve_url
 from django.template import Context, Engine, TemplateDoesNotExist, loader
-from django.utils.cache import patch_vary_headers
 
-from stigg_guard.denial import PROBLEM_TYPE, TEMPLATE, Denial, page_source, prefers_html
-from stigg_guard.django.conf import get_guard
-from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError, SignInRequired
+from stigg_guard.decorators import Begin, Ending, feature_check, settled_call, usage_hold
+from stigg_guard.denial import REFUSALS, Denial, Refusal, is_answered, page_source, rate_limit_headers
+from stigg_guard.django import asynchronous
+from stigg_guard.django.calls import DjangoCalls, settle
+from stigg_guard.django.conf import configurations, faults, get_guard
+from stigg_guard.django.requests import asked_configuration, displayed_plan, note_use, noted_use
+from stigg_guard.django.wording import WORDING
+from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError, SignInRequired
+from stigg_guard.rules import Rule, rule_of
+from stigg_guard.views import EXEMPT
 
 logger = logging.getLogger("stigg_guard")
 
-_ANSWERED = (FeatureDenied, SidecarError, LedgerUnavailable, SignInRequired, InvalidRequest)
+_MET = "_stigg_guard_met"
 
 
 class StiggGuardMiddleware:
-    """Answers what a view raised: a denial, a bad amount, nobody signed in, a sidecar or a ledger that is away."""
+    """Answers denials, bad amounts, requests of nobody, and a sidecar or a ledger that is away. From it on every
+    request has ``request.stigg``. It stands below the middleware that tells who is signed in.
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+    Raises:
+        ImproperlyConfigured: when the server starts, if a setting is wrong.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        if faults():
+            raise ImproperlyConfigured("; ".join(faults().values()))
         self._get_response = get_response
+        self._is_awaited = iscoroutinefunction(get_response)
+        if self._is_awaited:
+            markcoroutinefunction(self)
 
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        return self._get_response(request)
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        request.stigg = displayed_plan(request)  # type: ignore[attr-defined] # it is new to Django's requests
+        met = vars(request)[_MET] = _Met(_met(request))
+        call = partial(self._get_response, request)
+        if self._is_awaited:
+            return _awaited(request, met, call)
+        return _with_headers(request, settled_call(call, settle, met.end) if met.beginnings else call())
+
+    @property
+    def process_view(self) -> Callable[..., Any]:
+        """Begins what the rules want before the view; where requests are awaited, a coroutine function."""
+        return self._begin_awaited if self._is_awaited else self._begin
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """The response to an error of the guard; None for every other error."""
-        if not isinstance(exception, _ANSWERED) or _is_fault_of_the_site(exception):
-            return None
-        if isinstance(exception, (SidecarError, LedgerUnavailable)):
-            logger.warning("%s cannot be guarded: %s", request.path, exception)
-        return _response(request, Denial.of(exception, get_guard().config))
+        return _answer(request, exception) if is_answered(exception) else None
+
+    def _begin(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponse | None:
+        met: _Met = vars(request)[_MET]
+        try:
+            for begin in met.guarding(view):
+                met.note(begin(request))
+        except REFUSALS as error:
+            if is_answered(error):
+                return _answer(request, error)
+            raise
+        return None
+
+    async def _begin_awaited(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponse | None:
+        met: _Met = vars(request)[_MET]
+        try:
+            for begin in met.guarding(view):
+                met.note(await asynchronous.begun(partial(begin, request)))
+        except REFUSALS as error:
+            if is_answered(error):
+                return await sync_to_async(_answer)(request, error)
+            raise
+        return None
 
 
-def _is_fault_of_the_site(error: Exception) -> bool:
-    """A bad amount may come from the client; a bad id does not, and stays an error 500."""
-    return isinstance(error, InvalidRequest) and error.field != "value"
+class _Met:
+    """What the rules want that a request meets, and what was begun for them."""
+
+    def __init__(self, beginnings: Sequence[Begin]) -> None:
+        self.beginnings = beginnings
+        self._endings: list[Ending] = []
+
+    def guarding(self, view: Callable[..., Any]) -> Sequence[Begin]:
+        return () if getattr(view, EXEMPT, False) else self.beginnings
+
+    def note(self, ending: Ending | None) -> None:
+        if ending is not None:
+            self._endings.append(ending)
+
+    def end(self, succeeded: bool, response: Any) -> None:
+        for ending in self._endings:
+            ending(succeeded, response)
 
 
-def _response(request: HttpRequest, denial: Denial) -> HttpResponse:
-    if prefers_html(request.headers.get("Accept", "")):
-        response = HttpResponse(_page(request, denial), status=denial.status, headers=dict(denial.headers))
-    else:
-        response = HttpResponse(denial.problem(), PROBLEM_TYPE, denial.status, headers=dict(denial.headers))
-    patch_vary_headers(response, ["Accept"])
+def _met(request: HttpRequest) -> Sequence[Begin]:
+    path, method = request.path_info, request.method or ""
+    rules = ((using, rule_of(made.guard.config.rules, path, method)) for using, made in configurations().items())
+    return [_beginning(using, rule) for using, rule in rules if rule is not None]
+
+
+@cache
+def _beginning(using: str, rule: Rule) -> Begin:
+    calls = DjangoCalls(using, methods=rule.methods)
+    feature = rule.feature or ""  # a rule without one exempts, and is not met
+    return (
+        feature_check(feature, calls=calls)
+        if rule.consume is None
+        else usage_hold(rule.consume, lambda: feature, calls=calls)
+    )
+
+
+async def _awaited(request: HttpRequest, met: _Met, call: Callable[[], Awaitable[Any]]) -> HttpResponseBase:
+    response = await (asynchronous.settled_call(call, settle, met.end) if met.beginnings else call())
+    return _with_headers(request, response)
+
+
+def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    for name, value in rate_limit_headers(noted_use(request), datetime.now(timezone.utc)).items():
+        response[name] = value
     return response
 
 
-def _page(request: HttpRequest, denial: Denial) -> str:
-    """The project's own template, or else the built-in page, whose numbers are not localised for its markup's sake."""
+def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:
+    using = asked_configuration(request)
+    if isinstance(error, (SidecarError, LedgerUnavailable)):
+        logger.warning("%s cannot be guarded: %s", request.path, error)
+    if isinstance(error, FeatureDenied):
+        note_use(request, [error.entitlement], using)
+    login_url = resolve_url(settings.LOGIN_URL) if isinstance(error, SignInRequired) else None
+    denial = Denial.of(error, get_guard(using).config, WORDING, login_url=login_url)
+    answer = denial.answer(request.headers, request.get_full_path())
+    body = answer.body if answer.template is None else _rendered(request, answer.template, denial)
+    return HttpResponse(body, answer.content_type, answer.status, headers=dict(answer.headers))
+
+
+def _rendered(request: HttpRequest, name: str, denial: Denial) -> str:
+    """The project's own template, or else the built-in one, whose numbers are not localised for its markup's sake."""
     try:
-        template = loader.get_template(TEMPLATE)
+        template = loader.get_template(name)
     except TemplateDoesNotExist:
-        return Engine().from_string(page_source()).render(Context({"denial": denial}, use_l10n=False))
+        return Engine().from_string(page_source(name)).render(Context({"denial": denial}, use_l10n=False))
     return template.render({"denial": denial}, request)

@@ -5,10 +5,27 @@ from __future__ import annotations
 from stigg_guard.errors import MissingExtra
 
 try:
-    from stigg_guard.flask.extension import StiggGuard, consumes_usage, releases_usage, requires_feature
+    import flask  # noqa: F401 - only to learn whether it is there
 except ModuleNotFoundError as error:
     if error.name != "flask":
         raise
     raise MissingExtra("flask", "stigg_guard.flask") from error
 
-__all__ = ["StiggGuard", "consumes_usage", "releases_usage", "requires_feature"]
+from stigg_guard.flask.errors import FeatureDenied, Refused
+from stigg_guard.flask.extension import StiggGuard
+from stigg_guard.flask.guards import consumes_usage, exempt, protect, releases_usage, requires_feature
+from stigg_guard.flask.signals import feature_denied, usage_lost_contact, usage_reported
+
+__all__ = [
+    "FeatureDenied",
+    "Refused",
+    "StiggGuard",
+    "consumes_usage",
+    "exempt",
+    "feature_denied",
+    "protect",
+    "releases_usage",
+    "requires_feature",
+    "usage_lost_contact",
+    "usage_reported",
+]

@@ -1,50 +1,52 @@
-"""The guard of the current app, and the customer of the current request."""
+"""The guard of the current app, and what is known of the current request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, cast
 
-from flask import Flask, Request, current_app, request
+from flask import Flask, Request, current_app, g, request
 
 from stigg_guard.display import DisplayedPlan
-from stigg_guard.entitlements import Customer
+from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import ConfigError, SignInRequired
 from stigg_guard.guard import Guard
+from stigg_guard.wording import Wording
 
-CustomerLoader: TypeAlias = "Callable[[Request], str | Customer | None]"
+FoundCustomer: TypeAlias = "str | Customer | None"
+CustomerLoader: TypeAlias = "Callable[[Request], FoundCustomer | Awaitable[FoundCustomer]]"
+Group: TypeAlias = Callable[[Callable[[], Any]], Any]
+"""Calls the view, or what stands between it and the view, under the guard of a group of views."""
 
 EXTENSION = "stigg_guard"
-_PLAN = "stigg_guard.plan"
-_CUSTOMER = "stigg_guard.customer"
+_ON_G = "_stigg_guard"
+_ANYBODY = Customer("anybody")
 
 
 class AppGuard:
-    """What one app has: its guard, and the way to the customer of a request."""
+    """What one app has: its guard, the way to the customer of a request, and how texts are written."""
 
-    def __init__(self, guard: Guard, loader: Callable[[], CustomerLoader | None]) -> None:
+    def __init__(self, guard: Guard, loader: Callable[[], CustomerLoader | None], wording: Wording) -> None:
         self.guard = guard
+        self.wording = wording
         self._loader = loader
 
-    def find_customer(self) -> str | Customer | None:
-        """The customer of the current request, which is asked for once; None when nobody is signed in."""
-        environ = request.environ
-        if _CUSTOMER not in environ:
-            environ[_CUSTOMER] = self._load_customer()
-        found: str | Customer | None = environ[_CUSTOMER]
-        return found
+    def find_customer(self) -> FoundCustomer:
+        """The customer of the current request, which is asked for once; None when nobody is signed in.
 
-    def _load_customer(self) -> str | Customer | None:
-        loader = self._loader()
-        if loader is None:
-            raise ConfigError(
-                "nothing says which customer a request belongs to: decorate a function of the request with "
-                "customer_loader, or set STIGG_GUARD_CUSTOMER to its dotted path"
-            )
-        return loader(request)
+        With ``ENABLED = False`` nobody is looked up, and anybody will do.
+        """
+        current = of_request()
+        if not current.is_customer_known:
+            current.customer, current.is_customer_known = self._load_customer(), True
+        return current.customer
 
     def customer(self) -> str | Customer:
-        """As :meth:`find_customer`, but somebody must be signed in."""
+        """As :meth:`find_customer`, but somebody must be signed in.
+
+        Raises:
+            SignInRequired: nobody is.
+        """
         customer = self.find_customer()
         if customer is None:
             raise SignInRequired(f"{request.endpoint} is guarded, and the request comes from nobody who is signed in")
@@ -52,10 +54,52 @@ class AppGuard:
 
     def displayed_plan(self) -> DisplayedPlan:
         """What templates show of the customer; the same one for the whole of a request."""
-        plan = request.environ.get(_PLAN)
-        if not isinstance(plan, DisplayedPlan):
-            plan = request.environ[_PLAN] = DisplayedPlan(self.guard, self.find_customer())
-        return plan
+        current = of_request()
+        if current.plan is None:
+            current.plan = DisplayedPlan(self.guard, self.find_customer, self.wording)
+        return current.plan
+
+    def _load_customer(self) -> FoundCustomer:
+        config = self.guard.config
+        if not config.enabled:
+            return _ANYBODY
+        loader = self._loader()
+        if loader is None:
+            raise ConfigError(
+                "nothing says which customer a request belongs to: decorate a function of the request with "
+                "customer_loader, or set STIGG_GUARD_CUSTOMER to its dotted path"
+            )
+        found = cast("FoundCustomer", current_app.ensure_sync(loader)(this_request()))
+        return config.anonymous if found is None and isinstance(config.anonymous, Customer) else found
+
+
+class CurrentRequest:
+    """What is known of one request: whose it is, what templates show, what guards it as one of a group, and the
+    entitlements that it was answered by."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.customer: FoundCustomer = None
+        self.is_customer_known = False
+        self.plan: DisplayedPlan | None = None
+        self.groups: list[Group] = []
+        self.decided: list[Entitlement] = []
+
+
+def of_request() -> CurrentRequest:
+    """Of the current request, on ``g``. An application context may outlive a request, so ``g`` alone does not tell."""
+    known: dict[str, Any] = vars(g._get_current_object())
+    this = this_request()
+    current: CurrentRequest | None = known.get(_ON_G)
+    if current is None or current.request is not this:
+        current = known[_ON_G] = CurrentRequest(this)
+    return current
+
+
+def this_request() -> Request:
+    """The current request itself: through its proxy, each attribute alone costs more than a cached check."""
+    this: Request = request._get_current_object()  # type: ignore[attr-defined] # the stubs hide the proxy
+    return this
 
 
 def app_guard() -> AppGuard:
@@ -64,7 +108,6 @@ def app_guard() -> AppGuard:
     Raises:
         ConfigError: the app has no ``StiggGuard``.
     """
-    # Through the proxy itself, the attribute alone costs more than a cached check.
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined] # the stubs hide the proxy
     try:
         found: AppGuard = app.extensions[EXTENSION]

@@ -1,153 +1,100 @@
-"""The Flask extension: settings from ``app.config``, decorators for views, answers to the requests they refuse."""
+"""The Flask extension: what it reads from an app, and what it gives to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from datetime import datetime, timezone
+from typing import TypeVar
 
-from flask import Blueprint, Flask, Request, Response, current_app, render_template, request
-from jinja2 import DictLoader
+from flask import Flask, Response
 from werkzeug.utils import ImportStringError, import_string
 
-from stigg_guard import decorators
-from stigg_guard.config import PREFIX, Config
-from stigg_guard.decorators import Dimensions, HoldOpen
-from stigg_guard.denial import PROBLEM_TYPE, TEMPLATE, Denial, page_source, prefers_html
-from stigg_guard.entitlements import Amount, Customer
-from stigg_guard.errors import (
-    ConfigError,
-    FeatureDenied,
-    InvalidRequest,
-    LedgerUnavailable,
-    SidecarError,
-    SignInRequired,
-    StiggGuardError,
-)
-from stigg_guard.flask.current import EXTENSION, AppGuard, CustomerLoader, app_guard
-from stigg_guard.flask.templating import TEMPLATE_GLOBALS
+from stigg_guard.config import PREFIX, Anonymous, Config
+from stigg_guard.consumption import Confirm, confirm_now
+from stigg_guard.denial import rate_limit_headers
+from stigg_guard.errors import ConfigError, StiggGuardError
+from stigg_guard.flask import errors, guards
+from stigg_guard.flask.cli import stigg
+from stigg_guard.flask.current import EXTENSION, AppGuard, CustomerLoader, app_guard, of_request
+from stigg_guard.flask.signals import Signals
+from stigg_guard.flask.templating import TEMPLATE_GLOBALS, TEMPLATE_TESTS
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import default_ledger
-from stigg_guard.views import ViewCalls, succeeded
+from stigg_guard.wording import ENGLISH, Wording
 
-P = ParamSpec("P")
-R = TypeVar("R")
 L = TypeVar("L", bound=CustomerLoader)
-
-_REFUSALS = (FeatureDenied, SidecarError, LedgerUnavailable, SignInRequired, InvalidRequest)
-
-
-def requires_feature(feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Calls the view only if the customer may use the feature; a request is answered 402 or 403 otherwise.
-
-    Put it below ``route``. On a ``before_request`` function of a blueprint it guards all of the blueprint's views.
-    """
-    return decorators.requires_feature(feature, calls=_ViewCalls(_guard, _customer))
-
-
-def consumes_usage(
-    n: Amount | Callable[[Request], Amount],
-    feature: str | None = None,
-    *,
-    event: str | None = None,
-    dimensions: Dimensions | Callable[[Request], Dimensions] | None = None,
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Holds ``n`` units while the view runs, and reports them if it succeeds: no exception, a status below 400.
-
-    ``n`` is a number or a function of the request. Without ``feature`` it is that of the ``requires_feature`` above.
-    With ``event`` the use is reported as a raw event of that name, with these dimensions.
-    A streamed response counts when it was streamed to its end, and is given back when the client goes away before.
-
-    Raises:
-        InvalidRequest: ``n`` is a number, and negative or not finite. As a function it is judged at each request,
-            which is answered 400.
-    """
-    return decorators.consumes_usage(
-        n, feature, calls=_ViewCalls(_guard, _customer), event=event, dimensions=dimensions
-    )
-
-
-def releases_usage(n: Amount | Callable[[Request], Amount], feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Gives ``n`` units of a fluctuating feature back if the view succeeds.
-
-    ``n`` is as for :func:`consumes_usage`, and how many units are given back: not negative.
-    """
-    return decorators.releases_usage(n, feature, calls=_ViewCalls(_guard, _customer))
 
 
 class StiggGuard:
     """Guards the views of one or more Flask apps.
 
     The settings are ``STIGG_GUARD_*`` of ``app.config``. Nothing is connected or started before the first guarded
-    request.
+    request. ``wording`` writes texts, numbers and dates in the reader's language. ``confirm`` decides when the usage of
+    successful work is certain: with :func:`stigg_guard.flask.sqlalchemy.follow`, when its transaction is committed.
 
     Raises:
         ConfigError: as from :meth:`init_app`.
     """
 
-    requires_feature = staticmethod(requires_feature)
-    consumes_usage = staticmethod(consumes_usage)
-    releases_usage = staticmethod(releases_usage)
+    requires_feature = staticmethod(guards.requires_feature)
+    consumes_usage = staticmethod(guards.consumes_usage)
+    releases_usage = staticmethod(guards.releases_usage)
+    protect = staticmethod(guards.protect)
+    exempt = staticmethod(guards.exempt)
 
-    def __init__(self, app: Flask | None = None) -> None:
+    def __init__(self, app: Flask | None = None, *, wording: Wording = ENGLISH, confirm: Confirm = confirm_now) -> None:
+        self._wording = wording
+        self._confirm = confirm
         self._loader: CustomerLoader | None = None
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Reads the app's settings; registers the error handler, the denial page and the template functions.
+        """Reads the app's settings; registers error handler, pages, template functions and the command ``flask stigg``.
 
         Raises:
             ConfigError: a setting is wrong, or the app has a ``StiggGuard`` already.
         """
         if EXTENSION in app.extensions:
             raise ConfigError(f"the app {app.name!r} has a StiggGuard already: call init_app once for each app")
-        config = Config.from_mapping(app.config, prefix=PREFIX)
-        if config.ledger is None and config.enabled:
-            config = replace(config, ledger=default_ledger(app.instance_path, config.sidecar))
+        config = _config(app)
         configured = _configured_loader(config)
-        app.extensions[EXTENSION] = AppGuard(Guard(config), lambda: configured or self._loader)
-        app.register_error_handler(StiggGuardError, _answer)
-        app.register_blueprint(_templates())
+        guard = Guard(config, confirm=self._confirm, observer=Signals(app))
+        app.extensions[EXTENSION] = AppGuard(guard, lambda: configured or self._loader, self._wording)
+        app.register_error_handler(StiggGuardError, errors.answer)
+        app.register_blueprint(errors.templates())
         app.jinja_env.globals.update(TEMPLATE_GLOBALS)
+        app.jinja_env.tests.update(TEMPLATE_TESTS)
+        app.cli.add_command(stigg)
+        guards.dispatch_guarded(app)
+        if config.rules:
+            guards.guard_by_rules(app, config.rules)
+        if config.rate_limit_headers:
+            app.after_request(_tell_limits)
 
     @property
     def guard(self) -> Guard:
         """The guard of the current app."""
-        return _guard()
+        return app_guard().guard
 
     def customer_loader(self, loader: L) -> L:
         """Decorates the function that finds the customer of a request: an id, a ``Customer``, or None for nobody.
 
-        The setting ``STIGG_GUARD_CUSTOMER``, where an app has it, goes first.
+        It is asked once per request and may be ``async def``. The setting ``STIGG_GUARD_CUSTOMER``, where an app has
+        it, goes first. What it answers decides what is paid for: take it from who is signed in, not from what the
+        request says.
         """
         self._loader = loader
         return loader
 
 
-def _guard() -> Guard:
-    return app_guard().guard
-
-
-def _customer(*_args: object, **_kwargs: object) -> str | Customer:
-    return app_guard().customer()
-
-
-class _ViewCalls(ViewCalls):
-    def request(self, *_args: object, **_kwargs: object) -> Request:
-        return request
-
-    def settle(self, returned: Any, hold_open: HoldOpen) -> tuple[Response, bool]:
-        if returned is None:
-            raise ConfigError(
-                "a function under consumes_usage returned nothing: a before_request function cannot know whether the "
-                "view will succeed, so decorate the views"
-            )
-        response = current_app.make_response(returned)
-        success = succeeded(response.status_code)
-        if success and response.is_streamed:
-            response.response = hold_open(response.response)
-        return response, success
+def _config(app: Flask) -> Config:
+    config = Config.from_mapping(app.config, prefix=PREFIX)
+    if config.anonymous is Anonymous.LOGIN and config.login_url is None:
+        raise ConfigError(f"{PREFIX}LOGIN_URL: {PREFIX}ANONYMOUS is 'login', so give the address of the login page")
+    if config.ledger is None and config.enabled:
+        return replace(config, ledger=default_ledger(app.instance_path, config.sidecar))
+    return config
 
 
 def _configured_loader(config: Config) -> CustomerLoader | None:
@@ -163,26 +110,6 @@ def _configured_loader(config: Config) -> CustomerLoader | None:
     return found
 
 
-def _templates() -> Blueprint:
-    """Has the denial page for the app's loader to find, after the app's own templates."""
-    blueprint = Blueprint(EXTENSION, __name__)
-    blueprint.jinja_loader = DictLoader({TEMPLATE: page_source()})
-    return blueprint
-
-
-def _answer(error: StiggGuardError) -> Response:
-    """Answers what a request is refused for. It is registered for the root of the errors, so that an app's own handlers
-    of single ones go first, whenever they were registered."""
-    if not isinstance(error, _REFUSALS) or (isinstance(error, InvalidRequest) and error.field != "value"):
-        raise error  # not the client's doing
-    if isinstance(error, (SidecarError, LedgerUnavailable)):
-        current_app.logger.warning("%s was answered 503: %s", request.endpoint, error)
-    denial = Denial.of(error, _guard().config)
-    if prefers_html(request.headers.get("Accept", "")):
-        response = current_app.make_response(render_template(TEMPLATE, denial=denial))
-    else:
-        response = current_app.response_class(denial.problem(), content_type=PROBLEM_TYPE)
-    response.status_code = denial.status
-    response.headers.update(denial.headers)
-    response.vary.add("Accept")
+def _tell_limits(response: Response) -> Response:
+    response.headers.update(rate_limit_headers(of_request().decided, datetime.now(timezone.utc)))
     return response

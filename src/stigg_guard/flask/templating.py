@@ -1,6 +1,7 @@
 """What templates can say of the signed-in customer's plan.
 
-During an outage, and with nobody signed in, they have nothing to say: false, empty.
+During an outage, and with nobody signed in, they have nothing to say: false, empty. They find the customer by the
+request and not by the template's context, so imported templates need no ``with context``.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from stigg_guard import denial, display
+from stigg_guard import denial
 from stigg_guard.display import Line
 from stigg_guard.entitlements import Entitlement
 from stigg_guard.flask.current import app_guard
 
-_BAR = Markup('<progress class="stigg-guard-usage" value="{:.4g}" aria-label="{}">{}</progress>')
-
 
 def has_feature(feature: str) -> bool:
-    """Whether the customer may use the feature."""
-    return bool(entitlement(feature))
+    """Whether the customer may use the feature. As a test: ``{% if "id" is entitled %}``."""
+    return app_guard().displayed_plan().has(feature)
 
 
 def entitlement(feature: str) -> Entitlement | None:
@@ -30,29 +29,31 @@ def entitlement(feature: str) -> Entitlement | None:
 
 def usage(feature: str) -> str:
     """What the customer has of the feature, in words: "3 of 6 templates"."""
-    answer = entitlement(feature)
-    return "" if answer is None else display.usage_text(answer)
+    return app_guard().displayed_plan().usage(feature)
 
 
 def usage_bar(feature: str) -> Markup:
     """A progress element that shows how much of the limit is used; empty where nothing is limited."""
-    answer = entitlement(feature)
-    line = display.line(answer) if answer is not None else None
-    if line is None or line.fraction is None:
-        return Markup()
-    return _BAR.format(line.fraction, line.text, line.text)
+    return Markup(app_guard().displayed_plan().usage_bar(feature))  # noqa: S704 # the plan's HTML is escaped
 
 
-def plan_limits() -> list[Line]:
-    """One :class:`~stigg_guard.display.Line` for each feature of the customer's plan."""
+def plan_limits() -> Markup:
+    """A table of all that the customer's plan has; empty without a plan."""
+    return Markup(app_guard().displayed_plan().plan_limits())  # noqa: S704 # the plan's HTML is escaped
+
+
+def plan_lines() -> list[Line]:
+    """One :class:`~stigg_guard.display.Line` for each feature of the customer's plan, for a table of one's own."""
     return app_guard().displayed_plan().lines()
 
 
-def upgrade_url(feature: str) -> str:
+def upgrade_url(feature: str = "") -> str:
     """Where more of the feature can be bought; empty without ``STIGG_GUARD_UPGRADE_URL``."""
     return denial.upgrade_url(app_guard().guard.config, feature) or ""
 
 
 TEMPLATE_GLOBALS: Mapping[str, Callable[..., Any]] = {
-    function.__name__: function for function in (has_feature, entitlement, usage, usage_bar, plan_limits, upgrade_url)
+    function.__name__: function
+    for function in (has_feature, entitlement, usage, usage_bar, plan_limits, plan_lines, upgrade_url)
 }
+TEMPLATE_TESTS: Mapping[str, Callable[..., bool]] = {"entitled": has_feature}

@@ -87,6 +87,8 @@ def ledger_from_url(url: str, clock: Clock, *, settle_grace: float = 0.0) -> Led
         from stigg_guard.ledger.redis import RedisLedger  # it needs an extra that most installations do without
 
         return RedisLedger(url, clock, settle_grace=settle_grace)
+    if scheme == "django":
+        raise ConfigError("LEDGER: django://alias is a ledger of Django sites only: set it in settings.STIGG_GUARD")
     raise ConfigError(
         "LEDGER: this URL, which may hold a password, names no ledger: write memory://, sqlite:///path or redis://host"
     )

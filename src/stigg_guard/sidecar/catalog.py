@@ -207,14 +207,19 @@ def _plan(id_: str, table: Table, features: Mapping[str, Feature], currencies: M
     plan = Plan(
         id_,
         table.text("display_name"),
-        {key: _grant(entitlements, features[key]) for key in entitlements if entitlements.known(key, key, features)},
+        {
+            key: read_grant(entitlements, features[key])
+            for key in entitlements
+            if entitlements.known(key, key, features)
+        },
         {key: _credit(credits_, key) for key in credits_ if credits_.known(key, key, currencies)},
     )
     table.end()
     return plan
 
 
-def _grant(entitlements: Table, feature: Feature) -> Grant:
+def read_grant(entitlements: Table, feature: Feature) -> Grant:
+    """What the table of a plan's entitlements says of a feature; its faults gather where the table's do."""
     if feature.kind == UNKNOWN:
         return Grant()
     if feature.kind == "boolean":

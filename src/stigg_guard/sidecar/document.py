@@ -131,9 +131,9 @@ class Table:
 
 
 class Faults:
-    """All that is wrong with one document; ``line_of`` finds the line of a path."""
+    """All that is wrong with one document; ``line_of`` finds the line of a path, where the document has lines."""
 
-    def __init__(self, source: str, line_of: Callable[[KeyPath], int]) -> None:
+    def __init__(self, source: str, line_of: Callable[[KeyPath], int] | None = None) -> None:
         self._source = source
         self._line_of = line_of
         self._found: list[tuple[int, str]] = []
@@ -141,13 +141,13 @@ class Faults:
     def add(self, path: KeyPath, problem: str) -> None:
         """Note what is wrong with the value at a path."""
         place = ".".join(key or '""' for key in path) or "the document"
-        self._found.append((self._line_of(path), f"{place}: {problem}"))
+        self._found.append((self._line_of(path) if self._line_of else 0, f"{place}: {problem}"))
 
     def raise_any(self) -> None:
         """Raise a ``ConfigError`` that names every fault, in the order of the lines; return if there is none."""
         if self._found:
             count = f"{len(self._found)} fault{'s' if len(self._found) > 1 else ''}"
-            lines = (f"\n  line {line}, {text}" for line, text in sorted(self._found))
+            lines = (f"\n  line {line}, {text}" if line else f"\n  {text}" for line, text in sorted(self._found))
             raise ConfigError(f"{self._source}: {count}{''.join(lines)}")
 
 

@@ -1,7 +1,7 @@
 """``{% load stigg_guard %}``: what the customer of the page may use.
 
 No tag ends a page: for an anonymous visitor, and when the sidecar cannot be asked and nothing else answers, features
-are denied and usage is empty.
+are denied and usage is empty. ``using="name"`` names the configuration, where a project has several.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from django import template
 from django.core.exceptions import ImproperlyConfigured
-from django.template.base import FilterExpression, NodeList, Parser, Token
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.template.base import FilterExpression, NodeList, Parser, Token, token_kwargs
+from django.utils.safestring import SafeString, mark_safe
 
 from stigg_guard import denial, display
 from stigg_guard.display import DisplayedPlan
-from stigg_guard.django.conf import displayed_plan, get_guard
+from stigg_guard.django.conf import DEFAULT, get_guard
+from stigg_guard.django.requests import displayed_plan
+from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Entitlement
 
 register = template.Library()
@@ -26,14 +27,17 @@ register = template.Library()
 def feature(parser: Parser, token: Token) -> FeatureNode:
     """``{% feature "id" %}…{% else %}…{% endfeature %}``: the first part if the customer may use the feature."""
     name, *arguments = token.split_contents()
-    if len(arguments) != 1:
-        raise template.TemplateSyntaxError(f"{{% {name} %}} takes one feature id, not {len(arguments)} arguments")
+    using = token_kwargs(arguments[1:], parser).pop("using", None)
+    if len(arguments) != (1 if using is None else 2):
+        raise template.TemplateSyntaxError(
+            f"{{% {name} %}} takes one feature id, and may name a configuration: using=…"
+        )
     allowed = parser.parse(("else", "endfeature"))
     denied = NodeList()
     if parser.next_token().contents == "else":
         denied = parser.parse(("endfeature",))
         parser.delete_first_token()
-    return FeatureNode(parser.compile_filter(arguments[0]), allowed, denied)
+    return FeatureNode(parser.compile_filter(arguments[0]), using, allowed, denied)
 
 
 class FeatureNode(template.Node):
@@ -41,67 +45,67 @@ class FeatureNode(template.Node):
 
     child_nodelists: Sequence[str] = ("allowed", "denied")
 
-    def __init__(self, feature_id: FilterExpression, allowed: NodeList, denied: NodeList) -> None:
+    def __init__(
+        self, feature_id: FilterExpression, using: FilterExpression | None, allowed: NodeList, denied: NodeList
+    ) -> None:
         self.feature_id = feature_id
+        self.using = using
         self.allowed = allowed
         self.denied = denied
 
     def render(self, context: template.Context) -> SafeString:
-        answer = entitlement(context, self.feature_id.resolve(context))
-        return (self.allowed if answer else self.denied).render(context)
+        using = DEFAULT if self.using is None else self.using.resolve(context)
+        allowed = _plan(context, using).has(self.feature_id.resolve(context))
+        return (self.allowed if allowed else self.denied).render(context)
 
 
 @register.simple_tag(takes_context=True)
-def entitlement(context: template.Context, feature_id: str) -> Entitlement | None:
+def entitlement(context: template.Context, feature_id: str, using: str = DEFAULT) -> Entitlement | None:
     """``{% entitlement "id" as e %}``: the answer with its figures, or None."""
-    return _plan(context).entitlement(feature_id)
+    return _plan(context, using).entitlement(feature_id)
 
 
 @register.simple_tag(takes_context=True)
-def usage(context: template.Context, feature_id: str) -> str:
+def usage(context: template.Context, feature_id: str, using: str = DEFAULT) -> str:
     """``{% usage "id" %}``: "3 of 6 templates"."""
-    answer = entitlement(context, feature_id)
-    return display.usage_text(answer) if answer is not None else ""
+    return _plan(context, using).usage(feature_id)
 
 
 @register.simple_tag(takes_context=True)
-def usage_bar(context: template.Context, feature_id: str) -> str:
+def usage_bar(context: template.Context, feature_id: str, using: str = DEFAULT) -> SafeString:
     """``{% usage_bar "id" %}``: a ``<progress>``; empty where nothing is limited."""
-    answer = entitlement(context, feature_id)
-    return _bar(display.line(answer)) if answer is not None else ""
+    return mark_safe(_plan(context, using).usage_bar(feature_id))  # noqa: S308 # the plan's HTML is escaped
 
 
 @register.simple_tag(takes_context=True)
-def plan_limits(context: template.Context) -> str:
+def plan_limits(context: template.Context, using: str = DEFAULT) -> SafeString:
     """``{% plan_limits %}``: a table of all that the customer's plan has; empty without a plan."""
-    rows = [(line.feature_id, line.text, _bar(line)) for line in _plan(context).lines()]
-    if not rows:
-        return ""
-    return format_html(
-        '<table class="stigg-guard-plan"><thead><tr><th scope="col">Feature</th><th scope="col">Included</th>'
-        '<th scope="col">Used</th></tr></thead><tbody>{}</tbody></table>',
-        format_html_join("", '<tr><th scope="row">{}</th><td>{}</td><td>{}</td></tr>', rows),
-    )
+    return mark_safe(_plan(context, using).plan_limits())  # noqa: S308 # the plan's HTML is escaped
 
 
 @register.simple_tag
-def upgrade_url(feature_id: str = "") -> str:
+def upgrade_url(feature_id: str = "", using: str = DEFAULT) -> str:
     """``{% upgrade_url "id" %}``: the configured address of the upgrade page; empty without one."""
-    return denial.upgrade_url(get_guard().config, feature_id) or ""
+    return denial.upgrade_url(get_guard(using).config, feature_id) or ""
 
 
-def _bar(line: display.Line) -> str:
-    if line.fraction is None:
-        return ""
-    bar = '<progress class="stigg-guard-usage" value="{}" aria-label="{}">{}</progress>'
-    return format_html(bar, f"{line.fraction:.4g}", line.text, line.text)
+@register.filter
+def has_feature(plan: DisplayedPlan, feature_id: str) -> bool:
+    """``{% if request.stigg|has_feature:"id" %}``: whether the customer may use the feature."""
+    return plan.has(feature_id)
 
 
-def _plan(context: template.Context) -> DisplayedPlan:
+@register.filter
+def usage_text(answer: Entitlement | None) -> str:
+    """``{{ e|usage_text }}``: an entitlement in words; empty for None."""
+    return "" if answer is None else display.usage_text(answer, WORDING)
+
+
+def _plan(context: template.Context, using: str) -> DisplayedPlan:
     request = context.get("request")
     if request is None:
         raise ImproperlyConfigured(
             "the stigg_guard tags need the request: put 'django.template.context_processors.request' into the "
             "context_processors of TEMPLATES, and render with the request"
         )
-    return displayed_plan(request)
+    return displayed_plan(request, using)

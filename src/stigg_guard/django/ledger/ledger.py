@@ -1,0 +1,522 @@
+"""The ledger in the site's own database: usage commits and rolls back with the data that it pays for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+from django.apps import apps
+from django.db import connections
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, TextField, Value
+from django.db.models.functions import Cast, Concat
+
+from stigg_guard.clock import Clock
+from stigg_guard.django.ledger.database import Database
+from stigg_guard.django.ledger.models import Entry, HeldUnits, LateCommit, Ticket, Usage
+from stigg_guard.errors import ConfigError, LedgerUnavailable
+from stigg_guard.ledger import Acknowledged, Batch, Claim, Event, Hold, Refused, State, UsageKey, Use
+from stigg_guard.ledger import Entry as Report
+from stigg_guard.ledger.sqlite import EVENTS_PER_USAGE, EXPIRED_HOLDS_KEPT_SECONDS
+
+logger = logging.getLogger("stigg_guard")
+
+ADDED_UP_AT_ONCE = 1000
+COMMITS_REMEMBERED_SECONDS = 3600.0  # far less than PostgreSQL does
+_WAITS = Q(state__in=(State.DEAD.value, State.UNCERTAIN.value))
+_UNDER_WAY = Q(state__in=(State.SENDING.value, State.UNCERTAIN.value))
+_UNSENT = {"state": State.UNSENT.value, "batch": None, "reason": "", "attempts": 0}
+
+# In one statement, so that a use which is committed meanwhile is seen as a hold or as an entry, and never as neither.
+_COUNTED = """
+SELECT (SELECT coalesce(sum(amount), 0) FROM stigg_guard_ledger_heldunits WHERE key = %(key)s AND until > %(now)s),
+    coalesce(sum(CASE WHEN used_at >= %(since)s AND NOT is_set AND amount > 0 THEN amount END), 0),
+    coalesce(max(CASE WHEN used_at >= %(since)s AND is_set THEN amount END), 0),
+    count(CASE WHEN state <> 'unsent' THEN 1 END)
+FROM stigg_guard_ledger_entry WHERE key = %(key)s AND state IN ('unsent', 'sending', 'uncertain')
+"""
+
+
+def django_ledger_from_url(url: str, clock: Clock, *, settle_grace: float = 0.0) -> DjangoLedger:
+    """The ledger at ``django://alias``, an alias of ``settings.DATABASES``. Connects to nothing before the first use.
+
+    Raises:
+        ConfigError: there is no such alias, it is no database for a ledger, or the ledger's app is not installed.
+    """
+    alias = url.removeprefix("django://")
+    if alias not in connections:
+        raise ConfigError(f"LEDGER: there is no {alias!r} in DATABASES; write django:// and one of {list(connections)}")
+    if not apps.is_installed("stigg_guard.django.ledger"):
+        raise ConfigError(
+            f"LEDGER: {url} needs tables: put 'stigg_guard.django.ledger' into INSTALLED_APPS and run manage.py migrate"
+        )
+    return DjangoLedger(alias, clock, settle_grace=settle_grace)
+
+
+class DjangoLedger:
+    """A ledger in the database of an alias, exact among all processes that use it.
+
+    Holds and reports are kept by transactions of the ledger's own. But within an atomic block of the user on this
+    alias, :meth:`commit` and :meth:`record` are part of it: their usage is there when the block is committed, and never
+    was when it is rolled back, be it by a savepoint; the hold is released then.
+
+    On PostgreSQL the block is to be READ COMMITTED, as is the default; else the hold of a committed use counts on until
+    it expires. On SQLite give the alias ``"OPTIONS": {"transaction_mode": "IMMEDIATE"}`` (Django 5.1) if it has
+    ``ATOMIC_REQUESTS``: a transaction that only turns to writing after another one wrote is refused at once. Holds and
+    leases are timed by the hosts' clocks, which may differ by much less than ``HOLD_TTL``.
+
+    Raises:
+        ConfigError: the alias is neither PostgreSQL nor SQLite.
+    """
+
+    def __init__(self, alias: str, clock: Clock, *, settle_grace: float = 0.0) -> None:
+        self._database = Database(alias)
+        self._now = clock.now
+        self._grace = settle_grace
+        self.committed: Callable[[], None] = lambda: None
+        """Called after the commit of a user's transaction with usage in it: there is something to send."""
+
+    def ticket(self, customer_id: str) -> int:
+        with self._database.step():
+            return self._next_ticket()
+
+    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
+        with self._locked({_text(claim.key) for claim in claims}) as usages:
+            return self._take(usages, claims, ttl)
+
+    def renew(self, holds: Sequence[Hold], ttl: float) -> None:
+        with self._database.step():
+            free = self._free(hold__in=[hold.id for hold in holds])
+            self._held.filter(pk__in=free).update(until=self._time() + ttl)
+
+    def commit(self, hold: Hold, uses: Sequence[Use]) -> Sequence[float]:
+        return self._settle(hold, uses)
+
+    def release(self, hold: Hold) -> None:
+        with self._database.step():
+            self._held.filter(pk__in=self._free(hold=hold.id)).delete()
+
+    def record(self, use: Use) -> float:
+        return self._settle(None, [use])[0]
+
+    def take_batch(self, size: int, lease: float) -> Batch | None:
+        if self._database.sees_uncommitted():
+            return None
+        now = self._time()
+        with self._database.step(alone=True):
+            self._held.filter(pk__in=self._free(until__lt=now - EXPIRED_HOLDS_KEPT_SECONDS)).delete()
+            batch = self._due_batch(now) or self._new_batch(size)
+            if batch is None:
+                return None
+            reports = self._entries.filter(batch=batch)
+            reports.update(until=now + lease, attempts=F("attempts") + 1)
+            return Batch(batch, [_report(entry) for entry in reports.order_by("id")])
+
+    def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
+        now = self._time()
+        with self._locked({_text(answer.report.key) for answer in answers}, alone=True) as usages:
+            ticket = self._next_ticket()
+            for answer, entry in self._forgotten(answers):
+                _learn(usages[entry.key], answer, entry.period_start, ticket, now)
+            self._note(usages.values())
+
+    def put_back(self, reports: Sequence[Report]) -> None:
+        with self._database.step(alone=True):
+            self._of(reports).filter(_UNDER_WAY).update(**_UNSENT)
+
+    def postpone(self, batch: Batch, seconds: float) -> None:
+        with self._database.step(alone=True):
+            self._entries.filter(batch=batch.id).update(until=self._time() + seconds)
+
+    def split(self, batch: Batch) -> None:
+        part = Concat("batch", Value("/"), Cast("id", TextField()), output_field=TextField())
+        with self._database.step(alone=True):
+            self._entries.filter(batch=batch.id).update(batch=part, until=0, attempts=0)
+
+    def doubt(self, reports: Sequence[Report], seconds: float | None, reason: str) -> None:
+        until = None if seconds is None else self._time() + seconds
+        with self._database.step(alone=True):
+            self._of(reports).filter(_UNDER_WAY).update(
+                state=State.UNCERTAIN.value, batch=None, until=until, reason=reason
+            )
+
+    def take_uncertain(self, size: int, lease: float) -> Sequence[Report]:
+        now = self._time()
+        with self._database.step(alone=True):
+            due = self._entries.filter(state=State.UNCERTAIN.value, until__lte=now).order_by("id")[:size]
+            reports = [_report(entry) for entry in due]
+            self._of(reports).update(until=now + lease)
+            return reports
+
+    def bury(self, report: Report, reason: str) -> None:
+        with self._database.step(alone=True):
+            self._of([report]).update(state=State.DEAD.value, batch=None, reason=reason)
+
+    def known_usage(self, key: UsageKey) -> float | None:
+        with self._database.step():
+            used: float | None = self._known.filter(pk=_text(key)).values_list("used", flat=True).first()
+        return used
+
+    def entries(self, states: Sequence[State], limit: int) -> Sequence[Report]:
+        with self._database.step():
+            wanted = self._entries.filter(state__in=[state.value for state in states])
+            found = [_report(entry) for entry in wanted.order_by("used_at", "id")[:limit]]
+            if State.HELD in states:
+                alive = self._held.filter(until__gt=self._time()).order_by("taken_at", "id")[:limit]
+                found += [_held_report(units) for units in alive]
+        return sorted(found, key=lambda report: report.used_at)[:limit]
+
+    def retry(self, ids: Sequence[str]) -> int:
+        with self._database.step(alone=True):
+            return self._waiting(ids).update(**_UNSENT)
+
+    def discard(self, ids: Sequence[str]) -> int:
+        """The sidecar may have counted what is discarded: no snapshot from before now may lower the usage."""
+        with self._database.step(alone=True):
+            waiting = self._waiting(ids)
+            usages = self._lock(set(waiting.values_list("key", flat=True)))
+            self._known.filter(pk__in=usages).update(ticket=self._next_ticket(), settled_at=self._time())
+            return waiting.delete()[0]
+
+    def counts(self) -> Mapping[str, int]:
+        with self._database.step():
+            states = self._entries.values_list("state").annotate(Count("id")).order_by()
+            return {
+                **{state.value: 0 for state in State},
+                **dict(states),
+                "held": self._held.filter(until__gt=self._time()).count(),
+                "late": self._late.count(),
+            }
+
+    def close(self) -> None:
+        self._database.close()
+
+    @property
+    def _alias(self) -> str:
+        return self._database.alias
+
+    @property
+    def _entries(self) -> QuerySet[Entry]:
+        return QuerySet(Entry, using=self._alias)
+
+    @property
+    def _held(self) -> QuerySet[HeldUnits]:
+        return QuerySet(HeldUnits, using=self._alias)
+
+    @property
+    def _known(self) -> QuerySet[Usage]:
+        return QuerySet(Usage, using=self._alias)
+
+    @property
+    def _late(self) -> QuerySet[LateCommit]:
+        return QuerySet(LateCommit, using=self._alias)
+
+    def _of(self, reports: Iterable[Report]) -> QuerySet[Entry]:
+        entries: QuerySet[Entry] = self._entries.filter(pk__in=[int(report.id) for report in reports])
+        return entries
+
+    def _waiting(self, ids: Iterable[str]) -> QuerySet[Entry]:
+        """Those of the entries that wait for a person; what is held has an id of another kind."""
+        numbers = [int(number) for number in ids if number.isdecimal()]
+        entries: QuerySet[Entry] = self._entries.filter(_WAITS, pk__in=numbers)
+        return entries
+
+    def _free(self, **which: Any) -> QuerySet[HeldUnits, int]:
+        """Those of the held units that no user's transaction is about to use up: nobody waits for one of those."""
+        free: QuerySet[HeldUnits] = self._held.filter(**which).select_for_update(skip_locked=True)
+        return free.values_list("pk", flat=True)
+
+    @contextmanager
+    def _locked(self, keys: Set[str], *, alone: bool = False) -> Iterator[dict[str, Usage]]:
+        """A step that has the limits of the keys to itself. Rows that are missing are made in a step before, so that
+        nobody waits for a new row while he has a lock."""
+        while True:
+            with self._database.step(alone=alone):
+                usages = self._lock(keys)
+                if len(usages) == len(keys):
+                    yield usages
+                    return
+            with self._database.step():
+                self._known.bulk_create([Usage(key=key) for key in sorted(keys)], ignore_conflicts=True)
+
+    def _lock(self, keys: Set[str]) -> dict[str, Usage]:
+        """Locks the limits of the keys that were ever asked for, all in the same order."""
+        rows = self._known.filter(pk__in=keys).order_by("key").select_for_update()
+        return {usage.key: usage for usage in rows}
+
+    def _note(self, usages: Iterable[Usage]) -> None:
+        self._known.bulk_update(usages, ["used", "period_start", "ticket", "settled_at"])
+
+    def _next_ticket(self) -> int:
+        tickets: QuerySet[Ticket] = QuerySet(Ticket, using=self._alias)
+        (ticket,) = tickets.bulk_create([Ticket()])
+        return int(ticket.pk)
+
+    def _take(self, usages: Mapping[str, Usage], claims: Sequence[Claim], ttl: float) -> Hold | Refused:
+        now = self._time()
+        taken: defaultdict[str, float] = defaultdict(float)
+        learned: list[Usage] = []
+        for claim in claims:
+            key = _text(claim.key)
+            counted = self._counted(key, claim.period_start)
+            if _is_believed(claim, usages[key], self._grace, is_under_way=counted.under_way > 0):
+                learned.append(_noted(claim, usages[key]))
+            total = counted.with_usage(usages[key].used) + counted.held + taken[key]
+            if claim.limit is not None and total + claim.amount > claim.limit:
+                return Refused(claim, total)
+            taken[key] += claim.amount
+        hold = Hold(secrets.token_hex(8), tuple(claims))
+        self._note(learned)
+        self._held.bulk_create(
+            [HeldUnits(hold=hold.id, key=key, amount=n, taken_at=now, until=now + ttl) for key, n in taken.items()]
+        )
+        return hold
+
+    def _settle(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
+        """Writes the uses in place of the hold; the usage of each key with them."""
+        users = self._database.users_transaction()
+        if users is None:
+            return self._settle_apart(hold, uses)
+        if users.needs_rollback:
+            with self._database.step():
+                usages = self._usages_with(uses)
+        else:
+            with self._database.step(with_data=True):
+                usages = self._write(hold, uses)
+        users.on_commit(_Outcome(self, hold).commit, robust=True)
+        return usages
+
+    def _settle_apart(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
+        transaction_id = None
+        try:
+            with self._database.step(with_data=True):
+                usages = self._write(hold, uses)
+                transaction_id = self._database.transaction_id()
+        except LedgerUnavailable as error:
+            if transaction_id is not None:  # it was about to be committed, and perhaps is
+                error.repeat = lambda: self._settle_unless_committed(transaction_id, hold, uses)
+                error.repeatable = COMMITS_REMEMBERED_SECONDS
+            raise
+        return usages
+
+    def _settle_unless_committed(self, transaction_id: int, hold: Hold | None, uses: Sequence[Use]) -> None:
+        if not self._database.was_committed(transaction_id):
+            self._settle_apart(hold, uses)
+
+    def _write(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
+        now = self._time()
+        if hold is not None:
+            self._end(hold, now)
+        self._entries.bulk_create([_entry(use, now) for use in uses if use.amount or use.is_set])
+        return self._usages_with(uses)
+
+    def _end(self, hold: Hold, now: float) -> None:
+        rows = self._held.filter(hold=hold.id)
+        until = dict(rows.values_list("key", "until"))
+        rows.delete()
+        if min((until.get(_text(claim.key), 0.0) for claim in hold.claims), default=0.0) <= now:
+            self._late.bulk_create([LateCommit()])
+
+    def _usages_with(self, uses: Sequence[Use]) -> list[float]:
+        """The usage of each use's key, with what is on its way."""
+        rows = {usage.key: usage for usage in self._known.filter(pk__in=[_text(use.key) for use in uses])}
+        return [self._usage_with(use, rows.get(_text(use.key))) for use in uses]
+
+    def _usage_with(self, use: Use, row: Usage | None) -> float:
+        used, period_start = (row.used, row.period_start) if row is not None else (None, use.period_start)
+        if period_start < use.period_start:
+            used, period_start = 0.0, use.period_start
+        return self._counted(_text(use.key), period_start).with_usage(used)
+
+    def _counted(self, key: str, since: float) -> _Counted:
+        with connections[self._alias].cursor() as cursor:
+            cursor.execute(_COUNTED, {"key": key, "since": since, "now": self._time()})
+            return _Counted(*cursor.fetchone())
+
+    def _due_batch(self, now: float) -> str | None:
+        """The batch whose lease ended, unless another report of one of its keys is under way."""
+        others = self._entries.filter(key=OuterRef("key"), state=State.SENDING.value, until__gt=now, event=None)
+        due = self._entries.filter(~(Q(event=None) & Exists(others)), state=State.SENDING.value, until__lte=now)
+        batch: str | None = due.order_by("id").values_list("batch", flat=True).first()
+        return batch
+
+    def _new_batch(self, size: int) -> str | None:
+        """Marks what is to be sent next: the oldest usages, one of each key, or else the oldest events."""
+        entries = self._next_usages(size) or self._next_events(size)
+        if not entries:
+            return None
+        batch = secrets.token_hex(16)
+        self._entries.filter(pk__in=[entry.pk for entry in entries]).update(state=State.SENDING.value, batch=batch)
+        usages = self._lock({entry.key for entry in entries})
+        ticket = self._next_ticket()
+        self._known.filter(pk__in=usages).update(ticket=ticket)
+        QuerySet(Ticket, using=self._alias).filter(pk__lt=ticket).delete()
+        return batch
+
+    def _next_events(self, size: int) -> Sequence[Entry]:
+        events = self._entries.filter(state=State.UNSENT.value).exclude(event=None)
+        return list(events.order_by("id")[: size * EVENTS_PER_USAGE])
+
+    def _next_usages(self, size: int) -> Sequence[Entry]:
+        """The oldest unsent usage of each key, with those added to it that follow and are of its kind."""
+        blocking = Q(state=State.SENDING.value) | Q(state=State.UNCERTAIN.value, until__isnull=False)
+        others = self._entries.filter(blocking, key=OuterRef("key"), event=None)
+        unsent = self._entries.filter(~Exists(others), state=State.UNSENT.value, event=None).order_by("id")
+        runs: dict[str, list[Entry]] = {}
+        ended: set[str] = set()
+        for entry in unsent[:ADDED_UP_AT_ONCE]:
+            run = runs.setdefault(entry.key, [])
+            if not run or (entry.key not in ended and _may_add_up(run[0], entry)):
+                run.append(entry)
+            else:
+                ended.add(entry.key)
+        taken = list(runs.values())[:size]
+        for first, *rest in taken:
+            if rest:
+                self._add(first, rest)
+        return [run[0] for run in taken]
+
+    def _add(self, first: Entry, rest: Sequence[Entry]) -> None:
+        first.amount += sum(entry.amount for entry in rest)
+        first.used_at = max(entry.used_at for entry in rest)
+        self._entries.bulk_update([first], ["amount", "used_at"])
+        self._entries.filter(pk__in=[entry.pk for entry in rest]).delete()
+
+    def _forgotten(self, answers: Sequence[Acknowledged]) -> list[tuple[Acknowledged, Entry]]:
+        """Forgets the reports, and tells those that were still there. What was added to one since it was sent, by
+        somebody who put it back, stays."""
+        there = self._of(answer.report for answer in answers).in_bulk()
+        found = [(answer, there[number]) for answer in answers if (number := int(answer.report.id)) in there]
+        for answer, entry in found:
+            entry.amount -= answer.report.amount
+        self._entries.bulk_update([entry for _, entry in found if entry.amount], ["amount"])
+        self._entries.filter(pk__in=[entry.pk for _, entry in found if not entry.amount]).delete()
+        return found
+
+    def _time(self) -> float:
+        return self._now().timestamp()
+
+
+class _Counted(NamedTuple):
+    """What counts against a limit beside the known usage, and how many reports are under way."""
+
+    held: float
+    more: float
+    total: float
+    under_way: int
+
+    def with_usage(self, used: float | None) -> float:
+        return max(used or 0.0, self.total) + self.more
+
+
+class _Outcome:
+    """Usage in a user's transaction. Django calls ``commit``, or drops this when the transaction or its savepoint is
+    undone: the hold is back then, and is released."""
+
+    def __init__(self, ledger: DjangoLedger, hold: Hold | None) -> None:
+        self._ledger = ledger
+        self._hold = hold
+        self._pid = os.getpid()
+
+    def commit(self) -> None:
+        self._hold = None
+        self._ledger.committed()
+
+    def __del__(self) -> None:
+        if self._hold is None or self._pid != os.getpid():
+            return
+        try:
+            self._ledger.release(self._hold)
+        except Exception as error:  # noqa: BLE001 - a finalizer may run anywhere, even when the interpreter is ending
+            logger.warning("a hold cannot be given back and is left to expire: %s", error)
+
+
+def _is_believed(claim: Claim, usage: Usage, grace: float, *, is_under_way: bool) -> bool:
+    """Whether the claim's snapshot is newer than what is known of the usage."""
+    if usage.used is None or claim.period_start > usage.period_start:
+        return True
+    if claim.period_start < usage.period_start or claim.ticket <= usage.ticket or is_under_way:
+        return False
+    return claim.known_usage >= usage.used or claim.fetched_at >= usage.settled_at + grace
+
+
+def _noted(claim: Claim, usage: Usage) -> Usage:
+    usage.used = claim.known_usage
+    usage.period_start = claim.period_start
+    usage.ticket = max(usage.ticket, claim.ticket)
+    return usage
+
+
+def _learn(usage: Usage, answer: Acknowledged, period_start: float, ticket: int, now: float) -> None:
+    """Notes what the answer to a report says of the usage. ``period_start`` is that of the report."""
+    report = answer.report
+    if usage.used is None and answer.current_usage is None and not report.is_set:
+        return  # nothing is known of the usage before it; the next snapshot will tell
+    if usage.period_start < period_start:
+        usage.used, usage.period_start = 0.0, period_start
+    if answer.current_usage is not None:
+        if not 0 < answer.period_start < usage.period_start:
+            usage.used = answer.current_usage
+    elif report.used_at >= usage.period_start:
+        usage.used = report.amount if report.is_set else (usage.used or 0.0) + report.amount
+    usage.period_start = max(usage.period_start, answer.period_start)
+    usage.ticket = ticket
+    usage.settled_at = now
+
+
+def _may_add_up(first: Entry, other: Entry) -> bool:
+    if first.is_set or other.is_set or first.period_start != other.period_start:
+        return False
+    return (first.amount > 0) == (other.amount > 0)
+
+
+def _text(key: UsageKey) -> str:
+    ids = (key.customer_id, key.resource_id, key.feature_id)
+    return "/".join(quote(part, safe="", errors="surrogatepass") for part in ids)
+
+
+def _key(text: str) -> UsageKey:
+    return UsageKey(*(unquote(part, errors="surrogatepass") for part in text.split("/")))
+
+
+def _entry(use: Use, now: float) -> Entry:
+    return Entry(
+        key=_text(use.key),
+        state=State.UNSENT.value,
+        amount=use.amount,
+        is_set=use.is_set,
+        used_at=now,
+        period_start=use.period_start,
+        event=_event_text(use.event),
+    )
+
+
+def _report(entry: Entry) -> Report:
+    return Report(
+        id=str(entry.pk),
+        state=State(entry.state),
+        key=_key(entry.key),
+        amount=entry.amount,
+        is_set=entry.is_set,
+        used_at=entry.used_at,
+        event=Event(**json.loads(entry.event)) if entry.event else None,
+        reason=entry.reason,
+        attempts=entry.attempts,
+    )
+
+
+def _held_report(units: HeldUnits) -> Report:
+    return Report(units.hold, State.HELD, _key(units.key), units.amount, False, units.taken_at)
+
+
+def _event_text(event: Event | None) -> str | None:
+    if event is None:
+        return None
+    fields = {"name": event.name, "idempotency_key": event.idempotency_key, "dimensions": dict(event.dimensions)}
+    return json.dumps(fields)

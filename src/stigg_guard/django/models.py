@@ -1,0 +1,28 @@
+"""What the admin's ledger page hangs its permissions on. The ledger itself is wherever the setting ``LEDGER`` says."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+
+class _NothingStored(models.Manager["LedgerEntry"]):
+    """There is no table to ask: ``dumpdata`` and the like find nothing."""
+
+    def get_queryset(self) -> models.QuerySet[LedgerEntry]:
+        nothing: models.QuerySet[LedgerEntry] = super().get_queryset().none()
+        return nothing
+
+
+class LedgerEntry(models.Model):
+    """Who may see the ledger's entries (view), send them again (change) and forget them (delete). It has no table."""
+
+    id = models.CharField(primary_key=True, max_length=255)
+
+    objects = _NothingStored()
+
+    class Meta:
+        managed = False
+        default_permissions = ("view", "change", "delete")
+        verbose_name = _("ledger entry")
+        verbose_name_plural = _("usage ledger")

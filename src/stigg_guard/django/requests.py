@@ -1,0 +1,118 @@
+"""What is known of a request: its customer, the plan that is shown to him, and what he used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+
+from stigg_guard.display import DisplayedPlan
+from stigg_guard.django.conf import DEFAULT, configured, get_guard
+from stigg_guard.django.wording import WORDING
+from stigg_guard.entitlements import Customer, Entitlement
+from stigg_guard.errors import SignInRequired
+
+_ANYBODY = Customer("anybody")
+_CUSTOMER = "_stigg_guard_customer_"
+_PLAN = "_stigg_guard_plan_"
+_USED = "_stigg_guard_used"
+_USING = "_stigg_guard_using"
+
+
+class RequestPlan(DisplayedPlan):
+    """``request.stigg``: the plan of the request's customer, who is looked up when something is asked first.
+
+    An ``async def`` view awaits ``ahas``, ``aentitlement`` and ``aall``, which wait in a thread. What was asked once is
+    known: after ``await request.stigg.aall()`` templates of an async view ask nobody.
+    """
+
+    async def ahas(self, feature: str) -> bool:
+        """As ``has``."""
+        return await sync_to_async(self.has)(feature)
+
+    async def aentitlement(self, feature: str) -> Entitlement | None:
+        """As ``entitlement``."""
+        return await sync_to_async(self.entitlement)(feature)
+
+    async def aall(self) -> Mapping[str, Entitlement]:
+        """As ``all``."""
+        return await sync_to_async(lambda: self.all)()
+
+
+def find_customer(request: HttpRequest, using: str = DEFAULT) -> str | Customer | None:
+    """The customer of the request: whom the resolver ``CUSTOMER`` finds, else the free one of ``ANONYMOUS``, or None.
+
+    The resolver is asked once per request, and nothing else in a request says who its customer is. With
+    ``ENABLED = False`` nobody is looked up and anybody will do.
+
+    Raises:
+        ImproperlyConfigured: there is no resolver.
+    """
+    _of_django(request)[_USING] = using
+    known = vars(request)
+    key = _CUSTOMER + using
+    if key not in known:
+        known[key] = _looked_up(request, using)
+    customer: str | Customer | None = known[key]
+    return customer
+
+
+def customer_of(request: HttpRequest, using: str = DEFAULT) -> str | Customer:
+    """As :func:`find_customer`, but there must be somebody.
+
+    Raises:
+        SignInRequired: no customer belongs to the request; the middleware answers it as ``ANONYMOUS`` says.
+    """
+    customer = find_customer(request, using)
+    if customer is None:
+        raise SignInRequired(f"no customer belongs to the request for {request.path}")
+    return customer
+
+
+def displayed_plan(request: HttpRequest, using: str = DEFAULT) -> RequestPlan:
+    """What is shown of the plan of the request's customer; the same one for the whole of the request."""
+    known = vars(request)
+    key = _PLAN + using
+    if key not in known:
+        known[key] = RequestPlan(get_guard(using), lambda: find_customer(request, using), WORDING)
+    plan: RequestPlan = known[key]
+    return plan
+
+
+def asked_configuration(request: HttpRequest) -> str:
+    """The name of the configuration that this request was guarded by last."""
+    using: str = _of_django(request).get(_USING, DEFAULT)
+    return using
+
+
+def note_use(request: HttpRequest, used: Iterable[Entitlement], using: str) -> None:
+    """Remembers what the ``RateLimit`` headers of the response are to tell, if the configuration wants them."""
+    if get_guard(using).config.rate_limit_headers:
+        _of_django(request).setdefault(_USED, []).extend(used)
+
+
+def noted_use(request: HttpRequest) -> Sequence[Entitlement]:
+    """What :func:`note_use` was told of the request."""
+    used: list[Entitlement] = vars(request).get(_USED, [])
+    return used
+
+
+def _of_django(request: HttpRequest) -> dict[str, Any]:
+    """What is remembered of Django's own request, which Django REST framework wraps in one of its own."""
+    return vars(getattr(request, "_request", request))
+
+
+def _looked_up(request: HttpRequest, using: str) -> str | Customer | None:
+    made = configured(using)
+    config = made.guard.config
+    if not config.enabled:
+        return _ANYBODY
+    if made.resolver is None:
+        raise ImproperlyConfigured(
+            "settings.STIGG_GUARD['CUSTOMER'] is missing: name the function that finds the customer of a request"
+        )
+    found = made.resolver(request)
+    return config.anonymous if found is None and isinstance(config.anonymous, Customer) else found

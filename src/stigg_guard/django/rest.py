@@ -1,0 +1,161 @@
+"""The guard in Django REST framework: a permission, a throttle, and denials that are rendered as the API renders.
+
+The decorators of :mod:`stigg_guard.django` guard single handlers and actions, and functions below ``@api_view``::
+
+    @method_decorator(consumes_usage(1, "feature-templates"), name="create")
+    class TemplateViewSet(ModelViewSet):
+        permission_classes = [IsAuthenticated, HasFeature("feature-templates")]
+        throttle_classes = [ConsumesUsage(1, "feature-api-calls")]
+
+The resolver ``CUSTOMER`` gets the framework's request, whose ``user`` is the one whom the framework authenticates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from stigg_guard.errors import MissingExtra
+
+try:
+    from rest_framework import views
+except ModuleNotFoundError as error:
+    raise MissingExtra("djangorestframework", "stigg_guard.django.rest") from error
+
+from rest_framework.exceptions import APIException
+from rest_framework.permissions import BasePermission, OperationHolderMixin
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.throttling import BaseThrottle
+from rest_framework.views import APIView
+
+from stigg_guard import decorators
+from stigg_guard.decorators import Dimensions, OneOrComputed
+from stigg_guard.denial import PROBLEM_TYPE, REFUSALS, Denial, Refusal, is_answered
+from stigg_guard.django.calls import DjangoCalls
+from stigg_guard.django.conf import DEFAULT, get_guard
+from stigg_guard.django.requests import asked_configuration
+from stigg_guard.django.wording import WORDING
+from stigg_guard.entitlements import Amount
+
+
+class Refused(APIException):
+    """A refusal as the framework's own exception: ``detail`` is the body of the problem, ``status_code`` its status."""
+
+    def __init__(self, error: Refusal, request: Request, view: APIView) -> None:
+        denial = Denial.of(error, get_guard(asked_configuration(request)).config, WORDING)
+        self.status_code = denial.status
+        # Not through the framework's constructor, which turns numbers into texts.
+        self.detail = json.loads(denial.problem())
+        self.wait = denial.retry_after
+        self.auth_header = view.get_authenticate_header(request) if denial.status == 401 else None
+        self.headers = denial.headers
+
+
+class HasFeature(OperationHolderMixin, BasePermission):
+    """Permits a view, or an action, only to customers who may use the feature.
+
+    ::
+
+        permission_classes = [IsAuthenticated, HasFeature("feature-exports", methods=["POST"])]
+
+    The other arguments are explained in :mod:`stigg_guard.django.decorators`. It raises its denial, to tell the reason:
+    of permissions joined by ``|`` it must be the last one, and ``~`` does not turn it round.
+
+    Raises:
+        InvalidRequest: the feature's id is empty.
+    """
+
+    def __init__(
+        self,
+        feature: str,
+        *,
+        methods: Iterable[str] = (),
+        resource: str | Callable[..., str | None] | None = None,
+        using: str = DEFAULT,
+    ) -> None:
+        self.calls = DjangoCalls(using, methods=methods, resource=resource)
+        self.using = using
+        self._check = decorators.feature_check(feature, calls=self.calls)
+
+    def __call__(self) -> HasFeature:
+        """The framework makes a permission of each class that it is given; this one is made already."""
+        return self
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        """True.
+
+        Raises:
+            Refused: the customer may not use the feature, is nobody, or cannot be looked up.
+        """
+        try:
+            self._check(request, *view.args, **view.kwargs)
+        except REFUSALS as error:
+            if not is_answered(error):
+                raise
+            raise Refused(error, request, view) from error
+        return True
+
+
+class ConsumesUsage(BaseThrottle):
+    """Lets each request of a view, or of an action, consume units of a feature, as a throttle counts requests.
+
+    ::
+
+        throttle_classes = [ConsumesUsage(1, "feature-api-calls")]
+
+    The units are held when all permissions and throttles have let the request pass, and reported if it is answered with
+    a status below 400. The arguments are those of :func:`stigg_guard.django.consumes_usage`; callables get the
+    framework's request.
+
+    Raises:
+        InvalidRequest: ``n`` is a number, and negative or not finite, or the feature's id is empty.
+    """
+
+    def __init__(
+        self,
+        n: OneOrComputed[Amount],
+        feature: str,
+        *,
+        event: str | None = None,
+        dimensions: OneOrComputed[Dimensions] | None = None,
+        actual: Callable[[Any], Amount] | None = None,
+        methods: Iterable[str] = (),
+        resource: str | Callable[..., str | None] | None = None,
+        using: str = DEFAULT,
+    ) -> None:
+        self.calls = DjangoCalls(using, methods=methods, resource=resource)
+        self.using = using
+        self._consuming: Callable[[Callable[..., Any]], Callable[..., Any]] = decorators.consumes_usage(
+            n, feature, calls=self.calls, event=event, dimensions=dimensions, actual=actual
+        )
+
+    def __call__(self) -> ConsumesUsage:
+        """As :meth:`HasFeature.__call__`."""
+        return self
+
+    def allow_request(self, request: Request, view: APIView) -> bool:
+        """True; the handler, which is called next, is told of its price."""
+        name = (request.method or "").lower()
+        handler = getattr(view, name, None)
+        if handler is not None:
+            setattr(view, name, self._consuming(handler))  # the view serves this request only
+        return True
+
+
+def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | None:
+    """For ``REST_FRAMEWORK["EXCEPTION_HANDLER"]``: answers refusals by the API's own renderers, as problems (RFC 9457).
+
+    Without it those of :class:`HasFeature` are rendered, too, and all others are answered by the middleware.
+    """
+    request = context["request"]
+    if is_answered(exc):
+        exc = Refused(exc, request, context["view"])
+    response = views.exception_handler(exc, dict(context))
+    if isinstance(exc, Refused) and response is not None:
+        for name, value in exc.headers.items():
+            response[name] = value
+        if request.accepted_renderer.format == "json":
+            response.content_type = PROBLEM_TYPE
+    return response

@@ -1,0 +1,532 @@
+"""Entitlements for tests: customers have what the test says, and no sidecar is asked.
+
+::
+
+    with override_entitlements({"feature-sso": True, "feature-templates": {"limit": 3}}) as stigg:
+        create_template()
+        assert stigg.usage("feature-templates") == 1
+
+Named in ``pytest_plugins`` it is a plugin with the fixtures ``stigg`` and ``assert_usage_reported``. A conftest may
+import from it first, so pytest must not want to rewrite its assertions: PYTEST_DONT_REWRITE.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import unittest
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import wraps
+from inspect import getattr_static, isasyncgenfunction, iscoroutinefunction, isfunction, isgeneratorfunction
+from math import isclose
+from numbers import Real
+from typing import Any, NamedTuple, TypeVar, cast
+
+from google.protobuf.message import Message
+
+from stigg_guard.client import Stigg
+from stigg_guard.clock import Clock, utc_now
+from stigg_guard.config import Config, ReportMode
+from stigg_guard.consumption import Book
+from stigg_guard.entitlements import Amount, Customer
+from stigg_guard.errors import ConfigError, FeatureDenied
+from stigg_guard.guard import Workings, work_with
+from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
+from stigg_guard.lookup import Lookup
+from stigg_guard.messages import usage_of
+from stigg_guard.observer import Observer
+from stigg_guard.sidecar import catalog
+from stigg_guard.sidecar.document import Faults, Table
+from stigg_guard.sidecar.engine import Engine
+from stigg_guard.sidecar.store import Store
+from stigg_guard.wire import sidecar_pb2 as wire
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+SETTLE_SECONDS = 1.0
+"""How long an assertion waits for work in another thread, such as a live server's, to end."""
+
+_CONFIG = Config(report=ReportMode.INLINE, settle_grace=0.0)
+_PLAN = "override"
+_GIVEN = "_stigg_guard_entitlements"
+_EXPECTED = (
+    "expected True, False, a whole number, a list of texts, or a table such as "
+    '{"limit": 3}, {"limit": 10, "usage": 9, "reset": "month"} or {"unlimited": True}'
+)
+
+
+def override_entitlements(entitlements: Mapping[str, Any]) -> Override:
+    """What every customer has, by feature id, for the time of a block, a function or each test of a class.
+
+    A value is what a catalog says of a plan's entitlement: ``True``; ``{"value": 100}``, or just the number;
+    ``{"values": ["eu"]}``, or just the list; ``{"limit": 6}`` or ``{"unlimited": True}``, with ``reset``, ``soft`` and
+    the ``usage`` that each customer has to begin with. ``False`` is a feature that the plan lacks, as are those that
+    are not named. Currencies are not among them: nobody has credits.
+
+    Meanwhile every guard of the process, in all threads, answers from this, whatever its configuration says, reports
+    before it returns, and asks no sidecar; what its transactions and its observer decide, they do. Overrides within
+    one another are merged, and the inner one wins; when that ends, usage and time are as they were before it.
+
+    Raises:
+        ConfigError: a value is wrong; the message names every one.
+    """
+    return Override(_parsed(entitlements))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Usage that the sidecar would have been told of: ``amount`` units more, fewer when negative, the new total with
+    ``is_set``. ``event`` is the name of the raw event that told it, if that was one."""
+
+    customer: Customer
+    feature: str
+    amount: float
+    is_set: bool
+    at: datetime
+    event: str | None = None
+
+    def __str__(self) -> str:
+        event = f" as the event {self.event}" if self.event else ""
+        return f"{'= ' if self.is_set else ''}{self.amount:.15g} of {self.feature} by {self.customer}{event}"
+
+
+class StandIn:
+    """Stands in for Stigg while entitlements are overridden. Made by :func:`override_entitlements`.
+
+    What it changes, it changes in the innermost override that is active, until that ends. Safe between threads.
+    """
+
+    def __init__(self, given: Mapping[str, _Given], outer: StandIn | None) -> None:
+        self._time: _Time = _Time(outer._time.shift if outer is not None else timedelta())
+        self._reports: _Reports = outer._reports if outer is not None else _Reports()
+        self._first_report = len(self._reports.made)
+        self._source: _Source = _Source(given, outer._source if outer is not None else None, self._time.now)
+        self._making = threading.Lock()
+        self._begin_work()
+
+    def set(self, entitlements: Mapping[str, Any]) -> None:
+        """Changes what every customer has of these features; those not named stay as they are, with their usage.
+
+        With ``usage`` each customer has used that much from now on.
+
+        Raises:
+            ConfigError: a value is wrong, or the override has ended.
+        """
+        given, innermost = _parsed(entitlements), self._innermost()
+        innermost._source.sell(given)
+        for customer in innermost._source.customers:
+            innermost._lookup.cache.forget(customer)
+
+    def now(self) -> datetime:
+        """The present instant: the real one, until :meth:`travel`."""
+        return self._innermost()._time.now()
+
+    def travel(self, time: timedelta) -> None:
+        """Goes forward in time, or back. What is held at the departure does not count at the arrival."""
+        innermost = self._innermost()
+        innermost._time.shift += time
+        innermost._end_work()
+        innermost._begin_work()
+
+    def travel_to(self, instant: datetime) -> None:
+        """Goes to an instant, which is in UTC unless it says otherwise; time goes on from there."""
+        aware = instant if instant.tzinfo is not None else instant.replace(tzinfo=timezone.utc)
+        self.travel(aware - self.now())
+
+    @property
+    def reported(self) -> Sequence[Report]:
+        """What was reported since this override began, in inner ones too."""
+        _flush()
+        return tuple(self._reports.made[self._first_report :])
+
+    def usage(self, feature: str, customer: str | Customer | None = None) -> float:
+        """How much of the feature was reported in total, by one customer or by all."""
+        _flush()
+        return self._total(feature, customer)
+
+    def assert_usage_reported(self, feature: str, amount: Amount, *, customer: str | Customer | None = None) -> None:
+        """Fails unless this much of the feature was reported in total, by one customer or by all.
+
+        Work of other threads that holds units, such as a live server's, has a second to end.
+        """
+
+        def is_reported() -> bool:
+            return isclose(self._total(feature, customer), amount, abs_tol=1e-9)
+
+        _flush()
+        if not self._reports.wait_until(is_reported, SETTLE_SECONDS if _held() else 0.0):
+            raise AssertionError(self._difference(feature, float(amount), customer))
+
+    def _workings(self, own: Workings) -> Workings:
+        """What a guard works with instead of its own; how it confirms and whom it tells stay its own."""
+        with self._making:
+            if own.book not in self._books:
+                observer = _Recorder(own.book.observer, self._record)
+                self._books[own.book] = Book(
+                    _CONFIG, self._lookup, self._ledger, self._clock, own.book.confirm, observer
+                )
+            return Workings(self._lookup, self._ledger, self._books[own.book])
+
+    def _begin_work(self) -> None:
+        self._clock = Clock(now=self._time.now)
+        self._ledger = ledger_from_url("memory://", self._clock)
+        self._lookup = Lookup(_CONFIG, self._clock, self._ledger.ticket, Stigg(answers=self._source))
+        self._books: dict[Book, Book] = {}
+        # A test's transaction is rolled back after the test: the ledger is there as long as anybody holds units in it.
+        weakref.finalize(self._lookup, self._ledger.close)
+
+    def _end_work(self) -> None:
+        for book in list(self._books.values()):
+            book.reporter.close()
+
+    def _flush(self) -> None:
+        for book in list(self._books.values()):
+            book.reporter.flush(SETTLE_SECONDS)
+
+    def _innermost(self) -> StandIn:
+        if self not in _standing:
+            raise ConfigError("this override of entitlements has ended: use it within its block, function or test")
+        return _standing[-1]
+
+    def _record(self, entry: Entry) -> None:
+        if entry.event is not None:
+            # Stigg's meters make usage of events; here it is as much as was to be used.
+            self._source.answer("ReportUsage", usage_of(entry))
+        self._reports.add(
+            Report(
+                Customer(entry.key.customer_id, entry.key.resource_id or None),
+                entry.key.feature_id,
+                entry.amount,
+                entry.is_set,
+                datetime.fromtimestamp(entry.used_at, timezone.utc),
+                entry.event.name if entry.event is not None else None,
+            )
+        )
+
+    def _total(self, feature: str, customer: str | Customer | None) -> float:
+        asked = None if customer is None else Customer.of(customer)
+        totals: dict[Customer, float] = {}
+        for report in self._reports.made[self._first_report :]:
+            if report.feature == feature and asked in (None, report.customer):
+                before = 0.0 if report.is_set else totals.get(report.customer, 0.0)
+                totals[report.customer] = before + report.amount
+        return sum(totals.values())
+
+    def _difference(self, feature: str, expected: float, customer: str | Customer | None) -> str:
+        whose = f" by {customer}" if customer is not None else ""
+        was = self._total(feature, customer)
+        lines = [f"expected {expected:.15g} of {feature} to be reported{whose}, and {was:.15g} was; all reports are:"]
+        lines += [f"  {report}" for report in self.reported] or ["  (none)"]
+        if _held():
+            lines.append(
+                f"{_held()} held: the work goes on, or its transaction is not committed "
+                "(in Django's TestCase that is what captureOnCommitCallbacks(execute=True) is for)"
+            )
+        return "\n".join(lines)
+
+
+class Override:
+    """An override that is still to begin: a context manager, and a decorator of functions and of test classes.
+
+    A class is a ``unittest.TestCase``, all of whose tests run within it, ``setUp`` and ``tearDown`` included, or a
+    plain one, of whose methods those named ``test…`` do.
+    """
+
+    def __init__(self, given: Mapping[str, _Given]) -> None:
+        self._given = given
+        self._entered: list[AbstractContextManager[StandIn]] = []
+
+    def __enter__(self) -> StandIn:
+        self._entered.append(_standing_in(self._given))
+        return self._entered[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.pop().__exit__(*error)
+
+    def __call__(self, decorated: T) -> T:
+        """The function or the class, to run within the override.
+
+        Raises:
+            ConfigError: it is a generator function, whose body runs when the call is over, or a class without tests.
+        """
+        if isinstance(decorated, type):
+            _decorate_class(decorated, self._given)
+            return decorated
+        return _within(lambda *_: _standing_in(self._given), decorated)
+
+
+class _Given(NamedTuple):
+    """What was said of a feature; the plan lacks it when ``grant`` is None."""
+
+    feature: catalog.Feature
+    grant: catalog.Grant | None
+    usage: float | None
+
+
+class _Time:
+    """The real time, shifted."""
+
+    def __init__(self, shift: timedelta) -> None:
+        self.shift = shift
+
+    def now(self) -> datetime:
+        return utc_now() + self.shift
+
+
+class _Source:
+    """Answers as a sidecar whose catalog has every customer that is asked about, each with the one plan.
+
+    The plan is what is given, on top of that of an ``outer`` source, whose customers go on with the usage they have.
+    """
+
+    def __init__(self, given: Mapping[str, _Given], outer: _Source | None, now: Callable[[], datetime]) -> None:
+        self.plan: Mapping[str, _Given] = {**outer.plan, **given} if outer is not None else given
+        self.customers: Mapping[Customer, Mapping[str, float]] = {}
+        used = {customer: outer.used(customer) for customer in outer.customers} if outer is not None else {}
+        self._earlier = {customer: {**_usage(self.plan), **usage, **_usage(given)} for customer, usage in used.items()}
+        self._unnamed: Mapping[str, catalog.Feature] = {}
+        self._changing = threading.Lock()
+        store = Store(None)
+        self._engine = Engine(self._catalog(), store, now=now)
+        weakref.finalize(self._engine, store.close)
+
+    @property
+    def honours_keys(self) -> bool:
+        return self._engine.honours_keys
+
+    def answer(
+        self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Message:
+        for asked in _parts(request):
+            self._admit(asked)
+        return self._engine.answer(method, request, timeout=timeout, idempotency_key=idempotency_key)
+
+    def close(self) -> None:
+        """Nothing is to be closed while anybody can ask."""
+
+    def sell(self, given: Mapping[str, _Given]) -> None:
+        """Changes the plan, and the usage of those features for which one is given."""
+        with self._changing:
+            self.plan = {**self.plan, **given}
+            self._engine.replace_catalog(self._catalog())
+        for customer in self.customers:
+            for feature, usage in _usage(given).items():
+                report = wire.ReportUsageRequest(
+                    customer_id=customer.id,
+                    resource_id=customer.resource,
+                    feature_id=feature,
+                    value=usage,
+                    update_behavior=wire.UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_SET,
+                )
+                self._engine.answer("ReportUsage", report)
+
+    def used(self, customer: Customer) -> Mapping[str, float]:
+        """The customer's present usage of what the plan has."""
+        request = wire.GetEntitlementsStateV2Request(customer_id=customer.id, resource_id=customer.resource)
+        state: Any = self._engine.answer("GetEntitlementsStateV2", request)
+        metered = (entitlement.metered for entitlement in state.entitlements if entitlement.HasField("metered"))
+        return {entitlement.feature.id: entitlement.current_usage for entitlement in metered}
+
+    def _admit(self, asked: Any) -> None:
+        """Makes known who is asked about, and what; a request without a customer is the engine's to refuse."""
+        if not asked.customer_id:
+            return
+        customers = {Customer(asked.customer_id), Customer(asked.customer_id, asked.resource_id or None)}
+        feature = getattr(asked, "feature_id", "")
+        with self._changing:
+            is_new = feature and feature not in self.plan and feature not in self._unnamed
+            if not is_new and customers <= self.customers.keys():
+                return
+            if is_new:
+                self._unnamed = {**self._unnamed, feature: _lacking(feature)}
+            new = customers - self.customers.keys()
+            begins = {customer: self._earlier.get(customer, _usage(self.plan)) for customer in new}
+            self.customers = {**self.customers, **begins}
+            self._engine.replace_catalog(self._catalog())
+
+    def _catalog(self) -> catalog.Catalog:
+        grants = {feature: given.grant for feature, given in self.plan.items() if given.grant is not None}
+        accounts = {customer: catalog.Account(plan=_PLAN, usage=usage) for customer, usage in self.customers.items()}
+        customers = {
+            customer.id: catalog.Customer(
+                customer.id,
+                account,
+                resources={one.resource: accounts[one] for one in accounts if one.id == customer.id and one.resource},
+            )
+            for customer, account in accounts.items()
+            if customer.resource is None
+        }
+        features = {feature: given.feature for feature, given in self.plan.items()}
+        plans = {_PLAN: catalog.Plan(_PLAN, entitlements=grants)}
+        return catalog.Catalog(features={**self._unnamed, **features}, plans=plans, customers=customers)
+
+
+class _Reports:
+    """What was reported, in the order of the answers."""
+
+    def __init__(self) -> None:
+        self.made: list[Report] = []
+        self._one_more = threading.Condition()
+
+    def add(self, report: Report) -> None:
+        with self._one_more:
+            self.made.append(report)
+            self._one_more.notify_all()
+
+    def wait_until(self, is_so: Callable[[], bool], seconds: float) -> bool:
+        """Whether it is so, which further reports may bring about in this time."""
+        with self._one_more:
+            return self._one_more.wait_for(is_so, seconds)
+
+
+class _Recorder(Observer):
+    """Notes what is reported before the guard's own observer is told."""
+
+    def __init__(self, observer: Observer, record: Callable[[Entry], None]) -> None:
+        self._observer = observer
+        self._record = record
+
+    def denied(self, error: FeatureDenied) -> None:
+        self._observer.denied(error)
+
+    def reported(self, answer: Acknowledged) -> None:
+        self._record(answer.report)
+        self._observer.reported(answer)
+
+
+_standing: list[StandIn] = []
+_beginning = threading.Lock()
+
+
+@contextmanager
+def _standing_in(given: Mapping[str, _Given]) -> Iterator[StandIn]:
+    with _beginning:
+        stand_in = StandIn(given, _standing[-1] if _standing else None)
+        _standing.append(stand_in)
+        work_with(stand_in._workings)
+    try:
+        yield stand_in
+    finally:
+        with _beginning:
+            _standing.remove(stand_in)
+            work_with(_standing[-1]._workings if _standing else None)
+        stand_in._end_work()
+
+
+def _flush() -> None:
+    for stand_in in _standing:
+        stand_in._flush()
+
+
+def _held() -> int:
+    return sum(stand_in._ledger.counts()["held"] for stand_in in _standing)
+
+
+def _within(begin: Callable[..., AbstractContextManager[StandIn]], function: T) -> T:
+    """The function, within what ``begin`` makes of a call's arguments."""
+    if isgeneratorfunction(function) or isasyncgenfunction(function):
+        raise ConfigError(
+            f"{function.__qualname__} is a generator, which runs after its call: put "
+            "'with override_entitlements(…):' into it"
+        )
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with begin(*args):
+            return function(*args, **kwargs)
+
+    @wraps(function)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        with begin(*args):
+            return await function(*args, **kwargs)
+
+    return cast(T, awaited if iscoroutinefunction(function) else called)
+
+
+def _decorate_class(decorated: type, given: Mapping[str, _Given]) -> None:
+    """Puts the class's tests within the override: those of the classes it derives from too, on top of their own."""
+    setattr(decorated, _GIVEN, {**getattr(decorated, _GIVEN, {}), **given})
+    names = ("run", "debug") if issubclass(decorated, unittest.TestCase) else _test_methods(decorated)
+    if not names:
+        raise ConfigError(f"{decorated.__name__} has no test methods: decorate the class that has them")
+    for name in names:
+        function = getattr(decorated, name)
+        if not hasattr(function, _GIVEN):
+            within = _within(lambda test, *_: _standing_in(getattr(test, _GIVEN)), function)
+            setattr(within, _GIVEN, True)
+            setattr(decorated, name, within)
+
+
+def _test_methods(decorated: type) -> Sequence[str]:
+    return [name for name in dir(decorated) if name.startswith("test") and isfunction(getattr_static(decorated, name))]
+
+
+def _parsed(entitlements: Mapping[str, Any]) -> dict[str, _Given]:
+    if not isinstance(entitlements, Mapping) or not all(isinstance(feature, str) for feature in entitlements):
+        raise ConfigError(f"override_entitlements: expected a mapping by feature id, not {entitlements!r}")
+    faults = Faults("override_entitlements")
+    given = {feature: _read(faults, feature, entitlements[feature]) for feature in Table(faults, (), entitlements)}
+    faults.raise_any()
+    return given
+
+
+def _read(faults: Faults, feature_id: str, value: Any) -> _Given:
+    spelled = _spelled(value)
+    kind = _kind(spelled)
+    if kind is None:
+        if value is not False:
+            faults.add((feature_id,), f"{_EXPECTED}, not {value!r}")
+        return _Given(_lacking(feature_id), None, None)
+    feature = catalog.Feature(feature_id, kind)
+    usage = None
+    if kind == "metered":
+        usage = Table(faults, (feature_id,), spelled).amount("usage")
+        spelled = {key: one for key, one in spelled.items() if key != "usage"}
+    return _Given(feature, catalog.read_grant(Table(faults, (), {feature_id: spelled}), feature), usage)
+
+
+def _spelled(value: Any) -> Any:
+    """The value without short forms."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return {"value": value}
+    return {"values": list(value)} if isinstance(value, (list, tuple, Set)) else value
+
+
+def _kind(spelled: Any) -> str | None:
+    if not isinstance(spelled, Mapping):
+        return "boolean" if spelled is True else None
+    return "numeric" if "value" in spelled else "enum" if "values" in spelled else "metered"
+
+
+def _lacking(feature_id: str) -> catalog.Feature:
+    """A feature that the plan lacks. It is metered, so that usage of it can be reported all the same."""
+    return catalog.Feature(feature_id, "metered")
+
+
+def _usage(plan: Mapping[str, _Given]) -> Mapping[str, float]:
+    return {feature: given.usage for feature, given in plan.items() if given.usage is not None}
+
+
+def _parts(request: Any) -> Sequence[Any]:
+    """Those requests that a bulk is made of; any other is its only part."""
+    fields = request.DESCRIPTOR.fields_by_name
+    return next((getattr(request, name) for name in ("usages", "events") if name in fields), (request,))
+
+
+if "pytest" in sys.modules:  # who runs tests by other means needs no pytest
+    import pytest
+
+    @pytest.fixture
+    def stigg() -> Iterator[StandIn]:
+        """An override of all entitlements, in which customers have nothing but what the test gives them."""
+        with override_entitlements({}) as stand_in:
+            yield stand_in
+
+    @pytest.fixture
+    def assert_usage_reported(stigg: StandIn) -> Callable[..., None]:
+        """``assert_usage_reported("feature-id", 2, customer="customer-id")``"""
+        return stigg.assert_usage_reported

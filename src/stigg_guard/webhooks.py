@@ -1,0 +1,89 @@
+"""Stigg's webhooks: whoever's entitlements changed is asked about again, everywhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from hmac import compare_digest
+from http import HTTPStatus
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from stigg_guard.entitlements import Customer
+from stigg_guard.errors import InvalidRequest
+from stigg_guard.guard import Guard
+
+logger = logging.getLogger("stigg_guard")
+
+SECRET_HEADER = "Stigg-Webhooks-Secret"  # noqa: S105 - the name of the header, not what is in it
+MAX_BYTES = 1024 * 1024
+MESSAGES_KEPT = 10_000
+
+# By guard, the ids of the messages that came. Twice the same one is harmless, so nothing is locked for it.
+_received: WeakKeyDictionary[Guard, dict[str, object]] = WeakKeyDictionary()
+
+
+def receive(guard: Guard, secret: str | None, read: Callable[[int], bytes]) -> HTTPStatus:
+    """Takes one webhook; the status to answer it with.
+
+    ``secret`` is what the request has in ``SECRET_HEADER``. ``read`` gives at most that many bytes of its body, and is
+    not called without the right secret. Every message with a customer in it, whatever its type, lets the next request
+    of that customer ask again, in all processes that share a ``CACHE``; nobody is asked here.
+    """
+    if not _is_stiggs(guard, secret):
+        return HTTPStatus.FORBIDDEN
+    body = read(MAX_BYTES + 1)
+    if len(body) > MAX_BYTES:
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    try:
+        message = _message(body)
+        customer = _customer(message)
+    except (ValueError, RecursionError):  # no JSON, or none that anybody would send
+        return HTTPStatus.BAD_REQUEST
+    if customer is not None and _is_new(guard, message.get("messageId")):
+        guard.forget(customer)
+    return HTTPStatus.NO_CONTENT
+
+
+def _is_stiggs(guard: Guard, secret: str | None) -> bool:
+    expected = guard.config.webhook_secret
+    if expected is None:
+        logger.error("a webhook was refused: set WEBHOOK_SECRET to the secret that Stigg shows for the webhook")
+        return False
+    if secret is None or not compare_digest(secret.encode(), expected.encode()):
+        logger.warning("a webhook was refused: its %s is not that of WEBHOOK_SECRET", SECRET_HEADER)
+        return False
+    return True
+
+
+def _message(body: bytes) -> Mapping[str, Any]:
+    """What the body says, whether flat or inside ``data``."""
+    message = json.loads(body)
+    if not isinstance(message, dict):
+        raise InvalidRequest("", "a webhook is a JSON object")
+    data = message.get("data")
+    return {**message, **data} if isinstance(data, dict) else message
+
+
+def _customer(message: Mapping[str, Any]) -> Customer | None:
+    """Whose entitlements it is about: those of a customer, or of one of its resources."""
+    is_about_itself = str(message.get("type", "")).startswith("customer.")
+    customer = _id(message, "customer") or (message.get("id") if is_about_itself else None)
+    return Customer(customer, _id(message, "resource")) if customer else None
+
+
+def _id(message: Mapping[str, Any], of: str) -> Any:
+    """The id of an object in the message; None where there is none."""
+    named = message.get(of)
+    return (named.get("id") if isinstance(named, dict) else None) or message.get(f"{of}Id")
+
+
+def _is_new(guard: Guard, message_id: object) -> bool:
+    if not isinstance(message_id, str):
+        return True
+    received = _received.setdefault(guard, {})
+    if len(received) >= MESSAGES_KEPT:
+        received.clear()
+    this = object()
+    return received.setdefault(message_id, this) is this

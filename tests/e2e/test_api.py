@@ -1,0 +1,73 @@
+"""The Flask example's pages, clicked through."""
+
+from __future__ import annotations
+
+from playwright.sync_api import expect
+
+from e2e.visitor import Visitor
+
+
+def save(api: Visitor, title: str) -> None:
+    api.page.get_by_label("Title").fill(title)
+    api.press("Save template")
+
+
+def test_templates_are_saved_to_the_limit_and_again_after_the_upgrade(api: Visitor) -> None:
+    page = api.page
+    api.press("Linus")
+    expect(page.get_by_role("progressbar", name="1 of 2 templates")).to_be_visible()
+    save(api, "Welcome")
+    expect(page.get_by_role("status")).to_have_text("“Welcome” is saved.")
+    expect(page.get_by_role("progressbar", name="2 of 2 templates")).to_be_visible()
+    api.expects("402 /templates")
+    save(api, "One too many")
+    expect(page.get_by_role("heading", name="Your plan's limit is reached")).to_be_visible()
+    api.follow("See plans")
+    api.press("Upgrade to Growth")
+    save(api, "Now it fits")
+    expect(page.get_by_role("progressbar", name="3 of 50 templates")).to_be_visible()
+
+
+def test_the_part_that_the_plan_lacks_opens_with_the_upgrade(api: Visitor) -> None:
+    page = api.page
+    api.press("Ada's studio")
+    api.expects("402 /analytics/")
+    api.follow("Analytics")
+    expect(page.get_by_role("heading", name="Your plan does not include this feature")).to_be_visible()
+    api.follow("See plans")
+    api.press("Upgrade to Growth")
+    api.follow("Analytics")
+    expect(page.get_by_role("heading", name="Analytics")).to_be_visible()
+
+
+def test_streamed_letters_are_counted_when_the_page_is_complete(api: Visitor) -> None:
+    page = api.page
+    api.press("Ada's studio")
+    save(api, "Welcome")
+    page.get_by_label("Names").fill("Ada\nGrace\nLinus")
+    api.press("Write letters")
+    expect(page.get_by_role("listitem")).to_have_text(
+        [f"Dear {name}, welcome aboard!" for name in ("Ada", "Grace", "Linus")]
+    )
+    api.follow("Back to your templates")
+    expect(page.get_by_role("progressbar", name="423 of 1,000 calls")).to_be_visible()
+
+
+def test_the_keyboard_alone_signs_in_and_saves_a_template(api: Visitor) -> None:
+    assert [api.tab() for _ in range(2)] == ["Skip to the content", "Inkwell"]
+    assert "Ada's studio" in api.tab()
+    api.page.keyboard.press("Enter")
+    expect(api.page.get_by_role("heading", name="Your templates")).to_be_visible()
+    assert [api.tab() for _ in range(7)] == [
+        "Skip to the content",
+        "Inkwell",
+        "Templates",
+        "Analytics",
+        "Plans",
+        "Sign out",
+        "Title",
+    ]
+    api.page.keyboard.type("Typed")
+    assert [api.tab() for _ in range(2)] == ["Text", "Save template"]
+    api.page.keyboard.press("Enter")
+    expect(api.page.get_by_role("status")).to_have_text("“Typed” is saved.")

@@ -1,0 +1,367 @@
+"""What guarded views do with a request, in one table for every framework: a difference between the skins fails a test.
+
+A case says which guards a view has, what the view answers and what is asked, and then what comes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from stigg_guard import Guard
+
+ESSENTIALS = "customer-demo-01"  # 3 of 6 templates used, exports but no analytics
+GROWTH = "customer-demo-02"  # analytics
+TEMPLATES = "feature-templates"
+API_CALLS = "feature-api-calls"
+ACTIVE = "feature-active-users"  # counted by events
+EXPORTS = "feature-exports"
+ANALYTICS = "feature-analytics"
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+HTMX = {"HX-Request": "true"}
+PROBLEM = {"Content-Type": "application/problem+json"}
+PAGE = {"Content-Type": "text/html; charset=utf-8"}
+OUTAGE = {"SIDECAR": "127.0.0.1:1"}
+ADDRESS = "/shop/site-01/2"
+
+
+@dataclass(frozen=True)
+class Group:
+    """What ``protect`` is given for the group that the view is in."""
+
+    feature: str
+    n: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got. ``body`` is what it read."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: str
+    held: int
+    """How many holds were open when it got the headers."""
+
+
+class Site(Protocol):
+    """A view at ``/shop/<site>/<int:size>`` of a site that is guarded, and a client of it."""
+
+    guard: Guard
+
+    def ask(self, case: Case) -> Answer:
+        """What the case's client is answered."""
+
+
+class Skin(Protocol):
+    """A framework: the words of the guard in it, and how views are written in it."""
+
+    requires_feature: Callable[..., Any]
+    consumes_usage: Callable[..., Any]
+    releases_usage: Callable[..., Any]
+    exempt: Callable[..., Any]
+
+    def text(self, body: str = "made", status: int = 200) -> Any:
+        """A response."""
+
+    def redirect(self) -> Any:
+        """A response that leads elsewhere."""
+
+    def stream(self, parts: Iterator[str], status: int = 200) -> Any:
+        """A response that is made while it is sent."""
+
+    def abort(self, status: int) -> Any:
+        """Ends the view with an exception of the framework that is answered with the status."""
+
+    def query(self, request: Any) -> Mapping[str, str]:
+        """The arguments of the query."""
+
+    def json(self, request: Any) -> Any:
+        """The body, which is JSON."""
+
+    def size(self, response: Any) -> int:
+        """How long the body of a response is."""
+
+
+def letters() -> Iterator[str]:
+    yield "one "
+    yield "two"
+
+
+def failing_letters() -> Iterator[str]:
+    yield "one "
+    raise OSError("out of paper")
+
+
+def fail(_skin: Skin) -> Any:
+    raise RuntimeError("out of paper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row. ``guards`` are the decorators of the view, the outermost first."""
+
+    guards: Callable[[Skin], list[Any]] = lambda _: []
+    answers: Callable[[Skin], Any] = lambda skin: skin.text()
+    group: Group | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    method: str = "POST"
+    address: str = ADDRESS
+    headers: Mapping[str, str] = field(default_factory=dict)
+    json: Any = None
+    customer: str | None = ESSENTIALS
+    reads: int | None = None
+    """How many parts of a stream the client reads before it leaves; None reads all."""
+
+    status: int = 200
+    body: str | None = None
+    told: Mapping[str, str] = field(default_factory=dict)
+    """Headers of the answer, among others."""
+    runs: int = 1
+    """How often the view ran."""
+    used: Mapping[str, float] = field(default_factory=dict)
+    """What the sidecar has counted in the end."""
+    held: int = 0
+    """How many holds are open while the answer is under way."""
+
+
+def consuming(n: Any = 1, feature: str | None = TEMPLATES, **options: Any) -> Callable[[Skin], list[Any]]:
+    return lambda skin: [skin.consumes_usage(n, feature, **options)]
+
+
+def requiring(feature: str, **options: Any) -> Callable[[Skin], list[Any]]:
+    return lambda skin: [skin.requires_feature(feature, **options)]
+
+
+def by_query(skin: Skin) -> list[Any]:
+    return [skin.consumes_usage(lambda request: int(skin.query(request)["n"]), TEMPLATES)]
+
+
+def by_body(skin: Skin) -> list[Any]:
+    return [skin.consumes_usage(lambda request: len(skin.json(request)["names"]), TEMPLATES)]
+
+
+def answering(status: int) -> Callable[[Skin], Any]:
+    return lambda skin: skin.text(status=status)
+
+
+def aborting(status: int) -> Callable[[Skin], Any]:
+    return lambda skin: skin.abort(status)
+
+
+def streaming(parts: Callable[[], Iterator[str]] = letters, status: int = 200) -> Callable[[Skin], Any]:
+    return lambda skin: skin.stream(parts(), status)
+
+
+ONE_USED = {TEMPLATES: 1.0}
+IN_GROUP = Group(TEMPLATES, 1)
+BY_RULE = {"RULES": [{"path": "/shop/", "feature": TEMPLATES, "consume": 1}]}
+
+REQUIRING = {
+    "a feature of the plan": Case(guards=requiring(EXPORTS), body="made"),
+    "a feature outside the plan": Case(guards=requiring(ANALYTICS), status=402, told=PROBLEM, runs=0),
+    "a feature that was taken away": Case(
+        guards=requiring("feature-custom-domain"), customer="customer-demo-06", status=403, runs=0
+    ),
+    "a denial for a browser": Case(guards=requiring(ANALYTICS), headers=BROWSER, status=402, told=PAGE, runs=0),
+    "a denial for htmx with an upgrade page": Case(
+        guards=requiring(ANALYTICS),
+        settings={"UPGRADE_URL": "/plans?for={feature}"},
+        headers=HTMX,
+        status=402,
+        told={"HX-Redirect": "/plans?for=feature-analytics"},
+        runs=0,
+    ),
+    "a status of the settings": Case(
+        guards=requiring(ANALYTICS),
+        settings={"STATUS_CODES": {"NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION": 404}},
+        status=404,
+        runs=0,
+    ),
+    "methods that are named": Case(guards=requiring(ANALYTICS, methods=["put", "POST"]), status=402, runs=0),
+    "methods that are not named": Case(guards=requiring(ANALYTICS, methods=["PUT"])),
+    "OPTIONS": Case(guards=requiring(ANALYTICS), method="OPTIONS"),
+    "a resource of the customer": Case(guards=requiring(EXPORTS, resource="site")),
+    "a resource that is not the customer's": Case(
+        guards=requiring(EXPORTS, resource="site"), address="/shop/site-99/2", status=403, runs=0
+    ),
+    "a computed resource": Case(guards=requiring(EXPORTS, resource=lambda _, size: f"site-{size}"), status=403, runs=0),
+}
+
+NOBODY = {
+    "nobody signed in": Case(guards=requiring(EXPORTS), customer=None, status=401, told=PROBLEM, runs=0),
+    "nobody signed in who consumes": Case(guards=consuming(), customer=None, status=401, runs=0),
+    "a browser without anybody signed in": Case(
+        guards=requiring(EXPORTS), customer=None, headers=BROWSER, status=401, told=PAGE, runs=0
+    ),
+    "a browser that is sent to the login page": Case(
+        guards=requiring(EXPORTS),
+        settings={"ANONYMOUS": "login", "LOGIN_URL": "/login"},
+        customer=None,
+        headers=BROWSER,
+        status=302,
+        told={"Location": "/login?next=%2Fshop%2Fsite-01%2F2"},
+        runs=0,
+    ),
+    "a program that is not sent to the login page": Case(
+        guards=requiring(EXPORTS),
+        settings={"ANONYMOUS": "login", "LOGIN_URL": "/login"},
+        customer=None,
+        status=401,
+        told=PROBLEM,
+        runs=0,
+    ),
+    "the customer that nobody signed in stands for": Case(
+        guards=requiring(ANALYTICS), settings={"ANONYMOUS": f"customer:{GROWTH}"}, customer=None
+    ),
+}
+
+CONSUMING = {
+    "success": Case(guards=consuming(2), used={TEMPLATES: 2}),
+    "created": Case(guards=consuming(), answers=answering(201), status=201, used=ONE_USED),
+    "a redirect": Case(guards=consuming(), answers=lambda skin: skin.redirect(), status=302, used=ONE_USED),
+    "not modified": Case(guards=consuming(), answers=answering(304), status=304),
+    "a conflict": Case(guards=consuming(), answers=answering(409), status=409),
+    "an abort": Case(guards=consuming(), answers=aborting(404), status=404),
+    "an error page": Case(guards=consuming(), answers=answering(503), status=503),
+    "an exception": Case(guards=consuming(), answers=fail, status=500),
+    "HEAD that is consumed": Case(guards=consuming(), method="HEAD", body="", used=ONE_USED),
+    "OPTIONS that is not consumed": Case(guards=consuming(), method="OPTIONS"),
+    "methods that consume": Case(guards=consuming(methods=["POST"]), used=ONE_USED),
+    "methods that do not consume": Case(guards=consuming(methods=["POST"]), method="GET"),
+    "nothing consumed": Case(guards=consuming(0)),
+    "too much": Case(guards=consuming(4), status=402, told=PROBLEM, runs=0),
+    "n of the query": Case(guards=by_query, address=f"{ADDRESS}?n=3", used={TEMPLATES: 3}),
+    "n of the URL": Case(guards=consuming(lambda _, size: size), used={TEMPLATES: 2}),
+    "n of the body": Case(guards=by_body, json={"names": ["Ada", "Grace"]}, used={TEMPLATES: 2}),
+    "no n in the query": Case(guards=by_query, status=400, told=PROBLEM, runs=0),
+    "n that is no number": Case(guards=by_query, address=f"{ADDRESS}?n=two", status=400, runs=0),
+    "n below zero": Case(guards=by_query, address=f"{ADDRESS}?n=-1", status=400, told=PROBLEM, runs=0),
+    "n that is not finite": Case(guards=consuming(lambda _: float("inf")), status=400, runs=0),
+    "no n in the body": Case(guards=by_body, json={"name": "Ada"}, status=400, runs=0),
+    "a body that is no object": Case(guards=by_body, json=[], status=400, runs=0),
+    "the feature that is required above": Case(
+        guards=lambda skin: [skin.requires_feature(TEMPLATES), skin.consumes_usage(1)], used=ONE_USED
+    ),
+    "two features": Case(
+        guards=lambda skin: [skin.consumes_usage(1, TEMPLATES), skin.consumes_usage(2, API_CALLS)],
+        used={TEMPLATES: 1, API_CALLS: 2},
+    ),
+    "two features, of which the second is denied": Case(
+        guards=lambda skin: [skin.consumes_usage(1, API_CALLS), skin.consumes_usage(9, TEMPLATES)], status=402, runs=0
+    ),
+    "what was really used": Case(
+        guards=lambda skin: [skin.consumes_usage(3, TEMPLATES, actual=lambda response: skin.size(response) / 4)],
+        used=ONE_USED,
+    ),
+    "what was really used by a failure": Case(
+        guards=consuming(3, actual=lambda _: 1), answers=answering(400), status=400
+    ),
+    "an event with dimensions": Case(
+        guards=lambda skin: [
+            skin.consumes_usage(
+                1,
+                ACTIVE,
+                event="user_login",
+                dimensions=lambda request: {"user_id": skin.query(request)["user"]},
+            )
+        ],
+        address=f"{ADDRESS}?user=ann",
+        used={ACTIVE: 1},
+    ),
+    "units given back": Case(guards=lambda skin: [skin.releases_usage(2, TEMPLATES)], used={TEMPLATES: -2}),
+    "units given back by the URL": Case(
+        guards=lambda skin: [skin.releases_usage(lambda _, size: size - 1, TEMPLATES)], used={TEMPLATES: -1}
+    ),
+    "units not given back by a failure": Case(
+        guards=lambda skin: [skin.releases_usage(2, TEMPLATES)], answers=answering(409), status=409
+    ),
+}
+
+STREAMING = {
+    "a stream": Case(guards=consuming(), answers=streaming(), body="one two", held=1, used=ONE_USED),
+    "a stream that the client leaves": Case(guards=consuming(), answers=streaming(), reads=1, body="one ", held=1),
+    "a stream that nobody reads": Case(guards=consuming(), answers=streaming(), reads=0, held=1),
+    "a stream that fails": Case(guards=consuming(), answers=streaming(failing_letters), body="one ", held=1),
+    "a stream of failure": Case(guards=consuming(), answers=streaming(status=500), status=500),
+    "a stream of HEAD": Case(guards=consuming(), answers=streaming(), method="HEAD", body=""),
+    "a stream that gives units back": Case(
+        guards=lambda skin: [skin.releases_usage(2, TEMPLATES)], answers=streaming(), used={TEMPLATES: -2}
+    ),
+    "a left stream that gives no units back": Case(
+        guards=lambda skin: [skin.releases_usage(2, TEMPLATES)], answers=streaming(), reads=1
+    ),
+}
+
+GROUPS = {
+    "a group that the plan lacks": Case(group=Group(ANALYTICS), status=402, told=PROBLEM, runs=0),
+    "a group that the plan has": Case(group=Group(EXPORTS)),
+    "a group that consumes": Case(group=IN_GROUP, used=ONE_USED),
+    "a group that consumes by the URL": Case(group=Group(TEMPLATES, lambda _, size: size), used={TEMPLATES: 2}),
+    "a group that consumes too much": Case(group=Group(TEMPLATES, 4), status=402, runs=0),
+    "a group that redirects": Case(group=IN_GROUP, answers=lambda skin: skin.redirect(), status=302, used=ONE_USED),
+    "a group that fails": Case(group=IN_GROUP, answers=fail, status=500),
+    "a group that aborts": Case(group=IN_GROUP, answers=aborting(404), status=404),
+    "a group that answers with an error": Case(group=IN_GROUP, answers=answering(400), status=400),
+    "a group that streams": Case(group=IN_GROUP, answers=streaming(), body="one two", held=1, used=ONE_USED),
+    "a group that streams to nobody": Case(group=IN_GROUP, answers=streaming(), reads=1, held=1),
+    "methods of a group": Case(group=Group(TEMPLATES, 1, {"methods": ["POST"]}), used=ONE_USED),
+    "methods that are not a group's": Case(group=Group(ANALYTICS, options={"methods": ["POST"]}), method="GET"),
+    "OPTIONS of a group": Case(group=Group(ANALYTICS), method="OPTIONS"),
+    "an exempt view of a group": Case(group=Group(ANALYTICS, 1), guards=lambda skin: [skin.exempt]),
+    "an exempt view's own guards": Case(
+        group=Group(ANALYTICS), guards=lambda skin: [skin.exempt, skin.consumes_usage(1, TEMPLATES)], used=ONE_USED
+    ),
+    "a guarded view of a group": Case(
+        group=Group(API_CALLS, 1), guards=consuming(2), used={API_CALLS: 1, TEMPLATES: 2}
+    ),
+    "nobody signed in to a group": Case(group=IN_GROUP, customer=None, status=401, runs=0),
+}
+
+RULES = {
+    "a rule that the plan lacks": Case(
+        settings={"RULES": [{"path": "/shop/", "feature": ANALYTICS}]}, status=402, told=PROBLEM, runs=0
+    ),
+    "a rule of another path": Case(settings={"RULES": [{"path": "/api/", "feature": ANALYTICS}]}),
+    "a rule of other methods": Case(settings={"RULES": [{"path": "/", "feature": ANALYTICS, "methods": ["GET"]}]}),
+    "a rule that consumes": Case(settings=BY_RULE, used=ONE_USED),
+    "a rule before a rule": Case(
+        settings={"RULES": [{"path": "/shop/"}, {"path": "/", "feature": ANALYTICS}]},
+    ),
+    "a rule and a redirect": Case(settings=BY_RULE, answers=lambda skin: skin.redirect(), status=302, used=ONE_USED),
+    "a rule and a failure": Case(settings=BY_RULE, answers=fail, status=500),
+    "a rule and an abort": Case(settings=BY_RULE, answers=aborting(404), status=404),
+    "a rule and a stream": Case(settings=BY_RULE, answers=streaming(), body="one two", held=1, used=ONE_USED),
+    "a rule and a stream that fails": Case(settings=BY_RULE, answers=streaming(failing_letters), held=1),
+    "a rule and an exempt view": Case(settings=BY_RULE, guards=lambda skin: [skin.exempt]),
+    "a rule for an address that is not there": Case(settings=BY_RULE, address="/shop/nowhere", status=404, runs=0),
+    "a rule and OPTIONS": Case(settings=BY_RULE, method="OPTIONS"),
+    "a rule, a group and a decorator": Case(settings=BY_RULE, group=IN_GROUP, guards=consuming(), used={TEMPLATES: 3}),
+}
+
+NO_ANSWER = {
+    "an outage": Case(
+        guards=requiring(EXPORTS), settings=OUTAGE, status=503, told={**PROBLEM, "Retry-After": "1"}, runs=0
+    ),
+    "an outage for a browser": Case(
+        guards=consuming(), settings=OUTAGE, headers=BROWSER, status=503, told={**PAGE, "Retry-After": "1"}, runs=0
+    ),
+    "an outage that allows": Case(guards=requiring(EXPORTS), settings={**OUTAGE, "ON_OUTAGE": "allow"}),
+    "an outage that denies": Case(
+        guards=requiring(EXPORTS), settings={**OUTAGE, "ON_OUTAGE": "deny"}, status=403, runs=0
+    ),
+    "an outage with a fallback": Case(
+        guards=requiring(EXPORTS), settings={**OUTAGE, "FALLBACKS": {EXPORTS: {"hasAccess": True}}}
+    ),
+    "a disabled guard": Case(
+        guards=lambda skin: [skin.requires_feature(ANALYTICS), skin.consumes_usage(1_000)],
+        group=Group(ANALYTICS),
+        settings={**OUTAGE, "ENABLED": False},
+        customer=None,
+    ),
+}
+
+CASES: Mapping[str, Case] = {**REQUIRING, **NOBODY, **CONSUMING, **STREAMING, **GROUPS, **RULES, **NO_ANSWER}

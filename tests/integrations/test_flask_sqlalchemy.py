@@ -1,0 +1,280 @@
+"""Usage in Flask that follows the transaction of the request's SQLAlchemy session."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, Response
+from flask.testing import FlaskClient
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import insert, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from stigg_guard import Guard
+from stigg_guard.flask import StiggGuard, consumes_usage
+from stigg_guard.flask.sqlalchemy import follow
+from stigg_guard.sidecar.server import Sidecar
+
+ESSENTIALS = "customer-demo-01"
+TEMPLATES = "feature-templates"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Template(Base):
+    __tablename__ = "template"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+
+
+class Shop:
+    """An app with a database, whose view at ``/`` does what a test gives it and consumes one template."""
+
+    def __init__(self, app: Flask, db: SQLAlchemy) -> None:
+        self.app = app
+        self.db = db
+        self.does: Callable[[], Any] = lambda: "done"
+        app.add_url_rule("/", "view", consumes_usage(1, TEMPLATES)(lambda: self.does()), methods=["GET", "POST"])
+
+    @property
+    def guard(self) -> Guard:
+        return self.app.extensions["stigg_guard"].guard
+
+    @property
+    def client(self) -> FlaskClient:
+        return self.app.test_client()
+
+    def write(self, title: str = "poster") -> None:
+        self.db.session.add(Template(title=title))
+        self.db.session.flush()
+
+    def read(self) -> int:
+        return len(self.db.session.scalars(select(Template)).all())
+
+    def post(self, does: Callable[[], Any]) -> int:
+        self.does = does
+        return self.client.post("/").status_code
+
+    def counted(self) -> tuple[float, int]:
+        """How many units were used beyond the three of the catalog, and how many holds are open."""
+        assert self.guard.flush() == 0
+        self.guard.reload(ESSENTIALS)
+        used = self.guard.check(TEMPLATES, customer=ESSENTIALS).current_usage
+        return used - 3, self.guard.stats()["held"]
+
+
+@pytest.fixture
+def shop(sidecar: Sidecar, tmp_path: Path) -> Iterator[Shop]:
+    app = Flask("shop", instance_path=str(tmp_path))
+    app.config.update(
+        STIGG_GUARD_SIDECAR=sidecar.address,
+        STIGG_GUARD_CUSTOMER=lambda _: ESSENTIALS,
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/shop.sqlite3",
+    )
+    db = SQLAlchemy(model_class=Base)
+    db.init_app(app)
+    StiggGuard(app, confirm=follow(db.session))
+    made = Shop(app, db)
+    with app.app_context():
+        db.create_all()
+    yield made
+    made.guard.close()
+    with app.app_context():
+        db.engine.dispose()
+
+
+def test_commit_in_the_view_is_counted(shop: Shop) -> None:
+    def view() -> str:
+        shop.write()
+        shop.db.session.commit()
+        return "made"
+
+    assert shop.post(view) == 200
+    assert shop.counted() == (1, 0)
+
+
+def test_what_the_view_wrote_and_nobody_committed_is_given_back(shop: Shop) -> None:
+    def view() -> str:
+        shop.write()
+        return "made"
+
+    assert shop.post(view) == 200
+    assert shop.counted() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "statement", [insert(Template).values(title="poster"), text("insert into template (title) values ('poster')")]
+)
+def test_an_uncommitted_statement_is_given_back(shop: Shop, statement: Any) -> None:
+    def view() -> str:
+        shop.db.session.execute(statement)
+        return "made"
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
+
+
+def test_an_unflushed_object_is_given_back(shop: Shop) -> None:
+    def view() -> str:
+        shop.db.session.add(Template(title="poster"))
+        return "made"
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
+
+
+def test_commit_after_the_view_is_counted_then(shop: Shop) -> None:
+    before: list[tuple[float, int]] = []
+
+    @shop.app.after_request
+    def commit(response: Response) -> Response:
+        before.append(shop.counted())
+        shop.db.session.commit()
+        return response
+
+    def view() -> str:
+        shop.write()
+        return "made"
+
+    shop.post(view)
+    assert before == [(0, 1)]
+    assert shop.counted() == (1, 0)
+
+
+def test_rollback_after_the_view_is_given_back(shop: Shop) -> None:
+    @shop.app.after_request
+    def rollback(response: Response) -> Response:
+        shop.db.session.rollback()
+        return response
+
+    def view() -> str:
+        shop.write()
+        return "made"
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
+
+
+@pytest.mark.parametrize("read", ["orm", "text"])
+def test_a_transaction_that_only_reads_is_counted_when_it_is_closed(shop: Shop, read: str) -> None:
+    def view() -> str:
+        return str(shop.read() if read == "orm" else shop.db.session.scalar(text(" SELECT count(*) FROM template")))
+
+    assert shop.post(view) == 200
+    assert shop.counted() == (1, 0)
+
+
+def test_reads_after_the_commit_do_not_lose_the_usage(shop: Shop) -> None:
+    def view() -> str:
+        shop.write()
+        shop.db.session.commit()
+        return str(shop.read())
+
+    shop.post(view)
+    assert shop.counted() == (1, 0)
+
+
+def test_a_view_without_the_database_is_counted(shop: Shop) -> None:
+    assert shop.post(lambda: "done") == 200
+    assert shop.counted() == (1, 0)
+
+
+def test_a_failure_after_the_commit_is_given_back(shop: Shop) -> None:
+    def view() -> tuple[str, int]:
+        shop.write()
+        shop.db.session.commit()
+        return "sold out", 409
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
+
+
+@pytest.mark.parametrize(("keeps", "used"), [(True, 1), (False, 0)])
+def test_usage_in_a_savepoint_follows_the_savepoint(shop: Shop, keeps: bool, used: int) -> None:
+    def view() -> tuple[str, int]:
+        shop.write("kept")
+        with shop.db.session.begin_nested() as savepoint:
+            shop.write()
+            with shop.guard.consume(TEMPLATES, customer=ESSENTIALS):
+                pass
+            if not keeps:
+                savepoint.rollback()
+        shop.db.session.commit()
+        return "only the block is counted", 400
+
+    shop.post(view)
+    assert shop.counted() == (used, 0)
+
+
+def test_usage_in_a_kept_savepoint_is_given_back_with_its_transaction(shop: Shop) -> None:
+    def view() -> tuple[str, int]:
+        with shop.db.session.begin_nested():
+            shop.write()
+            with shop.guard.consume(TEMPLATES, customer=ESSENTIALS):
+                pass
+        shop.db.session.rollback()
+        return "only the block is counted", 400
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
+
+
+def test_a_reported_use_follows_the_transaction_too(shop: Shop) -> None:
+    def view() -> tuple[str, int]:
+        shop.write()
+        shop.guard.report(TEMPLATES, 1, customer=ESSENTIALS)
+        shop.db.session.rollback()
+        shop.write()
+        shop.guard.report(TEMPLATES, 2, customer=ESSENTIALS)
+        shop.db.session.commit()
+        return "only the reports are counted", 400
+
+    shop.post(view)
+    assert shop.counted() == (2, 0)
+
+
+def test_requests_on_one_thread_have_transactions_of_their_own(shop: Shop) -> None:
+    def forgetful() -> str:
+        shop.write()
+        return "made"
+
+    def careful() -> str:
+        shop.write()
+        shop.db.session.commit()
+        return "made"
+
+    for view in (forgetful, careful, forgetful):
+        assert shop.post(view) == 200
+    assert shop.counted() == (1, 0)
+
+
+def test_a_session_that_is_dropped_open_gives_its_units_back(shop: Shop) -> None:
+    with shop.app.app_context():
+        shop.write()
+        with shop.guard.consume(TEMPLATES, customer=ESSENTIALS):
+            pass
+        shop.db.session.registry.clear()
+        gc.collect()
+    assert shop.counted() == (0, 0)
+
+
+def test_work_outside_of_the_app_is_counted_at_once(shop: Shop) -> None:
+    with shop.guard.consume(TEMPLATES, customer=ESSENTIALS):
+        pass
+    assert shop.counted() == (1, 0)
+
+
+def test_import_without_sqlalchemy_says_the_pip_line() -> None:
+    script = "import sys; sys.modules['sqlalchemy'] = None\nimport stigg_guard.flask.sqlalchemy"
+    failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "MissingExtra" in failed.stderr
+    assert "pip install 'stigg-guard[sqlalchemy]'" in failed.stderr
