@@ -45,5 +45,6 @@ TEMPLATES = [
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 USE_TZ = True
 STIGG_GUARD = {"CUSTOMER": signed_in_customer, "REPORT": "inline"}
+REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "stigg_guard.django.openapi.AutoSchema"}
 ROOT_URLCONF = __name__
 urlpatterns: list[Any] = []  # each test module that asks a site has its own

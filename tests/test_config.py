@@ -184,7 +184,10 @@ def test_malformed_value_is_refused_with_its_name_and_the_remedy(name: str, valu
         ({"SIDECAR": "offline"}, "OFFLINE_FILE: SIDECAR is 'offline', so name the file"),
         ({"OFFLINE_FILE": "data.json"}, "OFFLINE_FILE: it is read only with SIDECAR = 'offline'"),
         ({"SIDECAR": "local", "OFFLINE_FILE": "data.json"}, "OFFLINE_FILE: it is read only with"),
-        ({"SIDECAR": "sidecar:80", "CATALOG": "shop.toml"}, "CATALOG: it is read only with SIDECAR = 'local'"),
+        (
+            {"SIDECAR": "offline", "OFFLINE_FILE": __file__, "CATALOG": __file__},
+            "CATALOG: with SIDECAR = 'offline' answers come from OFFLINE_FILE",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str], fault: str) -> None:

@@ -75,7 +75,8 @@ class Config:
     sidecar: str = "localhost:80"
     """``host:port`` of the sidecar; ``local`` starts one as a child process; ``offline`` asks nobody."""
     catalog: str | None = None
-    """The catalog file of the ``local`` sidecar; none serves the demonstration catalog."""
+    """The catalog file of the ``local`` sidecar, and of the commands that run one or compare features; none means the
+    demonstration catalog."""
     offline_file: str | None = None
     """The file that ``offline`` answers from."""
     api_key: str | None = field(default=None, repr=False)
@@ -189,8 +190,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield "OFFLINE_FILE: SIDECAR is 'offline', so name the file to answer from"
     if sidecar != "offline" and values.get("offline_file"):
         yield "OFFLINE_FILE: it is read only with SIDECAR = 'offline'"
-    if sidecar != "local" and values.get("catalog"):
-        yield "CATALOG: it is read only with SIDECAR = 'local'"
+    if sidecar == "offline" and values.get("catalog"):
+        yield "CATALOG: with SIDECAR = 'offline' answers come from OFFLINE_FILE, which may be a catalog"
 
 
 def _text(value: Any) -> str:

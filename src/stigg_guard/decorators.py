@@ -134,8 +134,11 @@ def consumes_usage(
     of the result how many units are reported in place of those held.
 
     Raises:
-        InvalidRequest: ``n`` is a number, and negative or not finite. As a callable it is judged at each call.
+        InvalidRequest: ``n`` is a number, and negative or not finite. As a callable it is judged at each call. Or the
+            feature's id is empty.
     """
+    if feature is not None:
+        require_id(feature, "feature_id")
     if not callable(n):
         usage_amount(n)
 

@@ -11,7 +11,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import InvalidRequest
 from stigg_guard.guard import Guard
 
 logger = logging.getLogger("stigg_guard")
@@ -61,7 +60,7 @@ def _message(body: bytes) -> Mapping[str, Any]:
     """What the body says, whether flat or inside ``data``."""
     message = json.loads(body)
     if not isinstance(message, dict):
-        raise InvalidRequest("", "a webhook is a JSON object")
+        raise ValueError("a webhook is a JSON object")
     data = message.get("data")
     return {**message, **data} if isinstance(data, dict) else message
 

@@ -195,7 +195,8 @@ def look_at(page: Page, name: str, folder: Path | None) -> None:
         page.emulate_media(color_scheme=scheme)
         if folder is not None:
             page.screenshot(path=folder / f"{name}-{device}-{scheme}.png", full_page=True)
-        assert serious_faults(page) == "", f"{device}, {scheme}"
+        faults = serious_faults(page)
+        assert not faults, f"{device}, {scheme}: {faults}"
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], f"{device}, {scheme}"
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +13,11 @@ from django.http import HttpResponseBase, StreamingHttpResponse
 from django.test import Client
 from django.urls import include, path
 from django.utils.decorators import method_decorator
+from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import serializers
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.decorators import action, api_view, authentication_classes, permission_classes, throttle_classes
-from rest_framework.exceptions import ValidationError
 from rest_framework.permissions import BasePermission, IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -71,18 +70,18 @@ class Item(serializers.Serializer[Any]):
 
 
 class Api(APIView):
-    authentication_classes = [TokenAuthentication]
+    authentication_classes = (TokenAuthentication,)
 
 
 class Domains(Api):
-    permission_classes = [HasFeature("feature-custom-domain")]
+    permission_classes = (HasFeature("feature-custom-domain"),)
 
     def get(self, request: Request) -> Response:
         return Response("your domain")
 
 
 class Analytics(Api):
-    permission_classes = [IsAuthenticated, HasFeature("feature-analytics", methods=["POST", "PUT"])]
+    permission_classes = (IsAuthenticated, HasFeature("feature-analytics", methods=["POST", "PUT"]))
 
     def get(self, request: Request) -> Response:
         return Response("what there would be")
@@ -94,21 +93,21 @@ class Analytics(Api):
 
 
 class BossOrAnalytics(Api):
-    permission_classes = [IsBoss | HasFeature("feature-analytics")]
+    permission_classes = (IsBoss | HasFeature("feature-analytics"),)
 
     def get(self, request: Request) -> Response:
         return Response("your figures")
 
 
 class Site(Api):
-    permission_classes = [IsAuthenticated & HasFeature(TEMPLATES, resource="site")]
+    permission_classes = (IsAuthenticated & HasFeature(TEMPLATES, resource="site"),)
 
     def get(self, request: Request, site: str) -> Response:
         return Response("your site")
 
 
 class Create(Api):
-    throttle_classes = [ConsumesUsage(1, TEMPLATES), NobodyPasses]
+    throttle_classes = (ConsumesUsage(1, TEMPLATES), NobodyPasses)
 
     def get(self, request: Request) -> Response:
         return Response(status=int(request.query_params.get("status", 200)))
@@ -121,7 +120,7 @@ class Create(Api):
 
 
 class CreateMany(Api):
-    throttle_classes = [ConsumesUsage(lambda request: int(request.data["n"]), TEMPLATES, methods=["POST"])]
+    throttle_classes = (ConsumesUsage(lambda request: int(request.data["n"]), TEMPLATES, methods=["POST"]),)
 
     def get(self, request: Request) -> Response:
         return Response("how many?")
@@ -131,7 +130,7 @@ class CreateMany(Api):
 
 
 class Stream(Api):
-    throttle_classes = [ConsumesUsage(2, TEMPLATES, actual=lambda response: 1)]
+    throttle_classes = (ConsumesUsage(2, TEMPLATES, actual=lambda response: 1),)
 
     def get(self, request: Request) -> HttpResponseBase:
         return StreamingHttpResponse(iter([b"a", b"b"]))
@@ -139,7 +138,7 @@ class Stream(Api):
 
 @method_decorator(consumes_usage(2, TEMPLATES), name="create")
 class TemplateSet(GenericViewSet[Any]):
-    authentication_classes = [TokenAuthentication]
+    authentication_classes = (TokenAuthentication,)
     serializer_class = Item
 
     def list(self, request: Request) -> Response:
@@ -173,16 +172,39 @@ def listed(request: Request) -> Response:
     return Response("created")
 
 
+class Elsewhere(Api):
+    permission_classes = (HasFeature("feature-analytics", using="other", methods=["GET"]),)
+    throttle_classes = (ConsumesUsage(1_000, "feature-templates", using="other", methods=["POST"]),)
+
+    def get(self, request: Request) -> Response:
+        return Response("your figures")
+
+    post = get
+
+
+class Described(Api):
+    permission_classes = (HasFeature("feature-exports"),)
+
+    @extend_schema(responses={200: str, 402: OpenApiResponse(description="Upgrade!")})
+    def get(self, request: Request) -> Response:
+        return Response("your file")
+
+
 router = SimpleRouter()
 router.register("templates", TemplateSet, basename="templates")
 
-urlpatterns = [
+documented = [
     path("domains", Domains.as_view()),
     path("analytics", Analytics.as_view()),
     path("boss", BossOrAnalytics.as_view()),
+    path("create-many", CreateMany.as_view()),
+    path("described", Described.as_view()),
+]
+urlpatterns = [
+    *documented,
     path("sites/<site>", Site.as_view()),
     path("create", Create.as_view()),
-    path("create-many", CreateMany.as_view()),
+    path("elsewhere", Elsewhere.as_view()),
     path("stream", Stream.as_view()),
     path("decorated", decorated),
     path("listed", listed),
@@ -192,12 +214,22 @@ urlpatterns = [
 pytestmark = pytest.mark.urls(__name__)
 
 
-@pytest.fixture(autouse=True, params=["with the exception handler", "without it"])
-def has_handler(request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any) -> bool:
-    """The site, whose refusals the framework answers in one half of the tests, and the middleware in the other."""
-    has_handler = request.param == "with the exception handler"
+by_framework_and_by_middleware = pytest.mark.parametrize(
+    "has_handler", [True, False], ids=["by the framework", "by the middleware"]
+)
+
+
+@pytest.fixture
+def has_handler() -> bool:
+    """Whether the framework answers refusals, rather than the middleware."""
+    return True
+
+
+@pytest.fixture(autouse=True)
+def site(has_handler: bool, sidecar: Sidecar, settings: Any) -> None:
     if has_handler:
-        settings.REST_FRAMEWORK = {"EXCEPTION_HANDLER": "stigg_guard.django.rest.exception_handler"}
+        handler = "stigg_guard.django.rest.exception_handler"
+        settings.REST_FRAMEWORK = {**settings.REST_FRAMEWORK, "EXCEPTION_HANDLER": handler}
     settings.STIGG_GUARD = {
         "CUSTOMER": customer_of_user,
         "SIDECAR": sidecar.address,
@@ -205,7 +237,6 @@ def has_handler(request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any)
         "REPORT": "inline",
         "UPGRADE_URL": "/plans",
     }
-    return has_handler
 
 
 @pytest.fixture
@@ -226,6 +257,7 @@ def used() -> float:
     return guard.check(TEMPLATES, customer=DEMO).current_usage
 
 
+@by_framework_and_by_middleware
 class TestHasFeature:
     def test_permits_whoever_has_it(self, api: Client) -> None:
         assert api.get("/domains").json() == "your domain"
@@ -279,7 +311,7 @@ class TestHasFeature:
         assert answer.headers["Retry-After"] == "1"
 
     def test_of_a_customer_with_a_bad_id_is_an_error(self, api: Client, settings: Any) -> None:
-        settings.STIGG_GUARD = {**settings.STIGG_GUARD, "CUSTOMER": lambda request: " "}
+        settings.STIGG_GUARD = {**settings.STIGG_GUARD, "CUSTOMER": lambda request: ""}
         assert api.get("/domains").status_code == 500
 
     def test_of_an_empty_feature_is_refused_at_once(self) -> None:
@@ -358,6 +390,7 @@ class TestConsumesUsage:
         assert used() == 4
 
 
+@by_framework_and_by_middleware
 class TestDecorators:
     def test_guard_a_function_and_get_the_framework_s_request(self, api: Client) -> None:
         assert api.get("/decorated", {"n": 2}).json() == "created"
@@ -370,6 +403,7 @@ class TestDecorators:
         assert used() == 5
 
 
+@by_framework_and_by_middleware
 class TestAnswer:
     def test_of_a_refusal_is_a_problem(self, api: Client) -> None:
         answer = api.post("/create-many", {"n": 4}, headers={"accept": "application/json"})
@@ -385,3 +419,54 @@ class TestAnswer:
         answer = api.post("/create", {})
         assert answer.json() == {"name": ["This field is required."]}
         assert answer.headers["Content-Type"] == "application/json"
+
+
+class TestCustomer:
+    def test_is_found_by_the_user_whom_the_framework_authenticates(self, api: Client, settings: Any) -> None:
+        settings.STIGG_GUARD = {**settings.STIGG_GUARD, "RATE_LIMIT_HEADERS": True}
+        answer = api.post("/create", {"name": "a"})
+        assert answer.headers["RateLimit"] == f'"{TEMPLATES}";r=2'
+
+    def test_may_be_found_by_another_configuration(self, settings: Any) -> None:
+        other = {**settings.STIGG_GUARD, "CUSTOMER": lambda request: GROWTH, "UPGRADE_URL": "/more"}
+        settings.STIGG_GUARD = {"default": settings.STIGG_GUARD, "other": other}
+        assert client_of(DEMO).get("/elsewhere").json() == "your figures"
+        assert client_of(DEMO).post("/elsewhere").json()["upgrade_url"] == "/more"
+
+
+class TestSchema:
+    @pytest.fixture
+    def schema(self) -> Any:
+        """What drf-spectacular writes of this site."""
+        return SchemaGenerator(patterns=documented).get_schema(public=True)
+
+    @pytest.mark.parametrize(
+        ("path", "method", "refusals"),
+        [
+            ("/domains", "get", {"402", "403", "503"}),
+            ("/analytics", "get", set()),
+            ("/analytics", "post", {"402", "403", "503"}),
+            ("/boss", "get", {"402", "403", "503"}),
+            ("/create-many", "get", set()),
+            ("/create-many", "post", {"402", "403", "503"}),
+            ("/described", "get", {"402", "403", "503"}),
+        ],
+    )
+    def test_shows_what_guarded_operations_are_refused_with(
+        self, schema: Any, path: str, method: str, refusals: set[str]
+    ) -> None:
+        assert set(schema["paths"][path][method]["responses"]) - {"200"} == refusals
+
+    def test_describes_the_problem(self, schema: Any) -> None:
+        content = schema["paths"]["/domains"]["get"]["responses"]["402"]["content"]
+        assert content == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/FeatureProblem"}}}
+        assert "upgrade_url" in schema["components"]["schemas"]["FeatureProblem"]["properties"]
+
+    def test_leaves_what_a_view_describes_itself(self, schema: Any) -> None:
+        assert schema["paths"]["/described"]["get"]["responses"]["402"]["description"] == "Upgrade!"
+
+
+def test_without_the_framework_the_pip_line_is_told() -> None:
+    code = "import sys; sys.modules['rest_framework'] = None; import stigg_guard.django.rest"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'stigg-guard[djangorestframework]'" in done.stderr

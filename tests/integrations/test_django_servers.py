@@ -72,7 +72,7 @@ def ledger(tmp_path: Path) -> str:
 @contextmanager
 def serving(server: str, folder: Path, environ: dict[str, str]) -> Iterator[str]:
     """The address of the site, run by the server, which is sent SIGTERM in the end."""
-    command, descriptors = SERVERS[server], ()
+    command = SERVERS[server]
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         if command[0] == "gunicorn":
@@ -121,9 +121,9 @@ def test_eight_clients_get_exactly_what_is_there_and_all_of_it_is_reported(
             answers = [(path, session.get(f"http://{address}/{path}", timeout=30)) for path in paths]
         return Counter((path, answer.status_code, answer.text[:8]) for path, answer in answers)
 
-    with serving(server, tmp_path, {"SITE_SIDECAR": sidecar.address, "SITE_LEDGER": ledger}) as address:
-        with ThreadPoolExecutor(CLIENTS) as clients:
-            told = sum(clients.map(client, [address] * CLIENTS), Counter())
+    environ = {"SITE_SIDECAR": sidecar.address, "SITE_LEDGER": ledger}
+    with serving(server, tmp_path, environ) as address, ThreadPoolExecutor(CLIENTS) as clients:
+        told = sum(clients.map(client, [address] * CLIENTS), Counter())
     assert told["plain", 200, "exported"] == 5 * CLIENTS
     assert told["create", 200, "created"] + told["stream", 200, "created"] == LIMIT
     assert Counter(status for _, status, _ in told.elements()) == {200: LIMIT + 5 * CLIENTS, 402: 10 * CLIENTS - LIMIT}

@@ -138,14 +138,19 @@ def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
     return response
 
 
-def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:
+def denial_of(request: HttpRequest, error: Refusal) -> Denial:
+    """What the error comes to for this request. The log and the ``RateLimit`` headers are told of it."""
     using = asked_configuration(request)
     if isinstance(error, (SidecarError, LedgerUnavailable)):
         logger.warning("%s cannot be guarded: %s", request.path, error)
     if isinstance(error, FeatureDenied):
         note_use(request, [error.entitlement], using)
     login_url = resolve_url(settings.LOGIN_URL) if isinstance(error, SignInRequired) else None
-    denial = Denial.of(error, get_guard(using).config, WORDING, login_url=login_url)
+    return Denial.of(error, get_guard(using).config, WORDING, login_url=login_url)
+
+
+def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:
+    denial = denial_of(request, error)
     answer = denial.answer(request.headers, request.get_full_path())
     body = answer.body if answer.template is None else _rendered(request, answer.template, denial)
     return HttpResponse(body, answer.content_type, answer.status, headers=dict(answer.headers))

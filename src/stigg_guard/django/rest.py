@@ -32,11 +32,10 @@ from rest_framework.views import APIView
 
 from stigg_guard import decorators
 from stigg_guard.decorators import Dimensions, OneOrComputed
-from stigg_guard.denial import PROBLEM_TYPE, REFUSALS, Denial, Refusal, is_answered
+from stigg_guard.denial import PROBLEM_TYPE, REFUSALS, Refusal, is_answered
 from stigg_guard.django.calls import DjangoCalls
-from stigg_guard.django.conf import DEFAULT, get_guard
-from stigg_guard.django.requests import asked_configuration
-from stigg_guard.django.wording import WORDING
+from stigg_guard.django.conf import DEFAULT
+from stigg_guard.django.middleware import denial_of
 from stigg_guard.entitlements import Amount
 
 
@@ -44,7 +43,7 @@ class Refused(APIException):
     """A refusal as the framework's own exception: ``detail`` is the body of the problem, ``status_code`` its status."""
 
     def __init__(self, error: Refusal, request: Request, view: APIView) -> None:
-        denial = Denial.of(error, get_guard(asked_configuration(request)).config, WORDING)
+        denial = denial_of(request, error)
         self.status_code = denial.status
         # Not through the framework's constructor, which turns numbers into texts.
         self.detail = json.loads(denial.problem())

@@ -224,9 +224,10 @@ def _returning(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except HTTPException as error:
-            if not succeeded(error.get_response(request.environ).status_code):
+            response = error.get_response(request.environ)
+            if not succeeded(response.status_code):
                 raise
             answer: Any = current_app.handle_http_exception(error)
-            return answer  # type: ignore[no-any-return] # whatever the app answers with
+            return response if answer is error else answer  # type: ignore[return-value] # what the view answers with
 
     return returned

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from django.apps import apps
-from django.db import connections
+from django.db import InternalError, connections
 from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, TextField, Value
 from django.db.models.functions import Cast, Concat
+from django.db.transaction import TransactionManagementError
 
 from stigg_guard.clock import Clock
 from stigg_guard.django.ledger.database import Database
@@ -31,6 +32,7 @@ ADDED_UP_AT_ONCE = 1000
 COMMITS_REMEMBERED_SECONDS = 3600.0  # far less than PostgreSQL does
 _WAITS = Q(state__in=(State.DEAD.value, State.UNCERTAIN.value))
 _UNDER_WAY = Q(state__in=(State.SENDING.value, State.UNCERTAIN.value))
+_UNDONE = (InternalError, TransactionManagementError)  # what broken transactions say, the server's and Django's
 _UNSENT = {"state": State.UNSENT.value, "batch": None, "reason": "", "attempts": 0}
 
 # In one statement, so that a use which is committed meanwhile is seen as a hold or as an entry, and never as neither.
@@ -283,14 +285,22 @@ class DjangoLedger:
         users = self._database.users_transaction()
         if users is None:
             return self._settle_apart(hold, uses)
-        if users.needs_rollback:
-            with self._database.step():
-                usages = self._usages_with(uses)
-        else:
+        try:
             with self._database.step(with_data=True):
                 usages = self._write(hold, uses)
+        except LedgerUnavailable as error:
+            if isinstance(error.__cause__, _UNDONE):
+                return self._give_up(hold, uses)
+            raise
         users.on_commit(_Outcome(self, hold).commit, robust=True)
         return usages
+
+    def _give_up(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
+        """The transaction that the uses belong to will be rolled back, and takes nothing any more."""
+        if hold is not None:
+            self.release(hold)
+        with self._database.step():
+            return self._usages_with(uses)
 
     def _settle_apart(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
         transaction_id = None

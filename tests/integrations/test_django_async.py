@@ -1,0 +1,483 @@
+"""Views that are awaited: who gets in, what is counted, and that nothing stays held when a client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import django
+import pytest
+from asgiref.sync import iscoroutinefunction
+from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.template import engines
+from django.template.response import TemplateResponse
+from django.test import AsyncClient, AsyncRequestFactory, Client
+from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
+
+from stigg_guard import Guard
+from stigg_guard.django import consumes_usage, exempt, get_guard, releases_usage, requires_feature
+from stigg_guard.sidecar.server import Sidecar
+
+TEMPLATES = "feature-templates"
+DEMO = "customer-demo-01"  # essentials: 3 of 6 templates used, no analytics
+
+
+def of_gateway(request: HttpRequest) -> str | None:
+    """The customer that a gateway in front of the site has authenticated."""
+    return request.headers.get("X-Customer")
+
+
+async def of_gateway_awaited(request: HttpRequest) -> str | None:
+    return of_gateway(request)
+
+
+runs: list[str] = []
+
+
+@requires_feature(TEMPLATES)
+@consumes_usage(1)
+async def create(request: HttpRequest, status: int = 201) -> HttpResponse:
+    runs.append(request.path)
+    return HttpResponse("created", status=status)
+
+
+@requires_feature("feature-analytics")
+async def analytics(request: HttpRequest) -> HttpResponse:
+    raise AssertionError("the view must not run")
+
+
+@consumes_usage(lambda request: request.GET["n"], TEMPLATES)
+async def create_many(request: HttpRequest) -> HttpResponse:
+    raise AssertionError("the view must not run")
+
+
+@consumes_usage(3, TEMPLATES, actual=lambda response: int(response["X-Made"]))
+async def create_some(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(headers={"X-Made": "2"})
+
+
+@consumes_usage(2, TEMPLATES)
+async def create_and_fail(request: HttpRequest) -> HttpResponse:
+    raise RuntimeError("out of paper")
+
+
+@releases_usage(1, TEMPLATES)
+async def remove(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+@consumes_usage(2, TEMPLATES)
+async def stream(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(parts(fail="fail" in request.GET))
+
+
+@consumes_usage(2, TEMPLATES)
+def stream_from_sync_view(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(parts(fail=False))
+
+
+async def parts(*, fail: bool) -> AsyncIterator[bytes]:
+    yield b"one "
+    if fail:
+        raise OSError("out of paper")
+    yield b"two"
+
+
+@consumes_usage(1, TEMPLATES)
+async def page(request: HttpRequest) -> TemplateResponse:
+    return TemplateResponse(request, engines["django"].from_string("{{ made }}"), {"made": made_or_not(request)})
+
+
+def made_or_not(request: HttpRequest) -> Callable[[], str]:
+    def made() -> str:
+        if "fail" in request.GET:
+            raise OSError("out of ink")
+        return "made"
+
+    return made
+
+
+async def plan(request: Any) -> JsonResponse:
+    entitlement = await request.stigg.aentitlement(TEMPLATES)
+    return JsonResponse(
+        {
+            "has": [await request.stigg.ahas(TEMPLATES), await request.stigg.ahas("feature-analytics")],
+            "usage": entitlement and entitlement.current_usage,
+            "all": sorted(await request.stigg.aall()),
+        }
+    )
+
+
+async def ping(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(threading.current_thread().name)
+
+
+class CreateView(View):
+    @method_decorator([requires_feature(TEMPLATES), consumes_usage(1)])
+    async def post(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("created", status=201)
+
+
+urlpatterns = [
+    path("create", create),
+    path("create/<int:status>", create),
+    path("analytics", analytics),
+    path("create-many", create_many),
+    path("create-some", create_some),
+    path("create-and-fail", create_and_fail),
+    path("remove", remove),
+    path("stream", stream),
+    path("stream-from-sync-view", stream_from_sync_view),
+    path("page", page),
+    path("plan", plan),
+    path("ping", ping),
+    path("class", CreateView.as_view()),
+    path("ruled/create", ping),
+    path("ruled/stream", lambda request: StreamingHttpResponse(parts(fail=False))),
+    path("ruled/exempt", exempt(ping)),
+    path("ruled/analytics", ping),
+]
+
+pytestmark = pytest.mark.urls(__name__)
+
+
+@pytest.fixture(autouse=True, params=[of_gateway, of_gateway_awaited], ids=["sync-resolver", "async-resolver"])
+def site(request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any) -> Any:
+    """The settings of a site that asks the sidecar; its resolver is of either kind."""
+    rules = [
+        {"path": "/ruled/analytics", "feature": "feature-analytics"},
+        {"path": "/ruled/", "feature": TEMPLATES, "consume": 1},
+    ]
+    settings.STIGG_GUARD = {
+        **settings.STIGG_GUARD,
+        "SIDECAR": sidecar.address,
+        "CUSTOMER": request.param,
+        "RULES": rules,
+        "RATE_LIMIT_HEADERS": True,
+    }
+    runs.clear()
+    return settings
+
+
+@pytest.fixture
+def web() -> AsyncClient:
+    """A client whose customer is signed in."""
+    return AsyncClient(headers={"X-Customer": DEMO}, raise_request_exception=False)
+
+
+def get(client: AsyncClient, url: str, **more: Any) -> Any:
+    """The response, with its stream read."""
+
+    async def visit() -> Any:
+        response: Any = await client.get(url, **more)
+        response.body = b"".join([part async for part in response]) if response.streaming else response.content
+        return response
+
+    return asyncio.run(visit())
+
+
+def used(guard: Guard) -> float:
+    """What the sidecar has counted, asked by a guard of its own."""
+    guard.reload(DEMO)
+    return guard.check(TEMPLATES, customer=DEMO).current_usage
+
+
+def held() -> int:
+    return get_guard().stats()["held"]
+
+
+def test_a_decorated_view_is_a_coroutine_function() -> None:
+    assert iscoroutinefunction(create)
+    assert create.__name__ == "create"
+
+
+def test_a_success_is_counted_once_and_the_view_awaited_once(web: AsyncClient, guard: Guard) -> None:
+    response = get(web, "/create")
+    assert (response.status_code, response.body) == (201, b"created")
+    assert runs == ["/create"]
+    assert used(guard) == 4
+
+
+def test_an_async_view_is_guarded_under_wsgi_too(guard: Guard) -> None:
+    assert Client(headers={"X-Customer": DEMO}).get("/create").status_code == 201
+    assert used(guard) == 4
+
+
+@pytest.mark.parametrize("status", [304, 404, 500])
+def test_a_response_of_failure_is_not_counted(web: AsyncClient, guard: Guard, status: int) -> None:
+    assert get(web, f"/create/{status}").status_code == status
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_a_denial_is_answered_as_for_other_views(web: AsyncClient) -> None:
+    response = get(web, "/analytics")
+    assert (response.status_code, response["Content-Type"]) == (402, "application/problem+json")
+
+
+def test_nobody_is_answered_401() -> None:
+    assert get(AsyncClient(), "/create").status_code == 401
+    assert runs == []
+
+
+def test_a_bad_amount_is_answered_400(web: AsyncClient, guard: Guard) -> None:
+    assert get(web, "/create-many?n=x").status_code == 400
+    assert held() == 0
+
+
+def test_what_was_really_used_is_reported(web: AsyncClient, guard: Guard) -> None:
+    assert get(web, "/create-some").status_code == 200
+    assert used(guard) == 5
+
+
+def test_an_exception_gives_the_units_back(web: AsyncClient, guard: Guard) -> None:
+    assert get(web, "/create-and-fail").status_code == 500
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_units_are_given_back_after_success(web: AsyncClient, guard: Guard) -> None:
+    assert get(web, "/remove").status_code == 200
+    assert used(guard) == 2
+
+
+def test_a_view_that_is_only_marked_as_awaited_is_awaited(guard: Guard) -> None:
+    class AsyncView(View):
+        async def get(self, request: HttpRequest) -> HttpResponse:
+            return HttpResponse("made")
+
+    guarded: Any = consumes_usage(1, TEMPLATES)(AsyncView.as_view())
+    request = AsyncRequestFactory().get("/", headers={"X-Customer": DEMO})
+    assert asyncio.run(guarded(request)).content == b"made"
+    assert used(guard) == 4
+
+
+@pytest.mark.skipif(django.VERSION < (5, 2), reason="method_decorator takes async methods since Django 5.2")
+def test_an_async_method_is_guarded_and_counted(web: AsyncClient, guard: Guard) -> None:
+    async def visit() -> int:
+        return (await web.post("/class")).status_code
+
+    assert asyncio.run(visit()) == 201
+    assert used(guard) == 4
+
+
+@pytest.mark.parametrize("url", ["/stream", "/stream-from-sync-view"])
+def test_a_stream_is_counted_when_it_ends_and_held_until_then(web: AsyncClient, guard: Guard, url: str) -> None:
+    async def visit() -> None:
+        response: Any = await web.get(url)
+        stream = aiter(response)
+        assert (await anext(stream), used(guard), held()) == (b"one ", 3, 1)
+        assert [part async for part in stream] == [b"two"]
+
+    asyncio.run(visit())
+    assert (used(guard), held()) == (5, 0)
+
+
+def test_a_stream_that_the_client_leaves_is_given_back(web: AsyncClient, guard: Guard) -> None:
+    async def visit() -> None:
+        response: Any = await web.get("/stream")
+        await anext(aiter(response))
+        response.close()
+
+    asyncio.run(visit())
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_a_stream_that_fails_is_given_back(web: AsyncClient, guard: Guard) -> None:
+    with pytest.raises(OSError, match="out of paper"):
+        get(web, "/stream?fail")
+    assert (used(guard), held()) == (3, 0)
+
+
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume asynchronous iterators")
+def test_an_async_stream_under_wsgi_is_counted(guard: Guard) -> None:
+    response: Any = Client(headers={"X-Customer": DEMO}).get("/stream")
+    assert b"".join(response) == b"one two"
+    assert (used(guard), held()) == (5, 0)
+
+
+def test_a_page_is_counted_when_it_is_rendered(web: AsyncClient, guard: Guard) -> None:
+    assert get(web, "/page").body == b"made"
+    assert used(guard) == 4
+
+
+def test_a_page_that_cannot_be_rendered_is_given_back(web: AsyncClient, guard: Guard) -> None:
+    assert get(web, "/page?fail").status_code == 500
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_the_plan_is_awaited(web: AsyncClient) -> None:
+    known = get(web, "/plan").json()
+    assert (known["has"], known["usage"]) == ([True, False], 3)
+    assert TEMPLATES in known["all"]
+
+
+def test_nobody_has_an_empty_plan() -> None:
+    assert get(AsyncClient(), "/plan").json() == {"has": [False, False], "usage": None, "all": []}
+
+
+def test_a_rule_holds_and_counts(web: AsyncClient, guard: Guard) -> None:
+    response = get(web, "/ruled/create")
+    assert (response.status_code, response["RateLimit"]) == (200, f'"{TEMPLATES}";r=2')
+    assert used(guard) == 4
+
+
+def test_a_rule_counts_a_stream_when_it_ends(web: AsyncClient, guard: Guard) -> None:
+    assert get(web, "/ruled/stream").body == b"one two"
+    assert (used(guard), held()) == (4, 0)
+
+
+def test_a_rule_denies(web: AsyncClient) -> None:
+    assert get(web, "/ruled/analytics").status_code == 402
+    assert get(AsyncClient(), "/ruled/create").status_code == 401
+
+
+def test_a_rule_leaves_exempt_views_alone(guard: Guard) -> None:
+    assert get(AsyncClient(), "/ruled/exempt").status_code == 200
+
+
+def test_what_no_rule_guards_waits_for_no_thread(site: Any, web: AsyncClient) -> None:
+    site.MIDDLEWARE = ["stigg_guard.django.middleware.StiggGuardMiddleware"]
+    hops: list[object] = []
+
+    async def visit() -> None:
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor = lambda *work: hops.append(work)  # type: ignore[method-assign,assignment]
+        handler = ASGIHandler()
+        request = AsyncRequestFactory().get("/ping")
+        assert (await handler.get_response_async(request)).status_code == 200
+
+    asyncio.run(visit())
+    assert hops == []
+
+
+class Visit:
+    """A call of a view that can be stopped where it waits in a thread."""
+
+    def __init__(self) -> None:
+        self.waits, self.goes_on = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.waits.set()
+        assert self.goes_on.wait(30)
+
+    def cancel(self, view: Callable[[HttpRequest], Awaitable[HttpResponse]], times: int = 1) -> None:
+        """Cancels the call while it waits."""
+
+        async def visit() -> None:
+            request = AsyncRequestFactory().get("/", headers={"X-Customer": DEMO})
+            task = asyncio.ensure_future(view(request))
+            assert await asyncio.to_thread(self.waits.wait, 30)
+            for _ in range(times):
+                task.cancel()
+                await asyncio.sleep(0)  # one turn of the loop, so that the task learns of it
+            self.goes_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(visit())
+
+
+@pytest.fixture
+def visit() -> Iterator[Visit]:
+    made = Visit()
+    yield made
+    made.goes_on.set()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_client_that_leaves_while_the_hold_is_taken_leaves_nothing_held(
+    site: Any, guard: Guard, visit: Visit, times: int
+) -> None:
+    def slow(request: HttpRequest) -> str:
+        visit.wait()
+        return DEMO
+
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": slow}
+    visit.cancel(create, times)
+    assert runs == []
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_a_client_that_leaves_before_a_check_is_answered_is_not_served(site: Any, visit: Visit) -> None:
+    def slow(request: HttpRequest) -> str:
+        visit.wait()
+        return DEMO
+
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": slow}
+    visit.cancel(requires_feature("feature-custom-domain")(analytics.__wrapped__))  # type: ignore[attr-defined]
+
+
+def test_a_client_that_leaves_during_the_view_leaves_nothing_held(guard: Guard, visit: Visit) -> None:
+    @consumes_usage(1, TEMPLATES)
+    async def never(request: HttpRequest) -> HttpResponse:
+        visit.waits.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nothing wakes it")
+
+    visit.cancel(never)
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_work_that_is_done_is_counted_once_although_the_client_leaves(guard: Guard, visit: Visit) -> None:
+    def actual(response: HttpResponse) -> int:
+        visit.wait()
+        return 2
+
+    @consumes_usage(1, TEMPLATES, actual=actual)
+    async def done(request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    visit.cancel(done)
+    assert (used(guard), held()) == (5, 0)
+
+
+@pytest.mark.skipif(django.VERSION < (5, 0), reason="Django notices disconnects since 5.0")
+@pytest.mark.parametrize("url", ["/create", "/stream-that-waits"])
+def test_a_disconnect_in_a_whole_request_leaves_nothing_held(
+    site: Any, guard: Guard, visit: Visit, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @consumes_usage(1, TEMPLATES)
+    async def create(request: HttpRequest) -> HttpResponse:
+        await wait()
+        raise AssertionError("nothing wakes it")
+
+    @consumes_usage(1, TEMPLATES)
+    async def stream(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(waiting())
+
+    async def wait() -> None:
+        assert held() == 1
+        visit.waits.set()
+        await asyncio.Event().wait()
+
+    async def waiting() -> AsyncIterator[bytes]:
+        await wait()
+        yield b"never"
+
+    site.ROOT_URLCONF = (path("create", create), path("stream-that-waits", stream))
+
+    async def receive() -> dict[str, Any]:
+        if not received:
+            received.append("request")
+            return {"type": "http.request", "body": b""}
+        assert await asyncio.to_thread(visit.waits.wait, 30)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    received: list[str] = []
+    sent: list[dict[str, Any]] = []
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": url,
+        "query_string": b"",
+        "headers": [(b"x-customer", DEMO.encode()), (b"host", b"testserver")],
+    }
+    asyncio.run(ASGIHandler()(scope, receive, send))
+    assert (used(guard), held()) == (3, 0)
