@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from faults.disk import disk
+from faults.django_ledger import django_ledger
 from faults.killed import killed
 from faults.network import network
 from faults.outage import outage
@@ -20,6 +21,7 @@ from faults.promise import Promise, Scale
 SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "oversell": oversell,
     "killed": killed,
+    "django": django_ledger,
     "outage": outage,
     "disk": disk,
     "network": network,

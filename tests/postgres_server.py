@@ -69,9 +69,15 @@ class PostgresServer:
         self._process.wait()
 
     def execute(self, statement: str) -> None:
-        """Runs a statement for administrators."""
-        with psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True) as connection:
+        """Runs a statement as an administrator."""
+        with self._connected() as connection:
             connection.execute(statement.encode())
+
+    def ask(self, query: str) -> Any:
+        """The one value that a query of an administrator finds."""
+        with self._connected() as connection:
+            row = connection.execute(query.encode()).fetchone()
+            return row and row[0]
 
     def database(self, name: str) -> dict[str, Any]:
         """Django's settings for a new, empty database."""
@@ -82,6 +88,9 @@ class PostgresServer:
             "USER": "postgres",
             "NAME": name,
         }
+
+    def _connected(self) -> psycopg.Connection:
+        return psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [self._binaries / program, "-D", self.folder / "data", *arguments]

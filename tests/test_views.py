@@ -87,12 +87,15 @@ def test_callable_that_hides_its_signature_gets_the_request(calls: MakeCalls) ->
     "given",
     [lambda request: int(request.form["n"]), lambda _: int("many"), lambda _: len(None)],  # type: ignore[arg-type]
 )
-def test_what_the_request_does_not_say_is_a_bad_request(calls: MakeCalls, guard: Guard, given: Any) -> None:
+def test_what_the_request_does_not_say_is_a_bad_request(
+    calls: MakeCalls, guard: Guard, given: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     runs: list[object] = []
     view = consumes_usage(given, TEMPLATES, calls=calls())(runs.append)
-    with pytest.raises(InvalidRequest, match="the request does not say it") as told:
+    with pytest.raises(InvalidRequest, match="does not say how much") as told:
         view(Request())
     assert (told.value.field, runs, held(guard)) == ("value", [], 0)
+    assert caplog.records[-1].exc_info is not None
 
 
 def test_invalid_request_of_the_callable_is_kept(calls: MakeCalls) -> None:

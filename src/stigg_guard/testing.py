@@ -16,17 +16,14 @@ import sys
 import threading
 import unittest
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import wraps
 from inspect import getattr_static, isasyncgenfunction, iscoroutinefunction, isfunction, isgeneratorfunction
 from math import isclose
-from numbers import Real
-from typing import Any, NamedTuple, TypeVar, cast
-
-from google.protobuf.message import Message
+from typing import Any, TypeVar, cast
 
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock, utc_now
@@ -39,11 +36,7 @@ from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
 from stigg_guard.lookup import Lookup
 from stigg_guard.messages import usage_of
 from stigg_guard.observer import Observer
-from stigg_guard.sidecar import catalog
-from stigg_guard.sidecar.document import Faults, Table
-from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.store import Store
-from stigg_guard.wire import sidecar_pb2 as wire
+from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -51,12 +44,7 @@ SETTLE_SECONDS = 1.0
 """How long an assertion waits for work in another thread, such as a live server's, to end."""
 
 _CONFIG = Config(report=ReportMode.INLINE, settle_grace=0.0)
-_PLAN = "override"
 _GIVEN = "_stigg_guard_entitlements"
-_EXPECTED = (
-    "expected True, False, a whole number, a list of texts, or a table such as "
-    '{"limit": 3}, {"limit": 10, "usage": 9, "reset": "month"} or {"unlimited": True}'
-)
 
 
 def override_entitlements(entitlements: Mapping[str, Any]) -> Override:
@@ -74,7 +62,7 @@ def override_entitlements(entitlements: Mapping[str, Any]) -> Override:
     Raises:
         ConfigError: a value is wrong; the message names every one.
     """
-    return Override(_parsed(entitlements))
+    return Override(parse_plan(entitlements, source=override_entitlements.__name__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +88,11 @@ class StandIn:
     What it changes, it changes in the innermost override that is active, until that ends. Safe between threads.
     """
 
-    def __init__(self, given: Mapping[str, _Given], outer: StandIn | None) -> None:
+    def __init__(self, given: Mapping[str, Given], outer: StandIn | None) -> None:
         self._time: _Time = _Time(outer._time.shift if outer is not None else timedelta())
         self._reports: _Reports = outer._reports if outer is not None else _Reports()
         self._first_report = len(self._reports.made)
-        self._source: _Source = _Source(given, outer._source if outer is not None else None, self._time.now)
+        self._plan: OnePlan = OnePlan(given, outer._plan if outer is not None else None, self._time.now)
         self._making = threading.Lock()
         self._begin_work()
 
@@ -116,10 +104,10 @@ class StandIn:
         Raises:
             ConfigError: a value is wrong, or the override has ended.
         """
-        given, innermost = _parsed(entitlements), self._innermost()
-        innermost._source.sell(given)
-        for customer in innermost._source.customers:
-            innermost._lookup.cache.forget(customer)
+        given, innermost = parse_plan(entitlements, source=override_entitlements.__name__), self._innermost()
+        innermost._plan.change(given)
+        for who in innermost._plan.everybody:
+            innermost._lookup.cache.forget(Customer(who.customer, who.resource or None))
 
     def now(self) -> datetime:
         """The present instant: the real one, until :meth:`travel`."""
@@ -128,9 +116,10 @@ class StandIn:
     def travel(self, time: timedelta) -> None:
         """Goes forward in time, or back. What is held at the departure does not count at the arrival."""
         innermost = self._innermost()
-        innermost._time.shift += time
-        innermost._end_work()
-        innermost._begin_work()
+        with innermost._making:
+            innermost._end_work()
+            innermost._time.shift += time
+            innermost._begin_work()
 
     def travel_to(self, instant: datetime) -> None:
         """Goes to an instant, which is in UTC unless it says otherwise; time goes on from there."""
@@ -174,7 +163,7 @@ class StandIn:
     def _begin_work(self) -> None:
         self._clock = Clock(now=self._time.now)
         self._ledger = ledger_from_url("memory://", self._clock)
-        self._lookup = Lookup(_CONFIG, self._clock, self._ledger.ticket, Stigg(answers=self._source))
+        self._lookup = Lookup(_CONFIG, self._clock, self._ledger.ticket, Stigg(answers=self._plan))
         self._books: dict[Book, Book] = {}
         # A test's transaction is rolled back after the test: the ledger is there as long as anybody holds units in it.
         weakref.finalize(self._lookup, self._ledger.close)
@@ -193,19 +182,12 @@ class StandIn:
         return _standing[-1]
 
     def _record(self, entry: Entry) -> None:
-        if entry.event is not None:
-            # Stigg's meters make usage of events; here it is as much as was to be used.
-            self._source.answer("ReportUsage", usage_of(entry))
-        self._reports.add(
-            Report(
-                Customer(entry.key.customer_id, entry.key.resource_id or None),
-                entry.key.feature_id,
-                entry.amount,
-                entry.is_set,
-                datetime.fromtimestamp(entry.used_at, timezone.utc),
-                entry.event.name if entry.event is not None else None,
-            )
-        )
+        event = entry.event.name if entry.event is not None else None
+        customer = Customer(entry.key.customer_id, entry.key.resource_id or None)
+        at = datetime.fromtimestamp(entry.used_at, timezone.utc)
+        self._reports.add(Report(customer, entry.key.feature_id, entry.amount, entry.is_set, at, event))
+        if event is not None:  # Stigg's meters make usage of events; here it is as much as was used
+            self._plan.answer("ReportUsage", usage_of(entry))
 
     def _total(self, feature: str, customer: str | Customer | None) -> float:
         asked = None if customer is None else Customer.of(customer)
@@ -236,7 +218,7 @@ class Override:
     plain one, of whose methods those named ``test…`` do.
     """
 
-    def __init__(self, given: Mapping[str, _Given]) -> None:
+    def __init__(self, given: Mapping[str, Given]) -> None:
         self._given = given
         self._entered: list[AbstractContextManager[StandIn]] = []
 
@@ -259,14 +241,6 @@ class Override:
         return _within(lambda *_: _standing_in(self._given), decorated)
 
 
-class _Given(NamedTuple):
-    """What was said of a feature; the plan lacks it when ``grant`` is None."""
-
-    feature: catalog.Feature
-    grant: catalog.Grant | None
-    usage: float | None
-
-
 class _Time:
     """The real time, shifted."""
 
@@ -275,94 +249,6 @@ class _Time:
 
     def now(self) -> datetime:
         return utc_now() + self.shift
-
-
-class _Source:
-    """Answers as a sidecar whose catalog has every customer that is asked about, each with the one plan.
-
-    The plan is what is given, on top of that of an ``outer`` source, whose customers go on with the usage they have.
-    """
-
-    def __init__(self, given: Mapping[str, _Given], outer: _Source | None, now: Callable[[], datetime]) -> None:
-        self.plan: Mapping[str, _Given] = {**outer.plan, **given} if outer is not None else given
-        self.customers: Mapping[Customer, Mapping[str, float]] = {}
-        used = {customer: outer.used(customer) for customer in outer.customers} if outer is not None else {}
-        self._earlier = {customer: {**_usage(self.plan), **usage, **_usage(given)} for customer, usage in used.items()}
-        self._unnamed: Mapping[str, catalog.Feature] = {}
-        self._changing = threading.Lock()
-        store = Store(None)
-        self._engine = Engine(self._catalog(), store, now=now)
-        weakref.finalize(self._engine, store.close)
-
-    @property
-    def honours_keys(self) -> bool:
-        return self._engine.honours_keys
-
-    def answer(
-        self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
-    ) -> Message:
-        for asked in _parts(request):
-            self._admit(asked)
-        return self._engine.answer(method, request, timeout=timeout, idempotency_key=idempotency_key)
-
-    def close(self) -> None:
-        """Nothing is to be closed while anybody can ask."""
-
-    def sell(self, given: Mapping[str, _Given]) -> None:
-        """Changes the plan, and the usage of those features for which one is given."""
-        with self._changing:
-            self.plan = {**self.plan, **given}
-            self._engine.replace_catalog(self._catalog())
-        for customer in self.customers:
-            for feature, usage in _usage(given).items():
-                report = wire.ReportUsageRequest(
-                    customer_id=customer.id,
-                    resource_id=customer.resource,
-                    feature_id=feature,
-                    value=usage,
-                    update_behavior=wire.UsageUpdateBehavior.USAGE_UPDATE_BEHAVIOR_SET,
-                )
-                self._engine.answer("ReportUsage", report)
-
-    def used(self, customer: Customer) -> Mapping[str, float]:
-        """The customer's present usage of what the plan has."""
-        request = wire.GetEntitlementsStateV2Request(customer_id=customer.id, resource_id=customer.resource)
-        state: Any = self._engine.answer("GetEntitlementsStateV2", request)
-        metered = (entitlement.metered for entitlement in state.entitlements if entitlement.HasField("metered"))
-        return {entitlement.feature.id: entitlement.current_usage for entitlement in metered}
-
-    def _admit(self, asked: Any) -> None:
-        """Makes known who is asked about, and what; a request without a customer is the engine's to refuse."""
-        if not asked.customer_id:
-            return
-        customers = {Customer(asked.customer_id), Customer(asked.customer_id, asked.resource_id or None)}
-        feature = getattr(asked, "feature_id", "")
-        with self._changing:
-            is_new = feature and feature not in self.plan and feature not in self._unnamed
-            if not is_new and customers <= self.customers.keys():
-                return
-            if is_new:
-                self._unnamed = {**self._unnamed, feature: _lacking(feature)}
-            new = customers - self.customers.keys()
-            begins = {customer: self._earlier.get(customer, _usage(self.plan)) for customer in new}
-            self.customers = {**self.customers, **begins}
-            self._engine.replace_catalog(self._catalog())
-
-    def _catalog(self) -> catalog.Catalog:
-        grants = {feature: given.grant for feature, given in self.plan.items() if given.grant is not None}
-        accounts = {customer: catalog.Account(plan=_PLAN, usage=usage) for customer, usage in self.customers.items()}
-        customers = {
-            customer.id: catalog.Customer(
-                customer.id,
-                account,
-                resources={one.resource: accounts[one] for one in accounts if one.id == customer.id and one.resource},
-            )
-            for customer, account in accounts.items()
-            if customer.resource is None
-        }
-        features = {feature: given.feature for feature, given in self.plan.items()}
-        plans = {_PLAN: catalog.Plan(_PLAN, entitlements=grants)}
-        return catalog.Catalog(features={**self._unnamed, **features}, plans=plans, customers=customers)
 
 
 class _Reports:
@@ -403,7 +289,7 @@ _beginning = threading.Lock()
 
 
 @contextmanager
-def _standing_in(given: Mapping[str, _Given]) -> Iterator[StandIn]:
+def _standing_in(given: Mapping[str, Given]) -> Iterator[StandIn]:
     with _beginning:
         stand_in = StandIn(given, _standing[-1] if _standing else None)
         _standing.append(stand_in)
@@ -447,7 +333,7 @@ def _within(begin: Callable[..., AbstractContextManager[StandIn]], function: T) 
     return cast(T, awaited if iscoroutinefunction(function) else called)
 
 
-def _decorate_class(decorated: type, given: Mapping[str, _Given]) -> None:
+def _decorate_class(decorated: type, given: Mapping[str, Given]) -> None:
     """Puts the class's tests within the override: those of the classes it derives from too, on top of their own."""
     setattr(decorated, _GIVEN, {**getattr(decorated, _GIVEN, {}), **given})
     names = ("run", "debug") if issubclass(decorated, unittest.TestCase) else _test_methods(decorated)
@@ -463,58 +349,6 @@ def _decorate_class(decorated: type, given: Mapping[str, _Given]) -> None:
 
 def _test_methods(decorated: type) -> Sequence[str]:
     return [name for name in dir(decorated) if name.startswith("test") and isfunction(getattr_static(decorated, name))]
-
-
-def _parsed(entitlements: Mapping[str, Any]) -> dict[str, _Given]:
-    if not isinstance(entitlements, Mapping) or not all(isinstance(feature, str) for feature in entitlements):
-        raise ConfigError(f"override_entitlements: expected a mapping by feature id, not {entitlements!r}")
-    faults = Faults("override_entitlements")
-    given = {feature: _read(faults, feature, entitlements[feature]) for feature in Table(faults, (), entitlements)}
-    faults.raise_any()
-    return given
-
-
-def _read(faults: Faults, feature_id: str, value: Any) -> _Given:
-    spelled = _spelled(value)
-    kind = _kind(spelled)
-    if kind is None:
-        if value is not False:
-            faults.add((feature_id,), f"{_EXPECTED}, not {value!r}")
-        return _Given(_lacking(feature_id), None, None)
-    feature = catalog.Feature(feature_id, kind)
-    usage = None
-    if kind == "metered":
-        usage = Table(faults, (feature_id,), spelled).amount("usage")
-        spelled = {key: one for key, one in spelled.items() if key != "usage"}
-    return _Given(feature, catalog.read_grant(Table(faults, (), {feature_id: spelled}), feature), usage)
-
-
-def _spelled(value: Any) -> Any:
-    """The value without short forms."""
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return {"value": value}
-    return {"values": list(value)} if isinstance(value, (list, tuple, Set)) else value
-
-
-def _kind(spelled: Any) -> str | None:
-    if not isinstance(spelled, Mapping):
-        return "boolean" if spelled is True else None
-    return "numeric" if "value" in spelled else "enum" if "values" in spelled else "metered"
-
-
-def _lacking(feature_id: str) -> catalog.Feature:
-    """A feature that the plan lacks. It is metered, so that usage of it can be reported all the same."""
-    return catalog.Feature(feature_id, "metered")
-
-
-def _usage(plan: Mapping[str, _Given]) -> Mapping[str, float]:
-    return {feature: given.usage for feature, given in plan.items() if given.usage is not None}
-
-
-def _parts(request: Any) -> Sequence[Any]:
-    """Those requests that a bulk is made of; any other is its only part."""
-    fields = request.DESCRIPTOR.fields_by_name
-    return next((getattr(request, name) for name in ("usages", "events") if name in fields), (request,))
 
 
 if "pytest" in sys.modules:  # who runs tests by other means needs no pytest

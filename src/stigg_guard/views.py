@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from stigg_guard.rules import guards_method, method_names
 
 if TYPE_CHECKING:
     from stigg_guard.guard import Guard
+
+logger = logging.getLogger("stigg_guard")
 
 EXEMPT = "stigg_guard_exempt"
 """The attribute of views that no group's guard and no rule applies to."""
@@ -77,7 +80,8 @@ class ViewCalls(Calls):
             except InvalidRequest:
                 raise
             except (ValueError, LookupError, TypeError) as error:
-                raise InvalidRequest("value", f"the request does not say it: {error!r}") from error
+                logger.warning("a request does not have what is computed from it", exc_info=True)
+                raise InvalidRequest("value", "the request does not say how much is used") from error
 
         return compute
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from playwright.sync_api import ConsoleMessage, Page, Response
+from playwright.sync_api import ConsoleMessage, Page, Request, Response
 
 REFUSED = re.compile(r"Failed to load resource: the server responded with a status of (\d+)")
 
@@ -28,7 +28,7 @@ class Visitor:
         page.on("console", self._heard)
         page.on("response", self._answered)
         page.on("pageerror", lambda error: self._faults.add(str(error)))
-        page.on("requestfailed", lambda request: self._faults.add(_fault(request.failure, request.url)))
+        page.on("requestfailed", self._failed)
 
     def press(self, name: str) -> None:
         """Presses a button that leads to a page, and waits for that."""
@@ -60,6 +60,10 @@ class Visitor:
             return
         refused = REFUSED.match(message.text)
         self._faults.add(_fault(refused[1], message.location["url"]) if refused else message.text)
+
+    def _failed(self, request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the browser itself does that, to go on or for a download
+            self._faults.add(_fault(request.failure, request.url))
 
     def _answered(self, response: Response) -> None:
         if response.status >= 400:

@@ -287,7 +287,6 @@ STREAMING = {
     "a stream that nobody reads": Case(guards=consuming(), answers=streaming(), reads=0, held=1),
     "a stream that fails": Case(guards=consuming(), answers=streaming(failing_letters), body="one ", held=1),
     "a stream of failure": Case(guards=consuming(), answers=streaming(status=500), status=500),
-    "a stream of HEAD": Case(guards=consuming(), answers=streaming(), method="HEAD", body=""),
     "a stream that gives units back": Case(
         guards=lambda skin: [skin.releases_usage(2, TEMPLATES)], answers=streaming(), used={TEMPLATES: -2}
     ),

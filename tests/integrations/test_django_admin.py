@@ -18,8 +18,10 @@ from django.db import connection
 from django.test import Client
 from django.urls import path
 from django.utils import translation
+from django.utils.translation.template import templatize
 
 from redis_server import RedisServer
+from stigg_guard import django as django_skin
 from stigg_guard.django import get_guard
 from stigg_guard.django.admin import MAX_ENTRIES, PER_PAGE
 from stigg_guard.ledger import Ledger, State, UsageKey, Use
@@ -27,7 +29,8 @@ from stigg_guard.sidecar.server import Sidecar
 
 LEDGER = "/admin/stigg_guard/ledgerentry/"
 ENTITLEMENTS = f"{LEDGER}entitlements/"
-HOMES = ("memory", "file", "redis")
+SAID = re.compile(r"""[^n]pgettext(?:_lazy)?\(u?["']stigg_guard["'], u?(["'])(.+?)\1""")
+HOMES = ("memory://", "sqlite:///{folder}/ledger.db", "redis", "django://default")
 
 urlpatterns = [path("admin/", admin.site.urls)]
 
@@ -43,14 +46,14 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def home() -> str:
     """Where the ledger is; a test of all homes has this as its parameter."""
-    return "memory"
+    return HOMES[0]
 
 
 @pytest.fixture
 def ledger(home: str, request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any, tmp_path: Path) -> Ledger:
     """The ledger of the site."""
-    url = {"memory": "memory://", "file": f"sqlite:///{tmp_path}/ledger.db"}.get(home)
-    if url is None:
+    url = home.format(folder=tmp_path)
+    if home == "redis":
         server: RedisServer = request.getfixturevalue("redis_server")
         server.client.flushall()
         url = server.url
@@ -142,10 +145,20 @@ class TestLedgerPage:
         assert f"customer-{MAX_ENTRIES - 1:04}" in last
         assert f"the oldest {MAX_ENTRIES} entries" in last
 
-    def test_is_shown_in_the_reader_s_language(self, entries: dict[State, str]) -> None:
-        client = signed_in(is_superuser=True)
+    def test_is_shown_in_the_reader_s_language(self, boss: Client, entries: dict[State, str]) -> None:
         with translation.override("de"):
-            assert "Startseite" in text_of(client.get(LEDGER))
+            page = text_of(boss.get(LEDGER))
+        assert "abgelehnt ann feature-templates +2" in page
+        assert "3 Einträge" in page
+
+    def test_is_of_the_configuration_that_is_asked_for(
+        self, boss: Client, ledger: Ledger, entries: dict[State, str], settings: Any
+    ) -> None:
+        here = settings.STIGG_GUARD
+        settings.STIGG_GUARD = {"default": here, "other": {**here, "LEDGER": "memory://"}}
+        get_guard("other").ledger.record(Use(UsageKey("zoe", "", "feature-templates"), 1))
+        assert "zoe" not in text_of(boss.get(LEDGER))
+        assert "zoe" in text_of(boss.get(LEDGER, {"using": "other"}))
 
     def test_of_a_ledger_that_cannot_be_read_says_so(self, boss: Client, settings: Any, tmp_path: Path) -> None:
         with RedisServer(tmp_path, durable=False) as server:
@@ -154,6 +167,14 @@ class TestLedgerPage:
         answer = boss.get(LEDGER)
         assert answer.status_code == 200
         assert "The ledger is not available at the moment: " in text_of(answer)
+
+    def test_has_no_text_that_is_not_translated(self) -> None:
+        package = Path(django_skin.__file__).parent
+        pages = [templatize(page.read_text()) for page in (package / "templates" / "admin").rglob("*.html")]
+        texts = SAID.findall("\n".join([(package / "admin.py").read_text(), *pages]))
+        assert len(texts) > 30
+        with translation.override("de"):
+            assert [text for _, text in texts if translation.pgettext("stigg_guard", text) == text] == []
 
 
 class TestDecision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import django
@@ -146,9 +146,9 @@ urlpatterns = [
 pytestmark = pytest.mark.urls(__name__)
 
 
-@pytest.fixture(autouse=True, params=[of_gateway, of_gateway_awaited], ids=["sync-resolver", "async-resolver"])
-def site(request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any) -> Any:
-    """The settings of a site that asks the sidecar; its resolver is of either kind."""
+@pytest.fixture(autouse=True)
+def site(sidecar: Sidecar, settings: Any) -> Any:
+    """The settings of a site that asks the sidecar."""
     rules = [
         {"path": "/ruled/analytics", "feature": "feature-analytics"},
         {"path": "/ruled/", "feature": TEMPLATES, "consume": 1},
@@ -156,7 +156,7 @@ def site(request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any) -> Any
     settings.STIGG_GUARD = {
         **settings.STIGG_GUARD,
         "SIDECAR": sidecar.address,
-        "CUSTOMER": request.param,
+        "CUSTOMER": of_gateway,
         "RULES": rules,
         "RATE_LIMIT_HEADERS": True,
     }
@@ -164,17 +164,14 @@ def site(request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any) -> Any
     return settings
 
 
-@pytest.fixture
-def web() -> AsyncClient:
-    """A client whose customer is signed in."""
-    return AsyncClient(headers={"X-Customer": DEMO}, raise_request_exception=False)
+SIGNED_IN = {"X-Customer": DEMO}
 
 
-def get(client: AsyncClient, url: str, **more: Any) -> Any:
+def get(url: str, headers: Mapping[str, str] = SIGNED_IN) -> Any:
     """The response, with its stream read."""
 
     async def visit() -> Any:
-        response: Any = await client.get(url, **more)
+        response: Any = await AsyncClient(raise_request_exception=False).get(url, headers=headers)
         response.body = b"".join([part async for part in response]) if response.streaming else response.content
         return response
 
@@ -196,51 +193,58 @@ def test_a_decorated_view_is_a_coroutine_function() -> None:
     assert create.__name__ == "create"
 
 
-def test_a_success_is_counted_once_and_the_view_awaited_once(web: AsyncClient, guard: Guard) -> None:
-    response = get(web, "/create")
+def test_a_success_is_counted_once_and_the_view_awaited_once(guard: Guard) -> None:
+    response = get("/create")
     assert (response.status_code, response.body) == (201, b"created")
     assert runs == ["/create"]
     assert used(guard) == 4
 
 
 def test_an_async_view_is_guarded_under_wsgi_too(guard: Guard) -> None:
-    assert Client(headers={"X-Customer": DEMO}).get("/create").status_code == 201
+    assert Client(headers=SIGNED_IN).get("/create").status_code == 201
     assert used(guard) == 4
 
 
 @pytest.mark.parametrize("status", [304, 404, 500])
-def test_a_response_of_failure_is_not_counted(web: AsyncClient, guard: Guard, status: int) -> None:
-    assert get(web, f"/create/{status}").status_code == status
+def test_a_response_of_failure_is_not_counted(guard: Guard, status: int) -> None:
+    assert get(f"/create/{status}").status_code == status
     assert (used(guard), held()) == (3, 0)
 
 
-def test_a_denial_is_answered_as_for_other_views(web: AsyncClient) -> None:
-    response = get(web, "/analytics")
+@pytest.mark.parametrize(("headers", "status"), [(SIGNED_IN, 201), ({}, 401)])
+def test_the_resolver_may_be_awaited(site: Any, headers: Mapping[str, str], status: int) -> None:
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": of_gateway_awaited}
+    assert get("/create", headers).status_code == status
+    assert Client(headers=headers).get("/create").status_code == status
+
+
+def test_a_denial_is_answered_as_for_other_views() -> None:
+    response = get("/analytics")
     assert (response.status_code, response["Content-Type"]) == (402, "application/problem+json")
 
 
 def test_nobody_is_answered_401() -> None:
-    assert get(AsyncClient(), "/create").status_code == 401
+    assert get("/create", {}).status_code == 401
     assert runs == []
 
 
-def test_a_bad_amount_is_answered_400(web: AsyncClient, guard: Guard) -> None:
-    assert get(web, "/create-many?n=x").status_code == 400
+def test_a_bad_amount_is_answered_400(guard: Guard) -> None:
+    assert get("/create-many?n=x").status_code == 400
     assert held() == 0
 
 
-def test_what_was_really_used_is_reported(web: AsyncClient, guard: Guard) -> None:
-    assert get(web, "/create-some").status_code == 200
+def test_what_was_really_used_is_reported(guard: Guard) -> None:
+    assert get("/create-some").status_code == 200
     assert used(guard) == 5
 
 
-def test_an_exception_gives_the_units_back(web: AsyncClient, guard: Guard) -> None:
-    assert get(web, "/create-and-fail").status_code == 500
+def test_an_exception_gives_the_units_back(guard: Guard) -> None:
+    assert get("/create-and-fail").status_code == 500
     assert (used(guard), held()) == (3, 0)
 
 
-def test_units_are_given_back_after_success(web: AsyncClient, guard: Guard) -> None:
-    assert get(web, "/remove").status_code == 200
+def test_units_are_given_back_after_success(guard: Guard) -> None:
+    assert get("/remove").status_code == 200
     assert used(guard) == 2
 
 
@@ -250,24 +254,24 @@ def test_a_view_that_is_only_marked_as_awaited_is_awaited(guard: Guard) -> None:
             return HttpResponse("made")
 
     guarded: Any = consumes_usage(1, TEMPLATES)(AsyncView.as_view())
-    request = AsyncRequestFactory().get("/", headers={"X-Customer": DEMO})
+    request = AsyncRequestFactory().get("/", headers=SIGNED_IN)
     assert asyncio.run(guarded(request)).content == b"made"
     assert used(guard) == 4
 
 
 @pytest.mark.skipif(django.VERSION < (5, 2), reason="method_decorator takes async methods since Django 5.2")
-def test_an_async_method_is_guarded_and_counted(web: AsyncClient, guard: Guard) -> None:
+def test_an_async_method_is_guarded_and_counted(guard: Guard) -> None:
     async def visit() -> int:
-        return (await web.post("/class")).status_code
+        return (await AsyncClient().post("/class", headers=SIGNED_IN)).status_code
 
     assert asyncio.run(visit()) == 201
     assert used(guard) == 4
 
 
 @pytest.mark.parametrize("url", ["/stream", "/stream-from-sync-view"])
-def test_a_stream_is_counted_when_it_ends_and_held_until_then(web: AsyncClient, guard: Guard, url: str) -> None:
+def test_a_stream_is_counted_when_it_ends_and_held_until_then(guard: Guard, url: str) -> None:
     async def visit() -> None:
-        response: Any = await web.get(url)
+        response: Any = await AsyncClient().get(url, headers=SIGNED_IN)
         stream = aiter(response)
         assert (await anext(stream), used(guard), held()) == (b"one ", 3, 1)
         assert [part async for part in stream] == [b"two"]
@@ -276,9 +280,9 @@ def test_a_stream_is_counted_when_it_ends_and_held_until_then(web: AsyncClient, 
     assert (used(guard), held()) == (5, 0)
 
 
-def test_a_stream_that_the_client_leaves_is_given_back(web: AsyncClient, guard: Guard) -> None:
+def test_a_stream_that_the_client_leaves_is_given_back(guard: Guard) -> None:
     async def visit() -> None:
-        response: Any = await web.get("/stream")
+        response: Any = await AsyncClient().get("/stream", headers=SIGNED_IN)
         await anext(aiter(response))
         response.close()
 
@@ -286,60 +290,60 @@ def test_a_stream_that_the_client_leaves_is_given_back(web: AsyncClient, guard: 
     assert (used(guard), held()) == (3, 0)
 
 
-def test_a_stream_that_fails_is_given_back(web: AsyncClient, guard: Guard) -> None:
+def test_a_stream_that_fails_is_given_back(guard: Guard) -> None:
     with pytest.raises(OSError, match="out of paper"):
-        get(web, "/stream?fail")
+        get("/stream?fail")
     assert (used(guard), held()) == (3, 0)
 
 
 @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume asynchronous iterators")
 def test_an_async_stream_under_wsgi_is_counted(guard: Guard) -> None:
-    response: Any = Client(headers={"X-Customer": DEMO}).get("/stream")
+    response: Any = Client(headers=SIGNED_IN).get("/stream")
     assert b"".join(response) == b"one two"
     assert (used(guard), held()) == (5, 0)
 
 
-def test_a_page_is_counted_when_it_is_rendered(web: AsyncClient, guard: Guard) -> None:
-    assert get(web, "/page").body == b"made"
+def test_a_page_is_counted_when_it_is_rendered(guard: Guard) -> None:
+    assert get("/page").body == b"made"
     assert used(guard) == 4
 
 
-def test_a_page_that_cannot_be_rendered_is_given_back(web: AsyncClient, guard: Guard) -> None:
-    assert get(web, "/page?fail").status_code == 500
+def test_a_page_that_cannot_be_rendered_is_given_back(guard: Guard) -> None:
+    assert get("/page?fail").status_code == 500
     assert (used(guard), held()) == (3, 0)
 
 
-def test_the_plan_is_awaited(web: AsyncClient) -> None:
-    known = get(web, "/plan").json()
+def test_the_plan_is_awaited() -> None:
+    known = get("/plan").json()
     assert (known["has"], known["usage"]) == ([True, False], 3)
     assert TEMPLATES in known["all"]
 
 
 def test_nobody_has_an_empty_plan() -> None:
-    assert get(AsyncClient(), "/plan").json() == {"has": [False, False], "usage": None, "all": []}
+    assert get("/plan", {}).json() == {"has": [False, False], "usage": None, "all": []}
 
 
-def test_a_rule_holds_and_counts(web: AsyncClient, guard: Guard) -> None:
-    response = get(web, "/ruled/create")
+def test_a_rule_holds_and_counts(guard: Guard) -> None:
+    response = get("/ruled/create")
     assert (response.status_code, response["RateLimit"]) == (200, f'"{TEMPLATES}";r=2')
     assert used(guard) == 4
 
 
-def test_a_rule_counts_a_stream_when_it_ends(web: AsyncClient, guard: Guard) -> None:
-    assert get(web, "/ruled/stream").body == b"one two"
+def test_a_rule_counts_a_stream_when_it_ends(guard: Guard) -> None:
+    assert get("/ruled/stream").body == b"one two"
     assert (used(guard), held()) == (4, 0)
 
 
-def test_a_rule_denies(web: AsyncClient) -> None:
-    assert get(web, "/ruled/analytics").status_code == 402
-    assert get(AsyncClient(), "/ruled/create").status_code == 401
+def test_a_rule_denies() -> None:
+    assert get("/ruled/analytics").status_code == 402
+    assert get("/ruled/create", {}).status_code == 401
 
 
 def test_a_rule_leaves_exempt_views_alone(guard: Guard) -> None:
-    assert get(AsyncClient(), "/ruled/exempt").status_code == 200
+    assert get("/ruled/exempt", {}).status_code == 200
 
 
-def test_what_no_rule_guards_waits_for_no_thread(site: Any, web: AsyncClient) -> None:
+def test_what_no_rule_guards_waits_for_no_thread(site: Any) -> None:
     site.MIDDLEWARE = ["stigg_guard.django.middleware.StiggGuardMiddleware"]
     hops: list[object] = []
 
@@ -368,7 +372,7 @@ class Visit:
         """Cancels the call while it waits."""
 
         async def visit() -> None:
-            request = AsyncRequestFactory().get("/", headers={"X-Customer": DEMO})
+            request = AsyncRequestFactory().get("/", headers=SIGNED_IN)
             task = asyncio.ensure_future(view(request))
             assert await asyncio.to_thread(self.waits.wait, 30)
             for _ in range(times):
@@ -438,7 +442,7 @@ def test_work_that_is_done_is_counted_once_although_the_client_leaves(guard: Gua
 @pytest.mark.skipif(django.VERSION < (5, 0), reason="Django notices disconnects since 5.0")
 @pytest.mark.parametrize("url", ["/create", "/stream-that-waits"])
 def test_a_disconnect_in_a_whole_request_leaves_nothing_held(
-    site: Any, guard: Guard, visit: Visit, url: str, monkeypatch: pytest.MonkeyPatch
+    site: Any, guard: Guard, visit: Visit, url: str
 ) -> None:
     @consumes_usage(1, TEMPLATES)
     async def create(request: HttpRequest) -> HttpResponse:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 import pytest
 from django.core import mail
+from django.core.management import call_command
 from django.db import DataError, connections, transaction
 from django.test import TestCase, modify_settings
 from django.test.utils import CaptureQueriesContext
@@ -163,7 +165,7 @@ class TestTransaction:
     def test_counts_its_own_uses(self, ledger: DjangoLedger, alias: str) -> None:
         with transaction.atomic(using=alias):
             commit(ledger, held(ledger, claim(7)))
-            assert elsewhere_or_here(ledger, alias, lambda: ledger.hold([claim(4)], 60)) == Refused(claim(4), 7)
+            assert ledger.hold([claim(4)], 60) == Refused(claim(4), 7)
 
     def test_has_the_usage_that_was_recorded_in_it(self, ledger: DjangoLedger, alias: str) -> None:
         with suppress(WorkFailed), transaction.atomic(using=alias):
@@ -204,17 +206,425 @@ class TestTransaction:
             assert ledger.take_batch(100, LEASE) is None
         assert ledger.take_batch(100, LEASE) is not None
 
-    def test_without_the_tables_goes_on(self, ledger: DjangoLedger, alias: str) -> None:
-        with connections[alias].cursor() as cursor:
-            cursor.execute("ALTER TABLE stigg_guard_ledger_entry RENAME TO away")
-        with transaction.atomic(using=alias):
-            sell(alias)
-            with pytest.raises(LedgerUnavailable):
-                ledger.record(Use(KEY, 1))
-        assert sold(alias) == 1
-        with connections[alias].cursor() as cursor:
-            cursor.execute("ALTER TABLE away RENAME TO stigg_guard_ledger_entry")
+
+class TestPostgres:
+    def test_shows_a_hold_to_others_while_the_transaction_is_open(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        with transaction.atomic(using=postgres_alias):
+            hold = held(on_postgres, claim(7))
+            commit(on_postgres, hold)
+            assert elsewhere(on_postgres.counts) == {**NOTHING, "held": 1}
+            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7)
+
+    def test_keeps_its_books_when_the_transaction_is_rolled_back(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        with suppress(WorkFailed), transaction.atomic(using=postgres_alias):
+            ticket = on_postgres.ticket("ann")
+            held(on_postgres)
+            raise WorkFailed
+        assert on_postgres.ticket("ann") > ticket
+        assert on_postgres.counts() == {**NOTHING, "held": 1}
+
+    def test_lets_two_open_transactions_use_the_same_feature(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        both = threading.Barrier(2)
+
+        def use(_: int) -> None:
+            with transaction.atomic(using=postgres_alias):
+                sell(postgres_alias)
+                commit(on_postgres, held(on_postgres))
+                both.wait(WAIT)
+            connections[postgres_alias].close()
+
+        at_once(use, 2)
+        assert unsent(on_postgres) == sold(postgres_alias) == 2
+
+    def test_is_exact_among_transactions_of_which_some_fail(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        def use(number: int) -> None:
+            for attempt in range(10):
+                with suppress(WorkFailed), transaction.atomic(using=postgres_alias):
+                    hold = on_postgres.hold([claim(1, limit=20)], 60)
+                    if isinstance(hold, Hold):
+                        sell(postgres_alias)
+                        commit(on_postgres, hold)
+                    if (number + attempt) % 2:
+                        raise WorkFailed
+            connections[postgres_alias].close()
+
+        at_once(use, 8)
+        assert unsent(on_postgres) == sold(postgres_alias) == 20
+        assert on_postgres.counts()["held"] == 0
+
+    def test_takes_no_usage_into_a_transaction_that_the_server_gave_up(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        with transaction.atomic(using=postgres_alias):
+            hold = held(on_postgres)
+            with suppress(DataError), connections[postgres_alias].cursor() as cursor:
+                cursor.execute("SELECT 1 / 0")
+            assert on_postgres.commit(hold, [Use(KEY, 1)]) == [0]
+            assert on_postgres.record(Use(KEY, 1)) == 0
+        assert on_postgres.counts() == NOTHING
+
+    def test_waits_for_no_transaction_that_is_about_to_use_a_hold_up(
+        self, on_postgres: DjangoLedger, postgres_alias: str, clock: ManualClock
+    ) -> None:
+        hold = held(on_postgres)
+        clock.advance(100_000)
+        with transaction.atomic(using=postgres_alias):
+            commit(on_postgres, hold)
+            assert elsewhere(lambda: on_postgres.take_batch(100, LEASE)) is None
+            elsewhere(lambda: on_postgres.renew([hold], 60))
+            elsewhere(lambda: on_postgres.release(hold))
+        assert on_postgres.counts() == {**NOTHING, "unsent": 1, "late": 1}
+
+    def test_lets_a_hold_expire_whose_connection_is_closed_within_the_transaction(
+        self, on_postgres: DjangoLedger, postgres_alias: str, clock: ManualClock
+    ) -> None:
+        with transaction.atomic(using=postgres_alias):
+            commit(on_postgres, held(on_postgres))
+            connections[postgres_alias].close()
+        clock.advance(60)
+        assert on_postgres.counts() == NOTHING
+
+    def test_records_in_the_order_of_its_own_database_only(
+        self, on_postgres: DjangoLedger, postgres: PostgresServer
+    ) -> None:
+        with django_database("other", postgres.database("other")) as other:
+            make_shop(other)
+            with suppress(WorkFailed), transaction.atomic(using=other):
+                sell(other)
+                commit(on_postgres, held(on_postgres))
+                raise WorkFailed
+            assert sold(other) == 0
+        assert unsent(on_postgres) == 1
+
+    def test_commits_under_two_aliases_that_are_rolled_back_apart(
+        self, on_postgres: DjangoLedger, postgres_alias: str, postgres: PostgresServer
+    ) -> None:
+        with django_database("second", postgres.database("second")) as second:
+            make_shop(second)
+            with transaction.atomic(using=postgres_alias):
+                sell(postgres_alias)
+                commit(on_postgres, held(on_postgres))
+                with suppress(WorkFailed), transaction.atomic(using=second):
+                    sell(second)
+                    raise WorkFailed
+            assert (sold(postgres_alias), unsent(on_postgres), sold(second)) == (1, 1, 0)
 
 
-def elsewhere_or_here(ledger: DjangoLedger, alias: str, ask: Callable[[], Answer]) -> Answer:
-    return ask()
+def are_open(server: PostgresServer, expected: int) -> bool:
+    """Whether so many connections to the ledger's database are open, once the server has noticed who is gone."""
+    deadline = monotonic() + WAIT
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'ledger'"
+    while (found := server.ask(query)) != expected and monotonic() < deadline:
+        pass
+    return bool(found == expected)
+
+
+class TestConnections:
+    def test_are_made_anew_when_they_were_lost(self, on_postgres: DjangoLedger, postgres: PostgresServer) -> None:
+        held(on_postgres)
+        postgres.ask("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'ledger'")
+        held(on_postgres)
+        assert on_postgres.counts()["held"] == 2
+
+    def test_to_a_server_that_is_away_are_told_of_and_made_when_it_is_back(
+        self, on_postgres: DjangoLedger, postgres: PostgresServer
+    ) -> None:
+        commit(on_postgres, held(on_postgres))
+        postgres.kill()
+        try:
+            with pytest.raises(LedgerUnavailable, match="the ledger in the database 'postgres' cannot be used"):
+                on_postgres.hold([claim()], 60)
+        finally:
+            postgres.start()
+        assert on_postgres.counts() == {**NOTHING, "unsent": 1}
+
+    def test_end_with_their_threads(
+        self, on_postgres: DjangoLedger, postgres: PostgresServer, postgres_alias: str
+    ) -> None:
+        connections[postgres_alias].close()
+        elsewhere(on_postgres.counts)
+        assert are_open(postgres, 0)
+
+    def test_end_with_the_ledger(self, on_postgres: DjangoLedger, postgres: PostgresServer, postgres_alias: str) -> None:
+        connections[postgres_alias].close()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(on_postgres.counts).result(WAIT)
+            on_postgres.counts()
+            assert are_open(postgres, 2)
+            on_postgres.close()
+            assert are_open(postgres, 0)
+
+    def test_end_with_each_step_when_they_have_no_age(
+        self, on_postgres: DjangoLedger, postgres: PostgresServer, postgres_alias: str
+    ) -> None:
+        connections[postgres_alias].settings_dict["CONN_MAX_AGE"] = 0
+        connections[postgres_alias].close()
+        on_postgres.counts()
+        assert are_open(postgres, 0)
+
+    def test_do_not_keep_a_test_run_from_dropping_its_database(
+        self, open_ledger: Open, postgres: PostgresServer, django_postgres: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mail, "outbox", [], raising=False)
+        with django_database("test", {**postgres.database("test"), "CONN_MAX_AGE": None}) as alias:
+            make_ledger_tables(alias)
+            held(open_ledger(alias))
+            connections[alias].close()
+            postgres.execute("DROP DATABASE test")
+
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_of_a_parent_are_left_alone_by_its_child(self, on_postgres: DjangoLedger, postgres_alias: str) -> None:
+        held(on_postgres, claim(3))
+        connections[postgres_alias].close()
+        assert in_child(lambda: on_postgres.hold([claim(8)], 60) == Refused(claim(8), 3))
+        assert on_postgres.hold([claim(8)], 60) == Refused(claim(8), 3)
+
+
+class AnswerLost:
+    """Stands between a client and a server until ``lose`` is set: then a commit arrives, and its answer does not."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.lose = threading.Event()
+        self._server = server
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+
+    def __enter__(self) -> AnswerLost:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
+
+    def _pass_on(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(f"{self._server.folder}/.s.PGSQL.5432")
+            other = {client: server, server: client}
+            loses = False
+            while True:
+                for end in select.select([client, server], [], [])[0]:
+                    data = end.recv(65536)
+                    if not data or (loses and end is server):
+                        return
+                    loses = loses or (self.lose.is_set() and b"COMMIT" in data)
+                    other[end].sendall(data)
+
+
+class TestLostAnswer:
+    """The connection is lost when the commit is under way, and nobody knows whether it was made."""
+
+    @pytest.fixture
+    def way(self, postgres: PostgresServer) -> Iterator[AnswerLost]:
+        with AnswerLost(postgres) as way:
+            yield way
+
+    @pytest.fixture
+    def beyond(self, open_ledger: Open, on_postgres: DjangoLedger, way: AnswerLost) -> Iterator[DjangoLedger]:
+        """A ledger whose answers may get lost."""
+        settings = {**connections["postgres"].settings_dict, "HOST": "127.0.0.1", "PORT": way.port}
+        with django_database("beyond", settings) as alias:
+            yield open_ledger(alias)
+
+    def test_of_a_commit_is_found_out_later(
+        self, beyond: DjangoLedger, on_postgres: DjangoLedger, way: AnswerLost
+    ) -> None:
+        hold = held(beyond)
+        way.lose.set()
+        with pytest.raises(LedgerUnavailable) as told:
+            commit(beyond, hold)
+        way.lose.clear()
+        assert told.value.repeat is not None
+        assert told.value.repeatable > 0
+        told.value.repeat()
+        assert on_postgres.counts() == {**NOTHING, "unsent": 1}
+
+    def test_of_a_commit_that_was_not_made_is_made_good(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        with connections[postgres_alias].cursor() as cursor:
+            cursor.execute(DIES_AT_COMMIT)
+        with pytest.raises(LedgerUnavailable) as told:
+            on_postgres.record(Use(KEY, 3))
+        with connections[postgres_alias].cursor() as cursor:
+            cursor.execute("DROP FUNCTION die CASCADE")
+        assert unsent(on_postgres) == 0
+        assert told.value.repeat is not None
+        told.value.repeat()
+        assert unsent(on_postgres) == 3
+
+
+DIES_AT_COMMIT = """
+CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(60); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON stigg_guard_ledger_entry DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION die();
+"""
+
+
+class TestOwnTests:
+    """In tests, everything is rolled back with the test."""
+
+    def run(self, test: Callable[[], None], alias: str) -> None:
+        class Case(TestCase):
+            databases = {alias}
+
+            def runTest(self) -> None:
+                test()
+
+        result = unittest.TestResult()
+        unittest.TestSuite([Case()]).run(result)
+        assert not [*result.errors, *result.failures], [*result.errors, *result.failures][0][1]
+
+    def test_leave_nothing_behind(self, ledger: DjangoLedger, alias: str) -> None:
+        def uses() -> None:
+            held(ledger)
+            commit(ledger, held(ledger))
+            with transaction.atomic(using=alias):
+                ledger.record(Use(KEY, 2))
+            assert ledger.counts() == {**NOTHING, "held": 1, "unsent": 2}
+
+        self.run(uses, alias)
+        assert ledger.counts() == NOTHING
+
+    def test_send_what_is_outside_of_a_block(self, ledger: DjangoLedger, alias: str) -> None:
+        def uses() -> None:
+            with transaction.atomic(using=alias):
+                commit(ledger, held(ledger))
+                assert ledger.take_batch(100, LEASE) is None
+            batch = ledger.take_batch(100, LEASE)
+            assert batch is not None
+            ledger.acknowledge([Acknowledged(report, 1, 0) for report in batch.reports])
+            assert ledger.known_usage(KEY) == 1
+
+        self.run(uses, alias)
+
+    def test_release_the_hold_of_a_block_that_is_rolled_back(self, ledger: DjangoLedger, alias: str) -> None:
+        def uses() -> None:
+            with suppress(WorkFailed), transaction.atomic(using=alias):
+                commit(ledger, held(ledger))
+                raise WorkFailed
+            assert ledger.counts() == NOTHING
+
+        self.run(uses, alias)
+
+    def test_tell_of_a_commit_to_who_captures_callbacks(self, ledger: DjangoLedger, alias: str) -> None:
+        told: list[float] = []
+        ledger.committed = lambda: told.append(unsent(ledger))
+
+        def uses() -> None:
+            with TestCase.captureOnCommitCallbacks(using=alias, execute=True), transaction.atomic(using=alias):
+                commit(ledger, held(ledger))
+            assert told == [1]
+
+        self.run(uses, alias)
+
+    @pytest.mark.django_db
+    def test_keep_other_threads_away_from_a_database_in_memory(self, open_ledger: Open) -> None:
+        ledger = open_ledger("default")
+        commit(ledger, held(ledger))
+        with pytest.raises(LedgerUnavailable, match="memory of another thread"):
+            elsewhere(lambda: ledger.take_batch(100, LEASE))
+        assert ledger.take_batch(100, LEASE) is not None
+
+
+class TestSqlite:
+    def test_that_is_locked_is_told_of(self, open_ledger: Open, django_sqlite: str) -> None:
+        ledger = open_ledger(django_sqlite)
+        connections[django_sqlite].settings_dict["OPTIONS"]["timeout"] = 0.01
+        connections[django_sqlite].close()
+
+        with transaction.atomic(using=django_sqlite):
+            held(ledger)
+            with pytest.raises(LedgerUnavailable, match="locked"):
+                elsewhere(lambda: ledger.hold([claim()], 60))
+
+    def test_is_exact_among_transactions_of_which_some_fail(self, open_ledger: Open, django_sqlite: str) -> None:
+        ledger = open_ledger(django_sqlite)
+        connections[django_sqlite].settings_dict["OPTIONS"]["transaction_mode"] = "IMMEDIATE"
+        connections[django_sqlite].close()
+        make_shop(django_sqlite)
+
+        def use(number: int) -> None:
+            for attempt in range(5):
+                with suppress(WorkFailed), transaction.atomic(using=django_sqlite):
+                    hold = ledger.hold([claim(1, limit=10)], 60)
+                    if isinstance(hold, Hold):
+                        sell(django_sqlite)
+                        commit(ledger, hold)
+                    if (number + attempt) % 2:
+                        raise WorkFailed
+            connections[django_sqlite].close()
+
+        at_once(use, 4)
+        assert unsent(ledger) == sold(django_sqlite) == 10
+        assert ledger.counts()["held"] == 0
+
+    def test_of_a_thread_that_has_nothing_open_is_closed_after_each_step(
+        self, open_ledger: Open, django_sqlite: str
+    ) -> None:
+        ledger = open_ledger(django_sqlite)
+
+        def is_open() -> bool:
+            ledger.counts()
+            return connections[django_sqlite].connection is not None
+
+        assert not elsewhere(is_open)
+
+
+class TestHome:
+    def test_without_tables_is_told_of_with_the_remedy(
+        self, open_ledger: Open, postgres: PostgresServer, django_postgres: str, tmp_path: Path
+    ) -> None:
+        sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "empty.sqlite3"}
+        for settings in (sqlite, postgres.database("empty")):
+            with django_database("empty", settings) as alias:
+                ledger = open_ledger(alias)
+                with pytest.raises(LedgerUnavailable, match=r"no tables yet: run manage\.py migrate --database=empty"):
+                    ledger.hold([claim()], 60)
+                make_shop(alias)
+                with transaction.atomic(using=alias):
+                    sell(alias)
+                    with pytest.raises(LedgerUnavailable, match="run manage.py migrate"):
+                        ledger.record(Use(KEY, 1))
+                assert sold(alias) == 1
+                ledger.close()
+
+    def test_that_is_no_alias_is_refused_with_those_there_are(self, clock: ManualClock) -> None:
+        with pytest.raises(ConfigError, match=r"LEDGER: there is no 'shop' in DATABASES; .*'default'"):
+            django_ledger_from_url("django://shop", clock.clock)
+
+    def test_without_the_app_is_refused_with_the_remedy(self, clock: ManualClock) -> None:
+        with (
+            modify_settings(INSTALLED_APPS={"remove": "stigg_guard.django.ledger"}),
+            pytest.raises(ConfigError, match="'stigg_guard.django.ledger' into INSTALLED_APPS"),
+        ):
+            django_ledger_from_url("django://default", clock.clock)
+
+    def test_of_a_kind_that_is_not_proven_is_refused(self, clock: ManualClock) -> None:
+        with (
+            django_database("odd", {"ENGINE": "django.db.backends.dummy"}),
+            pytest.raises(ConfigError, match="LEDGER: the database 'odd' .* PostgreSQL and SQLite only"),
+        ):
+            django_ledger_from_url("django://odd", clock.clock)
+
+    def test_is_one_of_django_sites_only(self, clock: ManualClock) -> None:
+        with pytest.raises(ConfigError, match=r"LEDGER: .*settings\.STIGG_GUARD"):
+            ledger_from_url("django://default", clock.clock)
+
+    @pytest.mark.django_db
+    def test_has_the_migrations_of_its_models(self) -> None:
+        call_command("makemigrations", "stigg_guard_ledger", check=True, dry_run=True, verbosity=0)

@@ -13,13 +13,15 @@ import pytest
 import requests
 from django.core.exceptions import ImproperlyConfigured
 from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.template import engines
+from django.template.response import TemplateResponse
 from django.test import Client, RequestFactory
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
 from conftest import full_disk
-from stigg_guard import ConfigError, Guard, InvalidRequest
+from stigg_guard import ConfigError, Customer, Guard, InvalidRequest
 from stigg_guard.django import consumes_usage, customer_of, get_guard, releases_usage, requires_feature
 from stigg_guard.sidecar.server import Sidecar
 
@@ -96,6 +98,42 @@ def download(request: HttpRequest) -> FileResponse:
     return FileResponse(BytesIO(b"a template"), filename="template.txt")
 
 
+@consumes_usage(3, TEMPLATES, actual=lambda response: int(response["X-Made"]))
+def create_some(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(headers={"X-Made": "1"})
+
+
+@consumes_usage(lambda request, n: n, TEMPLATES, methods=["POST"])
+def create_named(request: HttpRequest, n: int, name: str) -> HttpResponse:
+    return HttpResponse(name)
+
+
+@consumes_usage(1, TEMPLATES, resource="site")
+def create_in(request: HttpRequest, site: str) -> HttpResponse:
+    return HttpResponse("created")
+
+
+@requires_feature("feature-custom-domain", resource=lambda request: request.GET["site"])
+def domain_of(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("the site's domain")
+
+
+@consumes_usage(1, TEMPLATES)
+def page(request: HttpRequest) -> TemplateResponse:
+    return TemplateResponse(request, engines["django"].from_string("{{ made }}"), {"made": lambda: made(request)})
+
+
+def made(request: HttpRequest) -> str:
+    if "fail" in request.GET:
+        raise OSError("out of ink")
+    return "made"
+
+
+@consumes_usage(1, TEMPLATES)
+def nothing(request: HttpRequest) -> None:
+    """Forgets its response."""
+
+
 def report_nothing(request: HttpRequest) -> HttpResponse:
     get_guard().report("", 1, customer=DEMO)
     raise AssertionError("an empty feature id is refused")
@@ -130,6 +168,12 @@ urlpatterns = [
     path("stream/<int:status>", stream),
     path("download", download),
     path("report-nothing", report_nothing),
+    path("create-some", create_some),
+    path("create-named/<int:n>/<str:name>", create_named),
+    path("sites/<str:site>/create", create_in),
+    path("domain-of", domain_of),
+    path("page", page),
+    path("nothing", nothing),
     path("class/create/<str:name>", CreateView.as_view()),
     path("class/analytics", AnalyticsView.as_view()),
 ]
@@ -277,6 +321,48 @@ def test_a_bad_id_is_a_fault_of_the_site(client: Client) -> None:
         client.get("/report-nothing")
 
 
+def test_what_was_really_used_is_reported_in_place_of_what_was_held(web: Client, guard: Guard) -> None:
+    assert web.get("/create-some").status_code == 200
+    assert used(guard) == 4
+
+
+def test_the_amount_may_come_from_the_url(web: Client, guard: Guard) -> None:
+    assert web.post("/create-named/2/poster").content == b"poster"
+    assert used(guard) == 5
+
+
+def test_only_the_named_methods_are_guarded(web: Client, guard: Guard) -> None:
+    assert web.get("/create-named/9/poster").content == b"poster"
+    assert used(guard) == 3
+
+
+def test_the_url_may_name_a_resource_of_the_customer(web: Client, guard: Guard) -> None:
+    assert web.get("/sites/site-01/create").status_code == 200
+    assert guard.check(TEMPLATES, customer=Customer(DEMO, "site-01")).current_usage == 1
+    assert web.get("/sites/nowhere/create").status_code == 403
+
+
+def test_the_request_may_name_a_resource_of_the_customer(web: Client) -> None:
+    assert web.get("/domain-of?site=site-01").content == b"the site's domain"
+    assert web.get("/domain-of").status_code == 400
+
+
+def test_a_page_is_counted_when_it_is_rendered(web: Client, guard: Guard) -> None:
+    assert web.get("/page").content == b"made"
+    assert used(guard) == 4
+
+
+def test_a_page_that_cannot_be_rendered_is_given_back(web: Client, guard: Guard) -> None:
+    assert web.get("/page?fail").status_code == 500
+    assert (used(guard), get_guard().stats()["held"]) == (3, 0)
+
+
+def test_a_view_that_returns_nothing_is_told_by_django_and_not_counted(client: Client, guard: Guard) -> None:
+    with pytest.raises(ValueError, match="didn't return an HttpResponse"):
+        client.get("/nothing", REMOTE_USER=DEMO)
+    assert (used(guard), get_guard().stats()["held"]) == (3, 0)
+
+
 def test_what_is_left_is_shared_exactly_between_threads(guard: Guard) -> None:
     def ask(_: int) -> int:
         return Client(REMOTE_USER=DEMO).post("/create").status_code
@@ -294,24 +380,6 @@ def test_a_method_of_a_class_based_view_is_guarded_and_counted(web: Client, guar
 
 def test_a_class_based_view_is_guarded_as_a_whole(web: Client) -> None:
     assert web.get("/class/analytics").status_code == 402
-
-
-def test_an_async_view_is_refused_at_decoration() -> None:
-    async def view(request: HttpRequest) -> HttpResponse:
-        raise AssertionError("the view must not run")
-
-    with pytest.raises(ConfigError, match="async"):
-        requires_feature(TEMPLATES)(view)
-
-
-def test_an_async_method_is_refused_when_it_is_called(rf: RequestFactory) -> None:
-    class AsyncView(View):
-        @method_decorator(requires_feature(TEMPLATES))
-        async def post(self, request: HttpRequest) -> HttpResponse:
-            raise AssertionError("the view must not run")
-
-    with pytest.raises(ConfigError, match="async"):
-        AsyncView().post(rf.post("/", REMOTE_USER=DEMO))
 
 
 def test_usage_of_no_feature_is_an_error_with_the_remedy(rf: RequestFactory) -> None:

@@ -147,6 +147,12 @@ def test_client_that_goes_away_in_mid_stream_ends_the_views_generator(app: Flask
     assert (used(), guard_of(app).stats()["held"]) == (3, 0)
 
 
+def test_head_request_streams_nothing_and_is_given_back_at_once(app: Flask, used: Used) -> None:
+    add_view(app, consumes_usage(2, TEMPLATES), answer=lambda: Response(iter(["made"])))
+    client_of(app).head("/")
+    assert (used(), guard_of(app).stats()["held"]) == (3, 0)
+
+
 def test_bad_constant_number_of_units_is_refused_at_decoration() -> None:
     with pytest.raises(InvalidRequest):
         consumes_usage(-1, TEMPLATES)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from urllib.parse import quote
 
-# All workers share these files: what one of them sells, the others must know.
+from django import VERSION
+
 DATA = Path(os.environ.get("SHOP_DATA") or Path(tempfile.gettempdir()) / "stigg-guard-django-shop")
 DATA.mkdir(parents=True, exist_ok=True)
 
@@ -15,7 +15,9 @@ STIGG_GUARD = {
     "SIDECAR": os.environ.get("STIGG_GUARD_SIDECAR", "localhost:8433"),
     "CUSTOMER": "shop.customers.customer_of",
     "UPGRADE_URL": "/upgrade/?feature={feature}",
-    "LEDGER": f"sqlite:///{quote(str(DATA / 'usage.sqlite3'))}",
+    "ON_OUTAGE": "error",
+    # In the shop's own database: a template and its use are committed together, or not at all.
+    "LEDGER": "django://default",
     # So that the page after a form shows its effect, whichever worker answers. A busy site keeps the defaults.
     "REPORT": "inline",
     "CACHE_TTL": 1,
@@ -27,6 +29,7 @@ SECRET_KEY = "for-this-demonstration-only-" + "x" * 32
 DEBUG = False
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 INSTALLED_APPS = [
+    "shop",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -34,7 +37,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "stigg_guard.django",
-    "shop",
+    "stigg_guard.django.ledger",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -71,7 +74,8 @@ DATABASES = {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": DATA / "shop.sqlite3",
         "ATOMIC_REQUESTS": True,
-        "OPTIONS": {"timeout": 20},
+        # A transaction that begins by reading could not wait for its turn to write. Django has this since 5.1.
+        "OPTIONS": {"timeout": 20, **({"transaction_mode": "IMMEDIATE"} if VERSION >= (5, 1) else {})},
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
 from shop import views
+from stigg_guard.django import protect
 
 urlpatterns = [
     path("", views.home, name="home"),
@@ -15,8 +16,8 @@ urlpatterns = [
     path("templates/<int:pk>/delete/", views.delete_template, name="delete-template"),
     path("templates.csv", views.export, name="export"),
     path("suggestion/", views.suggest_name, name="suggest-name"),
-    path("analytics/", views.analytics, name="analytics"),
+    path("analytics/", views.Analytics.as_view(), name="analytics"),
     path("upgrade/", views.upgrade, name="upgrade"),
-    path("api/templates/", views.list_templates, name="api-templates"),
+    path("api/", protect(include("shop.api"), "feature-api-calls", 1)),
     path("admin/", admin.site.urls),
 ]

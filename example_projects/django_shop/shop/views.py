@@ -6,6 +6,7 @@ import csv
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import requests
 from django.contrib import messages
@@ -15,13 +16,14 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.generic import TemplateView
 
 from shop import billing
 from shop.customers import customer_of, studio_of
 from shop.forms import TemplateForm
 from shop.models import Studio, Template
 from stigg_guard import SidecarError
-from stigg_guard.django import consumes_usage, get_guard, releases_usage, requires_feature
+from stigg_guard.django import RequiresFeatureMixin, consumes_usage, get_guard, releases_usage, requires_feature
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +102,6 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
 
 
 @require_GET
-@consumes_usage(1, "feature-api-calls")
-def list_templates(request: HttpRequest) -> JsonResponse:
-    """The studio's templates for a program: each request is an API call."""
-    return JsonResponse({"templates": list(_templates(request).values("id", "name", "kind"))})
-
-
-@require_GET
 @transaction.non_atomic_requests
 @consumes_usage(1, "feature-api-calls")
 async def suggest_name(request: HttpRequest) -> JsonResponse:
@@ -118,13 +113,16 @@ async def suggest_name(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"name": next((name for name in names if name not in taken), f"Another {kind}")})
 
 
-@require_GET
-@requires_feature("feature-analytics")
-def analytics(request: HttpRequest) -> HttpResponse:
+class Analytics(RequiresFeatureMixin, TemplateView):
     """How many templates of each kind the studio has: only some plans include it."""
-    counts = _templates(request).values_list("kind").annotate(count=Count("pk")).order_by("-count")
-    bars = [(Template.Kind(kind).label, count) for kind, count in counts]
-    return render(request, "shop/analytics.html", {"bars": bars, "most": max((count for _, count in bars), default=1)})
+
+    feature = "feature-analytics"
+    template_name = "shop/analytics.html"
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        counts = _templates(self.request).values_list("kind").annotate(count=Count("pk")).order_by("-count")
+        bars = [(Template.Kind(kind).label, count) for kind, count in counts]
+        return super().get_context_data(bars=bars, most=max((count for _, count in bars), default=1), **kwargs)
 
 
 @require_http_methods(["GET", "POST"])

@@ -17,11 +17,12 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.functional import Promise
 from django.utils.text import capfirst
-from django.utils.translation import gettext, gettext_lazy, ngettext
+from django.utils.translation import npgettext, pgettext, pgettext_lazy
 
 from stigg_guard.display import line
-from stigg_guard.django.conf import get_guard
+from stigg_guard.django.conf import DEFAULT, configurations, get_guard
 from stigg_guard.django.models import LedgerEntry
+from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Entry, Ledger, State
@@ -38,11 +39,11 @@ PER_PAGE = 50
 RETRY, DISCARD = "retry", "discard"
 
 _STATES = {
-    State.HELD: gettext_lazy("held"),
-    State.UNSENT: gettext_lazy("unsent"),
-    State.SENDING: gettext_lazy("being sent"),
-    State.UNCERTAIN: gettext_lazy("uncertain"),
-    State.DEAD: gettext_lazy("refused"),
+    State.HELD: pgettext_lazy("stigg_guard", "held"),
+    State.UNSENT: pgettext_lazy("stigg_guard", "unsent"),
+    State.SENDING: pgettext_lazy("stigg_guard", "being sent"),
+    State.UNCERTAIN: pgettext_lazy("stigg_guard", "uncertain"),
+    State.DEAD: pgettext_lazy("stigg_guard", "refused"),
 }
 
 
@@ -69,9 +70,10 @@ class LedgerEntryAdmin(_ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         try:
+            ledger = get_guard(_using(request)).ledger
             if request.method == "POST":
-                return self._decide(request, get_guard().ledger)
-            context = _listed(request, get_guard().ledger)
+                return self._decide(request, ledger)
+            context = _listed(request, ledger)
         except LedgerUnavailable as error:
             context = {"unavailable": str(error)}
         return self._page(request, "change_list", {**context, **(extra_context or {})})
@@ -80,15 +82,16 @@ class LedgerEntryAdmin(_ModelAdmin):
         """What the customer that the form names is entitled to."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        form = _CustomerForm(request.GET or None)
+        form = _CustomerForm(request.GET if "customer" in request.GET else None)
         found = None
         if form.is_valid():
             try:
                 customer = Customer(form.cleaned_data["customer"], form.cleaned_data["resource"] or None)
-                found = [(answer, line(answer)) for answer in entitlements_of(get_guard(), customer)]
+                answers = entitlements_of(get_guard(_using(request)), customer)
+                found = [(answer, line(answer, WORDING)) for answer in answers]
             except (InvalidRequest, SidecarError) as error:
                 form.add_error(None, str(error))
-        title = gettext("Entitlements of a customer")
+        title = pgettext("stigg_guard", "Entitlements of a customer")
         return self._page(request, "entitlements", {"title": title, "form": form, "found": found})
 
     def _decide(self, request: HttpRequest, ledger: Ledger) -> HttpResponse:
@@ -103,7 +106,9 @@ class LedgerEntryAdmin(_ModelAdmin):
         if chosen:
             _carry_out(request, action, chosen, ledger)
         else:
-            messages.warning(request, gettext("No refused or uncertain entry was chosen, so nothing was changed."))
+            messages.warning(
+                request, pgettext("stigg_guard", "No refused or uncertain entry was chosen, so nothing was changed.")
+            )
         return HttpResponseRedirect(request.get_full_path())
 
     def _page(self, request: HttpRequest, name: str, context: Mapping[str, Any]) -> HttpResponse:
@@ -111,6 +116,8 @@ class LedgerEntryAdmin(_ModelAdmin):
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": capfirst(self.opts.verbose_name_plural),
+            "using": _using(request),
+            "configurations": list(configurations()),
             "may_retry": self.has_change_permission(request),
             "may_discard": self.has_delete_permission(request),
         }
@@ -119,8 +126,14 @@ class LedgerEntryAdmin(_ModelAdmin):
 
 
 class _CustomerForm(forms.Form):
-    customer = forms.CharField(label=gettext_lazy("Customer id"), max_length=255)
-    resource = forms.CharField(label=gettext_lazy("Resource id"), max_length=255, required=False)
+    customer = forms.CharField(label=pgettext_lazy("stigg_guard", "Customer id"), max_length=255)
+    resource = forms.CharField(label=pgettext_lazy("stigg_guard", "Resource id"), max_length=255, required=False)
+
+
+def _using(request: HttpRequest) -> str:
+    """The name of the configuration that is looked at."""
+    name = request.GET.get("using", DEFAULT)
+    return name if name in configurations() else DEFAULT
 
 
 class _Row(NamedTuple):
@@ -167,7 +180,7 @@ def _chosen(request: HttpRequest, ledger: Ledger) -> Sequence[Entry]:
 
 def _confirmation(action: str, chosen: Sequence[Entry]) -> Mapping[str, Any]:
     return {
-        "title": gettext("Send again?") if action == RETRY else gettext("Discard?"),
+        "title": pgettext("stigg_guard", "Send again?") if action == RETRY else pgettext("stigg_guard", "Discard?"),
         "action": action,
         "rows": [_row(entry) for entry in chosen],
         "ids": " ".join(entry.id for entry in chosen),  # in one field, since Django limits the number of fields
@@ -179,12 +192,14 @@ def _carry_out(request: HttpRequest, action: str, chosen: Sequence[Entry], ledge
     ids = [entry.id for entry in chosen]
     if action == RETRY:
         done = ledger.retry(ids)
-        told = ngettext("%(count)d entry will be sent again.", "%(count)d entries will be sent again.", done)
-        _log(request, chosen, CHANGE, gettext("Sent again."))
+        told = npgettext(
+            "stigg_guard", "%(count)d entry will be sent again.", "%(count)d entries will be sent again.", done
+        )
+        _log(request, chosen, CHANGE, pgettext("stigg_guard", "Sent again."))
     else:
         done = ledger.discard(ids)
-        told = ngettext("%(count)d entry was discarded.", "%(count)d entries were discarded.", done)
-        _log(request, chosen, DELETION, gettext("Discarded."))
+        told = npgettext("stigg_guard", "%(count)d entry was discarded.", "%(count)d entries were discarded.", done)
+        _log(request, chosen, DELETION, pgettext("stigg_guard", "Discarded."))
     messages.success(request, told % {"count": done})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.db import models
-from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 
 class _NothingStored(models.Manager["LedgerEntry"]):
@@ -24,5 +24,5 @@ class LedgerEntry(models.Model):
     class Meta:
         managed = False
         default_permissions = ("view", "change", "delete")
-        verbose_name = _("ledger entry")
-        verbose_name_plural = _("usage ledger")
+        verbose_name = pgettext_lazy("stigg_guard", "ledger entry")
+        verbose_name_plural = pgettext_lazy("stigg_guard", "usage ledger")

@@ -44,7 +44,7 @@ def requires_feature(
 
 
 def consumes_usage(
-    n: AmountOfRequest,
+    n: AmountOfRequest = 1,
     feature: str | None = None,
     *,
     methods: Iterable[str] = (),

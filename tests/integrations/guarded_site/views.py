@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
@@ -25,6 +25,11 @@ def create(request: HttpRequest) -> HttpResponse:
 
 
 @consumes_usage(1, "templates")
+async def acreate(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("created")
+
+
+@consumes_usage(1, "templates")
 def stream(request: HttpRequest) -> StreamingHttpResponse:
     def parts() -> Iterator[str]:
         yield "cre"
@@ -33,4 +38,13 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(parts())
 
 
-urlpatterns = [path("plain", plain), path("create", create), path("stream", stream)]
+@consumes_usage(1, "templates")
+async def astream(request: HttpRequest) -> StreamingHttpResponse:
+    async def parts() -> AsyncIterator[str]:
+        yield "cre"
+        yield "ated"
+
+    return StreamingHttpResponse(parts())
+
+
+urlpatterns = [path(view.__name__, view) for view in (plain, create, acreate, stream, astream)]

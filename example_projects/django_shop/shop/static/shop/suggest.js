@@ -7,9 +7,16 @@ function show(problem) {
   if (problem.upgrade_url) {
     const link = document.createElement("a");
     link.href = problem.upgrade_url;
-    link.textContent = "See what Growth adds";
+    link.textContent = "Get more with Growth";
     notice.append(link);
   }
+}
+
+// The plan beside the form, with the call that was just made.
+async function refreshPlan() {
+  const page = await fetch(location.pathname).then((response) => response.text());
+  const plan = new DOMParser().parseFromString(page, "text/html").querySelector(".plan");
+  document.querySelector(".plan").replaceWith(plan);
 }
 
 async function suggest() {
@@ -23,6 +30,7 @@ async function suggest() {
   } else {
     show(answer);
   }
+  await refreshPlan();
 }
 
 button.hidden = false;

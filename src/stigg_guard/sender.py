@@ -1,0 +1,70 @@
+"""Sends reports to the sidecar, and tells what can be known of one that was not answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stigg_guard.client import Stigg
+from stigg_guard.config import OnUncertain
+from stigg_guard.errors import SidecarUnavailable
+from stigg_guard.ledger import Acknowledged, Batch, Entry, UsageKey
+from stigg_guard.messages import acknowledged, event_of, ids_of, request_of, usage_of
+from stigg_guard.wire import sidecar_pb2 as wire
+
+
+class Sender:
+    """Reports through the client that ``stigg`` gives. It remembers nothing and touches no ledger."""
+
+    def __init__(self, stigg: Callable[[], Stigg], on_uncertain: OnUncertain) -> None:
+        self._stigg = stigg
+        self._on_uncertain = on_uncertain
+
+    def send(self, batch: Batch, timeout: float | None = None) -> list[Acknowledged]:
+        """Sends the reports under the batch's id, which is their idempotency key; what the sidecar says to each.
+
+        ``timeout`` is in seconds; None is the client's own for reports.
+
+        Raises:
+            InvalidRequest: one of the reports is refused, and none was counted.
+            SidecarError: there is no answer; ``outcome_unknown`` tells whether the reports may have been counted.
+        """
+        reports, stigg = batch.reports, self._stigg()
+        if reports[0].event is not None:
+            stigg.report_events(
+                wire.ReportEventsRequest(events=[event_of(report) for report in reports]), timeout=timeout
+            )
+            return [Acknowledged(report, None, 0.0) for report in reports]
+        if len(reports) == 1:
+            answers = [stigg.report_usage(usage_of(reports[0]), idempotency_key=batch.id, timeout=timeout)]
+        else:
+            bulk = wire.ReportUsageBulkRequest(usages=[usage_of(report) for report in reports])
+            answers = list(stigg.report_usage_bulk(bulk, idempotency_key=batch.id, timeout=timeout).usages)
+        by_key = {(answer.customer_id, answer.resource_id, answer.feature_id): answer for answer in answers}
+        return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
+
+    def may_repeat(self, report: Entry) -> bool:
+        """Whether a report that may have been counted may be sent again: it cannot count twice, or is allowed to.
+
+        Raises:
+            SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
+        """
+        if report.event or report.is_set or self._on_uncertain is OnUncertain.RESEND:
+            return True
+        stigg = self._stigg()
+        if stigg.honours_keys is None:
+            stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, report.key))
+        return bool(stigg.honours_keys)
+
+    def read_back(self, key: UsageKey) -> wire.MeteredEntitlement:
+        """The usage of the key in the sidecar's books, now.
+
+        Raises:
+            SidecarError: it does not answer, or only a fallback does.
+        """
+        stigg = self._stigg()
+        stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, key))
+        request = request_of(wire.GetMeteredEntitlementRequest, key, feature_id=key.feature_id)
+        answer = stigg.get_metered_entitlement(request)
+        if answer.is_fallback:
+            raise SidecarUnavailable("the usage cannot be read back: a fallback answered")
+        return answer.entitlement

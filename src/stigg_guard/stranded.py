@@ -1,0 +1,133 @@
+"""Usage that the ledger could not take: sent at once, or kept in this process's memory until something takes it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from stigg_guard.clock import Clock
+from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError
+from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, State, Use
+from stigg_guard.sender import Sender
+
+logger = logging.getLogger("stigg_guard")
+
+MAX_STRANDED = 10_000
+
+
+class StrandedUses:
+    """Uses that neither ledger nor sidecar takes, and steps of the ledger that it did not answer.
+
+    Its length is the number of both. ``acknowledged`` is called with every use that was counted and the usage it led
+    to. ``counts`` are the uses ``acknowledged``, ``refused`` and ``doubted`` here.
+    """
+
+    def __init__(
+        self, ledger: Ledger, sender: Sender, clock: Clock, acknowledged: Callable[[Acknowledged], None]
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._ledger = ledger
+        self._sender = sender
+        self._clock = clock
+        self._acknowledged = acknowledged
+        self._kept: deque[_KeptUse] = deque()
+        self._repeats: deque[_Repeat] = deque()
+        self._retrying = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept) + len(self._repeats)
+
+    def rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
+        """Takes usage that the ledger could not: sends it now, or else keeps it."""
+        if error.repeat is not None:
+            logger.error("the ledger did not answer, and is asked again until it does: %s", error)
+            what = ", ".join(f"{use.amount:g} of {use.key}" for use in uses)
+            self._repeats.append(_Repeat(error.repeat, self._clock.monotonic() + error.repeatable, what))
+            return
+        for use in uses:
+            logger.error("the ledger cannot take usage of %s, so it is sent at once: %s", use.key, error)
+            kept = _KeptUse(use, self._clock.now().timestamp())
+            if not self._is_sent(kept):
+                self._keep(kept)
+
+    def retry(self) -> None:
+        """Offers all of it again, oldest first, until something is not taken.
+
+        Raises:
+            SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
+        """
+        with self._retrying:  # or two threads would send the same use; only those that report wait here
+            while self._repeats and self._is_repeated(self._repeats[0]):
+                self._repeats.popleft()
+            while self._kept and self._is_settled(self._kept[0]):
+                self._kept.popleft()
+
+    def _keep(self, kept: _KeptUse) -> None:
+        what = kept.use.key, kept.use.amount
+        if len(self._kept) >= MAX_STRANDED:
+            logger.critical("usage of %s is LOST: %g units that neither ledger nor sidecar takes", *what)
+            return
+        self._kept.append(kept)
+        logger.critical("usage of %s is kept in memory only: %g units that neither ledger nor sidecar takes", *what)
+
+    def _is_repeated(self, step: _Repeat) -> bool:
+        if self._clock.monotonic() >= step.deadline:
+            logger.critical("%s may be counted or LOST: the ledger did not answer for too long", step.what)
+            self.counts["doubted"] += 1
+            return True
+        try:
+            step.repeat()
+        except LedgerUnavailable:
+            return False
+        return True
+
+    def _is_settled(self, kept: _KeptUse) -> bool:
+        if not kept.maybe_counted:
+            with contextlib.suppress(LedgerUnavailable):
+                self._ledger.record(kept.use)
+                return True
+        elif not self._sender.may_repeat(kept.batch.reports[0]):
+            use = kept.use
+            logger.critical("%g units of %s may be counted or LOST, and are not sent again", use.amount, use.key)
+            self.counts["doubted"] += 1
+            return True
+        return self._is_sent(kept)
+
+    def _is_sent(self, kept: _KeptUse) -> bool:
+        """Sends the use; whether the sidecar counted it, or refused it for good."""
+        try:
+            (answer,) = self._sender.send(kept.batch)
+        except InvalidRequest as error:
+            logger.error("the sidecar refuses usage of %s, and no ledger can keep it: %s", kept.use.key, error)
+            self.counts["refused"] += 1
+            return True
+        except SidecarError as error:
+            kept.maybe_counted |= error.outcome_unknown
+            return False
+        self.counts["acknowledged"] += 1
+        self._acknowledged(answer)
+        return True
+
+
+class _Repeat(NamedTuple):
+    """A step of the ledger that may have been made, and may be made again until ``deadline``."""
+
+    repeat: Callable[[], object]
+    deadline: float
+    what: str
+
+
+class _KeptUse:
+    """A use that the ledger could not take, as the batch that reports it: the same however often it is sent."""
+
+    def __init__(self, use: Use, used_at: float) -> None:
+        self.use = use
+        self.batch = Batch(
+            secrets.token_hex(16), (Entry("", State.UNSENT, use.key, use.amount, use.is_set, used_at, use.event),)
+        )
+        self.maybe_counted = False

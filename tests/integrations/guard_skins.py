@@ -1,0 +1,272 @@
+"""The frameworks that the table of guard cases is run over: how views are written in them, and what a server does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import flask
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.urls import include, path
+from werkzeug.datastructures import Headers
+from werkzeug.test import EnvironBuilder
+
+from integrations.guard_cases import Answer, Case, Skin
+from stigg_guard import Guard
+from stigg_guard import django as in_django
+from stigg_guard import flask as in_flask
+
+METHODS = ["GET", "POST", "OPTIONS"]
+
+
+class Site:
+    """A site with the case's view, which leaves a mark in ``runs`` at each run, and a server to ask it through."""
+
+    guard: Guard
+
+    def __init__(self, skin: Skin, case: Case) -> None:
+        self._case = case
+        self._skin = skin
+        self.runs: list[str] = []
+
+    def view(self, *_request: object, site: str, size: int) -> Any:
+        self.runs.append(f"{site} {size}")
+        return self._case.answers(self._skin)
+
+    async def view_later(self, *request: object, site: str, size: int) -> Any:
+        return self.view(*request, site=site, size=size)
+
+    def guarded(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that calls the view, under the case's guards."""
+        for decorate in reversed(self._case.guards(self._skin)):
+            view = decorate(view)
+        return view
+
+    def ask(self) -> Answer:
+        """What the case's client is answered."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends the guard."""
+        self.guard.close()
+
+
+def signed_in(request: Any) -> str | None:
+    """The customer that the case says is signed in."""
+    customer: str | None = request.headers.get("X-Signed-In")
+    return customer
+
+
+async def signed_in_later(request: Any) -> str | None:
+    return signed_in(request)
+
+
+class FlaskSkin:
+    requires_feature = staticmethod(in_flask.requires_feature)
+    consumes_usage = staticmethod(in_flask.consumes_usage)
+    releases_usage = staticmethod(in_flask.releases_usage)
+    exempt = staticmethod(in_flask.exempt)
+
+    def text(self, body: str = "made", status: int = 200) -> Any:
+        return body, status
+
+    def redirect(self) -> Any:
+        return flask.redirect("/elsewhere")
+
+    def stream(self, parts: Iterator[str], status: int = 200) -> Any:
+        return flask.Response(flask.stream_with_context(parts), status)
+
+    def abort(self, status: int) -> Any:
+        flask.abort(status)
+
+    def query(self, request: flask.Request) -> Mapping[str, str]:
+        return request.args
+
+    def json(self, request: flask.Request) -> Any:
+        return request.get_json()
+
+    def size(self, response: flask.Response) -> int:
+        return len(response.get_data())
+
+
+class FlaskSite(Site):
+    """A Flask app with the view in a blueprint."""
+
+    def __init__(self, case: Case, settings: Mapping[str, Any], folder: Path) -> None:
+        super().__init__(FlaskSkin(), case)
+        self._app = flask.Flask("shop", instance_path=str(folder))
+        self._app.config.update({f"STIGG_GUARD_{name}": value for name, value in settings.items()})
+        in_flask.StiggGuard(self._app)
+        shop = flask.Blueprint("shop", __name__)
+        shop.add_url_rule("/shop/<site>/<int:size>", "view", self.guarded(self.function()), methods=METHODS)
+        if case.group is not None:
+            in_flask.protect(shop, case.group.feature, case.group.n, **case.group.options)
+        self._app.register_blueprint(shop)
+        self.guard = self._app.extensions["stigg_guard"].guard
+
+    def function(self) -> Callable[..., Any]:
+        return lambda **arguments: self.view(**arguments)
+
+    def ask(self) -> Answer:
+        return served(self._app, self._case, self.guard)
+
+
+class AsyncFlaskSite(FlaskSite):
+    """As :class:`FlaskSite`, with an ``async def`` view."""
+
+    def function(self) -> Callable[..., Any]:
+        async def view(**arguments: Any) -> Any:
+            return await self.view_later(**arguments)
+
+        return view
+
+
+class DjangoSkin:
+    requires_feature = staticmethod(in_django.requires_feature)
+    consumes_usage = staticmethod(in_django.consumes_usage)
+    releases_usage = staticmethod(in_django.releases_usage)
+    exempt = staticmethod(in_django.exempt)
+
+    def text(self, body: str = "made", status: int = 200) -> Any:
+        return HttpResponse(body, status=status)
+
+    def redirect(self) -> Any:
+        return HttpResponseRedirect("/elsewhere")
+
+    def stream(self, parts: Iterator[str], status: int = 200) -> Any:
+        return StreamingHttpResponse(parts, status=status)
+
+    def abort(self, status: int) -> Any:
+        assert status == 404, "Django has no exception of its own for the others"
+        raise Http404
+
+    def query(self, request: HttpRequest) -> Mapping[str, Any]:
+        return request.GET
+
+    def json(self, request: HttpRequest) -> Any:
+        return json.loads(request.body)
+
+    def size(self, response: HttpResponse) -> int:
+        return len(response.content)
+
+
+class AsyncDjangoSkin(DjangoSkin):
+    def stream(self, parts: Iterator[str], status: int = 200) -> Any:
+        async def later() -> AsyncIterator[str]:
+            for part in parts:
+                yield part
+
+        return StreamingHttpResponse(later(), status=status)
+
+
+class DjangoSite(Site):
+    """The tests' Django project, with the view in a group of URLs. ``project`` is its settings."""
+
+    def __init__(self, case: Case, settings: Mapping[str, Any], project: Any) -> None:
+        super().__init__(self.skin(), case)
+        project.STIGG_GUARD = dict(settings)
+        shop: Any = [path("shop/<str:site>/<int:size>", self.guarded(self.function()))]
+        if case.group is not None:
+            shop = in_django.protect(shop, case.group.feature, case.group.n, **case.group.options)
+        project.ROOT_URLCONF = (path("", include(shop) if case.group is None else shop),)
+        self.guard = in_django.get_guard()
+
+    def skin(self) -> Skin:
+        return DjangoSkin()
+
+    def function(self) -> Callable[..., Any]:
+        return lambda *request, **arguments: self.view(*request, **arguments)
+
+    def ask(self) -> Answer:
+        return served(WSGIHandler(), self._case, self.guard)
+
+
+class AsyncDjangoSite(DjangoSite):
+    """As :class:`DjangoSite`, with an ``async def`` view, served by ASGI."""
+
+    def skin(self) -> Skin:
+        return AsyncDjangoSkin()
+
+    def function(self) -> Callable[..., Any]:
+        async def view(*request: object, **arguments: Any) -> Any:
+            return await self.view_later(*request, **arguments)
+
+        return view
+
+    def ask(self) -> Answer:
+        return asyncio.run(awaited(_Handler(), self._case, self.guard))
+
+
+class _Handler(ASGIHandler):
+    async def read_body(self, receive: Callable[[], Any]) -> BytesIO:
+        """Django's own is a file, which it leaves open when a stream fails."""
+        return BytesIO((await receive())["body"])
+
+
+def _asked(case: Case) -> EnvironBuilder:
+    signed_in = {"X-Signed-In": case.customer} if case.customer else {}
+    headers = {**signed_in, **case.headers}
+    return EnvironBuilder(case.address, "http://testserver", method=case.method, headers=headers, json=case.json)
+
+
+def served(app: Callable[..., Any], case: Case, guard: Guard) -> Answer:
+    """What a WSGI server gets for the case's client."""
+    started: list[Any] = []
+    environ = _asked(case).get_environ()
+    body = app(environ, lambda status, headers, _error=None: started.extend((status, headers)))
+    held = guard.stats()["held"]
+    read: list[bytes] = []
+    with closing(body), suppress(OSError):  # a server logs what a stream fails of
+        read.extend(islice(body, case.reads))
+    status, headers = started
+    return Answer(int(status.split()[0]), Headers(headers), _sent(case, read), held)
+
+
+async def awaited(app: Callable[..., Any], case: Case, guard: Guard) -> Answer:
+    """What an ASGI server gets for the case's client, who goes away when it has read enough."""
+    environ = _asked(case).get_environ()
+    asked = [{"type": "http.request", "body": environ["wsgi.input"].read()}]
+    gone = asyncio.Event()
+    started: list[Any] = []
+    read: list[bytes] = []
+
+    async def receive() -> Mapping[str, Any]:
+        if not asked:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+        return asked.pop()
+
+    async def send(message: Mapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            started.extend((message["status"], message["headers"], guard.stats()["held"]))
+        elif len(read) == case.reads:
+            gone.set()
+            await asyncio.Event().wait()
+        else:
+            read.append(message.get("body", b""))
+
+    scope = {
+        "type": "http",
+        "method": case.method,
+        "path": environ["PATH_INFO"],
+        "query_string": environ["QUERY_STRING"].encode(),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in _asked(case).headers],
+    }
+    with suppress(OSError):
+        await app(scope, receive, send)
+    status, headers, held = started
+    told = Headers([(name.decode(), value.decode()) for name, value in headers])
+    return Answer(status, told, _sent(case, read), held)
+
+
+def _sent(case: Case, read: list[bytes]) -> str:
+    """What a server sends of what it has read."""
+    return "" if case.method == "HEAD" else b"".join(read).decode()

@@ -1,0 +1,283 @@
+"""The middleware: rules by path, the plan of a request, anonymous requests, headers, several configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test import Client, RequestFactory
+from django.urls import path
+
+from stigg_guard import Guard, InvalidRequest
+from stigg_guard.django import consumes_usage, customer_of, exempt, get_guard, requires_feature
+from stigg_guard.django.middleware import StiggGuardMiddleware
+from stigg_guard.django.requests import displayed_plan
+from stigg_guard.sidecar.server import Sidecar
+
+TEMPLATES = "feature-templates"
+DEMO = "customer-demo-01"  # essentials: 3 of 6 templates used, no analytics
+GROWTH = "customer-demo-02"  # growth: with analytics
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def page(request: HttpRequest, status: int = 200) -> HttpResponse:
+    return HttpResponse("page", status=status)
+
+
+def stream(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(iter([b"one ", b"two"]))
+
+
+def fail(request: HttpRequest) -> HttpResponse:
+    raise RuntimeError("out of paper")
+
+
+def leave(request: HttpRequest) -> HttpResponse:
+    raise SystemExit
+
+
+@requires_feature("feature-analytics")
+def analytics(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("your figures")
+
+
+@requires_feature("feature-analytics", using="growth")
+@consumes_usage(1, TEMPLATES)
+def of_both(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(f"{customer_of(request)} {customer_of(request, 'growth')}")
+
+
+@requires_feature("feature-nonsense", using="growth")
+def of_growth(request: HttpRequest) -> HttpResponse:
+    raise AssertionError("the view must not run")
+
+
+@consumes_usage(1, TEMPLATES)
+def create(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("created")
+
+
+def plan(request: Any) -> HttpResponse:
+    assert request.stigg is displayed_plan(request)
+    return HttpResponse(f"{request.stigg.has(TEMPLATES)} {request.stigg.has('feature-analytics')}")
+
+
+
+urlpatterns = [
+    path("ruled/page", page),
+    path("ruled/page/<int:status>", page),
+    path("ruled/stream", stream),
+    path("ruled/fail", fail),
+    path("ruled/leave", leave),
+    path("ruled/exempt", exempt(page)),
+    path("ruled/open/page", page),
+    path("figures/page", page),
+    path("wrong/page", page),
+    path("analytics", analytics),
+    path("of-both", of_both),
+    path("of-growth", of_growth),
+    path("create", create),
+    path("plan", plan),
+    path("page", page),
+]
+RULES = [
+    {"path": "/ruled/open/", "feature": None},
+    {"path": "/ruled/", "feature": TEMPLATES, "consume": 2},
+    {"path": "/figures/", "feature": "feature-analytics", "methods": ["POST"]},
+]
+
+pytestmark = pytest.mark.urls(__name__)
+
+
+@pytest.fixture(autouse=True)
+def site(sidecar: Sidecar, settings: Any) -> Any:
+    """The settings of a site that asks the sidecar."""
+    settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "RULES": RULES}
+    return settings
+
+
+def change(site: Any, **more: Any) -> None:
+    site.STIGG_GUARD = {**site.STIGG_GUARD, **more}
+
+
+@pytest.fixture
+def web() -> Client:
+    """A client whose customer is signed in."""
+    return Client(REMOTE_USER=DEMO, raise_request_exception=False)
+
+
+def used(guard: Guard) -> float:
+    """What the sidecar has counted, asked by a guard of its own."""
+    guard.reload(DEMO)
+    return guard.check(TEMPLATES, customer=DEMO).current_usage
+
+
+def held() -> int:
+    return get_guard().stats()["held"]
+
+
+def test_a_rule_consumes_for_a_success(web: Client, guard: Guard) -> None:
+    assert web.get("/ruled/page").content == b"page"
+    assert (used(guard), held()) == (5, 0)
+
+
+@pytest.mark.parametrize("url", ["/ruled/page/404", "/ruled/page/304", "/ruled/fail", "/ruled/nowhere"])
+def test_a_rule_consumes_nothing_for_a_failure(web: Client, guard: Guard, url: str) -> None:
+    web.get(url)
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_a_rule_counts_a_stream_when_it_ends(web: Client, guard: Guard) -> None:
+    response: Any = web.get("/ruled/stream")
+    assert (used(guard), held()) == (3, 1)
+    assert b"".join(response) == b"one two"
+    assert (used(guard), held()) == (5, 0)
+
+
+def test_a_worker_that_is_stopped_in_a_view_leaves_nothing_held(web: Client, guard: Guard) -> None:
+    with pytest.raises(SystemExit):
+        web.get("/ruled/leave")
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_a_rule_denies_what_is_over_the_limit(web: Client, guard: Guard) -> None:
+    assert web.get("/ruled/page").status_code == 200
+    assert web.get("/ruled/page", headers=BROWSER).status_code == 402
+    assert used(guard) == 5
+
+
+def test_a_rule_guards_its_methods_only(web: Client) -> None:
+    assert web.get("/figures/page").status_code == 200
+    assert web.post("/figures/page").status_code == 402
+
+
+def test_an_earlier_rule_may_exempt(web: Client, guard: Guard) -> None:
+    assert web.get("/ruled/open/page").status_code == 200
+    assert used(guard) == 3
+
+
+def test_exempt_views_are_left_alone(client: Client) -> None:
+    assert client.get("/ruled/exempt").status_code == 200
+
+
+def test_other_middleware_goes_before_a_rule(site: Any, web: Client, guard: Guard) -> None:
+    site.MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware", *site.MIDDLEWARE]
+    assert Client(REMOTE_USER=DEMO, enforce_csrf_checks=True).post("/ruled/page").status_code == 403
+    assert (used(guard), held()) == (3, 0)
+
+
+def test_a_wrong_resource_of_the_site_is_no_answer_to_the_client(site: Any, client: Client) -> None:
+    change(site, CUSTOMER=lambda _: "")
+    with pytest.raises(InvalidRequest, match="customer_id"):
+        client.get("/ruled/page")
+
+
+def test_the_request_has_its_plan(web: Client) -> None:
+    assert web.get("/plan").content == b"True False"
+
+
+def test_nobody_has_nothing(client: Client) -> None:
+    assert client.get("/plan").content == b"False False"
+
+
+def test_nobody_is_looked_up_for_a_plan_that_is_not_asked_for(site: Any, client: Client) -> None:
+    asked: list[HttpRequest] = []
+    change(site, CUSTOMER=asked.append)
+    assert client.get("/page").status_code == 200
+    assert asked == []
+    client.get("/plan")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("url", ["/analytics", "/ruled/page"])
+def test_anonymous_browsers_are_sent_to_the_login_page_of_the_project(site: Any, client: Client, url: str) -> None:
+    site.LOGIN_URL = "/sign-in/"
+    change(site, ANONYMOUS="login")
+    response = client.get(f"{url}?of=today", headers=BROWSER)
+    assert (response.status_code, response["Location"]) == (302, f"/sign-in/?next={url.replace('/', '%2F')}%3Fof%3Dtoday")
+    assert client.get(url).status_code == 401
+
+
+def test_the_login_page_may_be_named_for_the_guard_alone(site: Any, client: Client) -> None:
+    change(site, ANONYMOUS="login", LOGIN_URL="/customers/")
+    assert client.get("/analytics", headers=BROWSER)["Location"].startswith("/customers/?next=")
+
+
+def test_anonymous_requests_may_have_what_a_free_customer_has(site: Any, client: Client) -> None:
+    change(site, ANONYMOUS=f"customer:{DEMO}")
+    assert client.get("/create").status_code == 200
+    assert client.get("/analytics").status_code == 402
+    assert client.get("/plan").content == b"True False"
+
+
+@pytest.mark.parametrize("url", ["/create", "/ruled/page"])
+def test_headers_tell_what_is_left(site: Any, web: Client, url: str) -> None:
+    change(site, RATE_LIMIT_HEADERS=True)
+    response = web.get(url)
+    assert response["RateLimit"] == f'"{TEMPLATES}";r={2 if url == "/create" else 1}'
+    assert response["RateLimit-Policy"] == f'"{TEMPLATES}";q=6'
+
+
+def test_headers_of_a_denial_tell_what_is_left(site: Any, web: Client) -> None:
+    change(site, RATE_LIMIT_HEADERS=True)
+    web.get("/ruled/page")
+    assert web.get("/ruled/page")["RateLimit"] == f'"{TEMPLATES}";r=1'
+
+
+def test_headers_are_not_told_unasked(web: Client) -> None:
+    assert "RateLimit" not in web.get("/create")
+
+
+def test_a_wrong_setting_ends_the_start_of_the_server(site: Any) -> None:
+    change(site, ON_OUTAG="allow")
+    with pytest.raises(ImproperlyConfigured, match="did you mean ON_OUTAGE"):
+        StiggGuardMiddleware(lambda _: HttpResponse())
+
+
+@pytest.fixture
+def two(site: Any, sidecar: Sidecar) -> Iterator[None]:
+    """A site with a second configuration, whose customer is another one."""
+    growth = {
+        "SIDECAR": sidecar.address,
+        "CUSTOMER": lambda _: GROWTH,
+        "UPGRADE_URL": "/growth",
+        "STATUS_CODES": {"FEATURE_NOT_FOUND": 418},
+        "RULES": [{"path": "/figures/", "feature": "feature-analytics", "methods": ["GET"]}],
+    }
+    site.STIGG_GUARD = {"default": site.STIGG_GUARD, "growth": growth}
+    yield
+
+
+@pytest.mark.usefixtures("two")
+def test_a_view_may_be_guarded_by_two_configurations(web: Client, guard: Guard) -> None:
+    assert web.get("/of-both").content == f"{DEMO} {GROWTH}".encode()
+    assert used(guard) == 4
+
+
+@pytest.mark.usefixtures("two")
+def test_a_denial_is_answered_by_the_configuration_that_denies(web: Client) -> None:
+    assert web.get("/of-growth").status_code == 418
+    assert "upgrade_url" not in json.loads(web.get("/analytics").content)
+
+
+@pytest.mark.usefixtures("two")
+def test_the_rules_of_all_configurations_are_in_force(web: Client) -> None:
+    assert web.get("/figures/page").status_code == 200
+    assert web.post("/figures/page").status_code == 402
+
+
+@pytest.mark.usefixtures("two")
+def test_the_plans_of_two_configurations_differ(rf: RequestFactory) -> None:
+    request = rf.get("/", REMOTE_USER=DEMO)
+    assert not displayed_plan(request).has("feature-analytics")
+    assert displayed_plan(request, "growth").has("feature-analytics")
+
+
+@pytest.mark.usefixtures("two")
+def test_a_configuration_that_is_not_there_is_an_error_that_names_the_others() -> None:
+    with pytest.raises(ImproperlyConfigured, match="no configuration 'eu'; it has default, growth"):
+        get_guard("eu")
