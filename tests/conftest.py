@@ -16,6 +16,7 @@ from django.core import mail
 from pytest_django.plugin import DjangoDbBlocker
 
 from django_databases import django_database, empty_ledger_tables, make_ledger_tables
+from faulty_sidecar import FaultySidecar
 from postgres_server import PostgresServer
 from stigg_guard import Clock, Config, Guard
 from stigg_guard.sidecar.catalog import demo_catalog
@@ -89,6 +90,13 @@ def clock() -> ManualClock:
 def sidecar() -> Iterator[Sidecar]:
     with Sidecar(Engine(demo_catalog(), Store(None)), host="127.0.0.1", port=0, http_port=0) as running:
         yield running
+
+
+@pytest.fixture
+def faulty(clock: ManualClock) -> Iterator[FaultySidecar]:
+    server = FaultySidecar(clock.now)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

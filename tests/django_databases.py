@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from django.core.management import call_command
@@ -18,7 +19,7 @@ from stigg_guard.ledger import Ledger, ledger_from_url
 @contextmanager
 def django_database(alias: str, settings: dict[str, Any]) -> Iterator[str]:
     """Adds a database to those of the project; its alias."""
-    connections.settings[alias] = ConnectionHandler({"default": settings}).settings["default"]
+    connections.settings[alias] = ConnectionHandler({"default": deepcopy(settings)}).settings["default"]
     try:
         yield alias
     finally:

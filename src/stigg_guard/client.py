@@ -79,7 +79,8 @@ class Stigg:
     ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
     elsewhere; ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
     ``local_sidecar_catalog`` or the demonstration catalog; ``offline_file`` answers from a file, in this process;
-    ``answers`` is anything else that answers requests, and is closed with the client. Threads may share it. Connections are made by the first call of each process.
+    ``answers`` is anything else that answers requests, and is closed with the client. Threads may share it.
+    Connections are made by the first call of each process.
 
     ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
     another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer.

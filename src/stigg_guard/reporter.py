@@ -177,7 +177,7 @@ class Reporter:
             if not self._failures:
                 self._lost_contact(error)
             self._failures += 1
-        except Exception:
+        except Exception:  # whatever it is, the thread goes on: nothing else reports
             logger.exception("reporting usage failed; it stays in the ledger")
             self._failures += 1
         else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from stigg_guard.client import Stigg
 from stigg_guard.config import OnUncertain
-from stigg_guard.errors import SidecarUnavailable
+from stigg_guard.errors import InvalidRequest, NotSupported, SidecarUnavailable
 from stigg_guard.ledger import Acknowledged, Batch, Entry, UsageKey
 from stigg_guard.messages import acknowledged, event_of, ids_of, request_of, usage_of
 from stigg_guard.wire import sidecar_pb2 as wire
@@ -52,7 +53,8 @@ class Sender:
             return True
         stigg = self._stigg()
         if stigg.honours_keys is None:
-            stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, report.key))
+            with suppress(InvalidRequest, NotSupported):  # who cannot tell honours none
+                stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, report.key))
         return bool(stigg.honours_keys)
 
     def read_back(self, key: UsageKey) -> wire.MeteredEntitlement:

@@ -20,7 +20,7 @@ RECHECK_SECONDS = 1.0
 
 
 class Settlement:
-    """Sends the ledger's reports and notes in it what came of them; decides those of which nobody knows.
+    """Sends the ledger's reports, notes in it what came of them, and decides those whose outcome nobody knows.
 
     ``acknowledged`` is called with every report that was counted and the usage it led to. ``counts`` are the reports
     ``acknowledged``, ``refused`` and ``doubted`` here.

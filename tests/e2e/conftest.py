@@ -98,6 +98,7 @@ def _serving(folder: Path, command: list[str], environ: dict[str, str]) -> Itera
         finally:
             server.terminate()
             said += server.communicate()[0]
+            print(said)  # shown with a test that fails
     assert "Traceback" not in said, said
 
 

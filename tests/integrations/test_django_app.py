@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.apps import apps
-from django.conf import settings as django_settings
-from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.test import RequestFactory
 
 from stigg_guard import ClientClosed
 from stigg_guard.django import customer_of, get_guard
-from stigg_guard.django import customer_of
-from stigg_guard.django.middleware import StiggGuardMiddleware
-
-MIDDLEWARE = "stigg_guard.django.middleware.StiggGuardMiddleware"
-
-
-class OwnMiddleware(StiggGuardMiddleware):
-    """What a project may derive."""
 
 
 def customer_of_request(request: HttpRequest) -> str:
@@ -35,10 +24,6 @@ def customer_of_request(request: HttpRequest) -> str:
 def python(source: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The source, run by a fresh interpreter."""
     return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=cwd, check=False)
-
-
-def guard_checks() -> list[str]:
-    return sorted(str(found.id) for found in run_checks() if str(found.id).startswith("stigg_guard."))
 
 
 def test_the_app_has_a_label_of_its_own() -> None:
@@ -72,17 +57,33 @@ def test_another_setting_leaves_the_guard_alone(settings: Any) -> None:
         ({"CUSTOMER": "shop.nowhere"}, "CUSTOMER: cannot import 'shop.nowhere'"),
         ({"CUSTOMER": "django.conf.settings"}, "a function of the request is due"),
         ({"LEDGER": "mysql://db"}, "LEDGER: "),
+        ({"LEDGER": "django://nowhere"}, "LEDGER: there is no 'nowhere' in DATABASES"),
+        ({"DATABASE": "nowhere"}, "DATABASE: there is no 'nowhere' in DATABASES, which has default"),
         (["SIDECAR"], "expected a dict"),
+        ({"default": ["SIDECAR"]}, "expected a dict"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_its_name(wrong: Any, message: str) -> None:
-    before = django_settings.STIGG_GUARD
-    django_settings.STIGG_GUARD = wrong
-    try:
-        with pytest.raises(ImproperlyConfigured, match=rf"settings\.STIGG_GUARD.*{message}"):
-            configure()
-    finally:
-        django_settings.STIGG_GUARD = before
+def test_a_wrong_setting_is_refused_by_its_name_whenever_the_guard_is_asked_for(
+    settings: Any, wrong: Any, message: str
+) -> None:
+    settings.STIGG_GUARD = wrong
+    for _ in range(2):
+        with pytest.raises(ImproperlyConfigured, match=rf"settings\.STIGG_GUARD of 'default': .*{message}"):
+            get_guard()
+
+
+def test_a_wrong_configuration_leaves_the_others_alone(settings: Any) -> None:
+    settings.STIGG_GUARD = {"default": {"SIDECAR": "localhost:9"}, "eu": {"SIDECR": "localhost:8"}}
+    assert get_guard().config.sidecar == "localhost:9"
+    with pytest.raises(ImproperlyConfigured, match=r"of 'eu': SIDECR: unknown setting; did you mean SIDECAR\?"):
+        get_guard("eu")
+
+
+def test_configurations_have_guards_and_ledgers_of_their_own(settings: Any, tmp_path: Path) -> None:
+    settings.BASE_DIR = tmp_path
+    settings.STIGG_GUARD = {"default": {"SIDECAR": "localhost:9"}, "eu": {"SIDECAR": "localhost:8"}}
+    assert get_guard("eu").config.sidecar == "localhost:8"
+    assert get_guard().config.ledger != get_guard("eu").config.ledger
 
 
 def test_the_resolver_may_be_a_dotted_path(settings: Any, rf: RequestFactory) -> None:
@@ -90,37 +91,19 @@ def test_the_resolver_may_be_a_dotted_path(settings: Any, rf: RequestFactory) ->
     assert customer_of(rf.get("/", REMOTE_USER="customer-demo-01")) == "customer-demo-01"
 
 
-def test_a_wrong_setting_ends_the_start(tmp_path: Path) -> None:
+def test_a_wrong_setting_ends_the_start_of_the_server_and_is_told_by_the_checks(tmp_path: Path) -> None:
     (tmp_path / "site_settings.py").write_text(
         'INSTALLED_APPS = ["stigg_guard.django"]\nSTIGG_GUARD = {"SIDECR": "localhost:80"}\n'
+        'MIDDLEWARE = ["stigg_guard.django.middleware.StiggGuardMiddleware"]\n'
     )
-    start = "import os, django; os.environ['DJANGO_SETTINGS_MODULE'] = 'site_settings'; django.setup()"
-    ended = python(start, tmp_path)
-    assert ended.returncode == 1
-    assert "settings.STIGG_GUARD: SIDECR: unknown setting; did you mean SIDECAR?" in ended.stderr
-
-
-def test_a_complete_project_passes_the_checks() -> None:
-    assert guard_checks() == []
-
-
-@pytest.mark.parametrize("middleware", [[], ["django.middleware.common.CommonMiddleware", "nowhere.Middleware"]])
-def test_a_missing_middleware_fails_the_checks(settings: Any, middleware: list[str]) -> None:
-    settings.MIDDLEWARE = middleware
-    assert guard_checks() == ["stigg_guard.E001"]
-
-
-def test_a_derived_middleware_passes_the_checks(settings: Any) -> None:
-    settings.MIDDLEWARE = [f"{__name__}.OwnMiddleware"]
-    assert guard_checks() == []
-
-
-@pytest.mark.parametrize(("given", "found"), [({}, ["stigg_guard.E002"]), ({"ENABLED": False}, [])])
-def test_a_missing_resolver_fails_the_checks_of_an_enabled_guard(
-    settings: Any, given: Mapping[str, object], found: list[str]
-) -> None:
-    settings.STIGG_GUARD = given
-    assert guard_checks() == found
+    start = "import os; os.environ['DJANGO_SETTINGS_MODULE'] = 'site_settings'; from django.core import {0}; {0}.{1}"
+    served = python(start.format("wsgi", "get_wsgi_application()"), tmp_path)
+    checked = python(start.format("management", "execute_from_command_line(['manage.py', 'check'])"), tmp_path)
+    for ended in (served, checked):
+        assert ended.returncode == 1
+        assert "SIDECR: unknown setting; did you mean SIDECAR?" in ended.stderr
+    assert "stigg_guard.E003" in checked.stderr
+    assert "Traceback" not in checked.stderr
 
 
 def test_the_guard_before_the_start_is_an_error_with_the_remedy() -> None:
@@ -138,16 +121,19 @@ def test_importing_needs_no_settings_and_starts_no_thread() -> None:
     assert (ended.stdout, ended.stderr) == ("False 1\n", "")
 
 
-def test_starting_the_app_starts_no_thread_and_no_client() -> None:
+def test_starting_the_app_starts_no_thread_and_opens_nothing() -> None:
     source = (
-        "import threading, django\n"
+        "import sys, threading, django\n"
         "from django.conf import settings\n"
         "settings.configure(INSTALLED_APPS=['stigg_guard.django'])\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, _: opened.append(event))\n"
         "django.setup()\n"
         "from stigg_guard.django import get_guard\n"
-        "print(get_guard()._lookup._stigg, threading.active_count())"
+        "get_guard()\n"
+        "print({'socket.connect', 'sqlite3.connect', 'subprocess.Popen'} & {*opened}, threading.active_count())"
     )
-    assert python(source).stdout == "None 1\n"
+    assert python(source).stdout == "set() 1\n"
 
 
 def test_without_django_the_error_is_the_pip_line() -> None:

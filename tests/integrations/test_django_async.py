@@ -441,9 +441,7 @@ def test_work_that_is_done_is_counted_once_although_the_client_leaves(guard: Gua
 
 @pytest.mark.skipif(django.VERSION < (5, 0), reason="Django notices disconnects since 5.0")
 @pytest.mark.parametrize("url", ["/create", "/stream-that-waits"])
-def test_a_disconnect_in_a_whole_request_leaves_nothing_held(
-    site: Any, guard: Guard, visit: Visit, url: str
-) -> None:
+def test_a_disconnect_in_a_whole_request_leaves_nothing_held(site: Any, guard: Guard, visit: Visit, url: str) -> None:
     @consumes_usage(1, TEMPLATES)
     async def create(request: HttpRequest) -> HttpResponse:
         await wait()

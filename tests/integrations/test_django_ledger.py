@@ -554,8 +554,6 @@ class TestSqlite:
 
     def test_is_exact_among_transactions_of_which_some_fail(self, open_ledger: Open, django_sqlite: str) -> None:
         ledger = open_ledger(django_sqlite)
-        connections[django_sqlite].settings_dict["OPTIONS"]["transaction_mode"] = "IMMEDIATE"
-        connections[django_sqlite].close()
         make_shop(django_sqlite)
 
         def use(number: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -64,7 +63,6 @@ def create(request: HttpRequest) -> HttpResponse:
 def plan(request: Any) -> HttpResponse:
     assert request.stigg is displayed_plan(request)
     return HttpResponse(f"{request.stigg.has(TEMPLATES)} {request.stigg.has('feature-analytics')}")
-
 
 
 urlpatterns = [
@@ -198,7 +196,10 @@ def test_anonymous_browsers_are_sent_to_the_login_page_of_the_project(site: Any,
     site.LOGIN_URL = "/sign-in/"
     change(site, ANONYMOUS="login")
     response = client.get(f"{url}?of=today", headers=BROWSER)
-    assert (response.status_code, response["Location"]) == (302, f"/sign-in/?next={url.replace('/', '%2F')}%3Fof%3Dtoday")
+    assert (response.status_code, response["Location"]) == (
+        302,
+        f"/sign-in/?next={url.replace('/', '%2F')}%3Fof%3Dtoday",
+    )
     assert client.get(url).status_code == 401
 
 
@@ -239,7 +240,7 @@ def test_a_wrong_setting_ends_the_start_of_the_server(site: Any) -> None:
 
 
 @pytest.fixture
-def two(site: Any, sidecar: Sidecar) -> Iterator[None]:
+def two(site: Any, sidecar: Sidecar) -> None:
     """A site with a second configuration, whose customer is another one."""
     growth = {
         "SIDECAR": sidecar.address,
@@ -249,7 +250,6 @@ def two(site: Any, sidecar: Sidecar) -> Iterator[None]:
         "RULES": [{"path": "/figures/", "feature": "feature-analytics", "methods": ["GET"]}],
     }
     site.STIGG_GUARD = {"default": site.STIGG_GUARD, "growth": growth}
-    yield
 
 
 @pytest.mark.usefixtures("two")

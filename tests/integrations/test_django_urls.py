@@ -72,7 +72,9 @@ urlpatterns = [
     path("counted/<int:n>/", protect([path("", of_number)], TEMPLATES, lambda request, n: n)),
     path("writes/", protect(include((inner, "inner"), namespace="writes"), TEMPLATES, 1, methods=["POST"])),
     path("outer/", protect([path("inner/", include((inner, "inner"), namespace="deep"))], "feature-analytics")),
-    path("nested/", protect([path("", protect([path("", page)], TEMPLATES, 1))], "feature-analytics", methods=["POST"])),
+    path(
+        "nested/", protect([path("", protect([path("", page)], TEMPLATES, 1))], "feature-analytics", methods=["POST"])
+    ),
     path("named/", protect([path("", named_above)], "feature-custom-domain")),
 ]
 

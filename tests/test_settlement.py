@@ -1,0 +1,272 @@
+"""What becomes of reports between a real ledger and a real sidecar, with faults on the way between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+from grpc import StatusCode
+
+from conftest import ManualClock
+from faulty_sidecar import FaultySidecar, abort, no_fault
+from stigg_guard import Config, Fallback, ReportUsageRequest, SidecarError, Stigg
+from stigg_guard.ledger import Acknowledged, Event, Ledger, UsageKey, Use, ledger_from_url
+from stigg_guard.sender import Sender
+from stigg_guard.settlement import Settlement
+
+KEY = UsageKey("c", "", "f")
+SECONDS = 5.0
+
+
+@pytest.fixture
+def ledger(clock: ManualClock) -> Iterator[Ledger]:
+    made = ledger_from_url("memory://", clock.clock, settle_grace=15)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def stigg(faulty: FaultySidecar) -> Iterator[Stigg]:
+    with faulty.client() as client:
+        yield client
+
+
+@pytest.fixture
+def told() -> list[Acknowledged]:
+    return []
+
+
+@pytest.fixture
+def make(ledger: Ledger, stigg: Stigg, told: list[Acknowledged]) -> Callable[..., Settlement]:
+    def make(stigg: Stigg = stigg, **settings: str) -> Settlement:
+        config = Config.from_mapping(settings)
+        return Settlement(ledger, Sender(lambda: stigg, config.on_uncertain), config, told.append)
+
+    return make
+
+
+@pytest.fixture
+def settlement(make: Callable[..., Settlement]) -> Settlement:
+    return make()
+
+
+def settle(settlement: Settlement) -> None:
+    """Sends and decides all that is there, until the sidecar fails."""
+    with suppress(SidecarError):
+        while settlement.send_batch(SECONDS):
+            pass
+        settlement.decide_uncertain()
+
+
+def test_nothing_is_sent_when_there_is_nothing(settlement: Settlement, faulty: FaultySidecar) -> None:
+    assert not settlement.send_batch(SECONDS)
+    assert faulty.asked == []
+
+
+def test_many_uses_are_sent_in_one_bulk(
+    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, told: list[Acknowledged]
+) -> None:
+    for feature in ("f", "g", "f", "g"):
+        ledger.record(Use(UsageKey("c", "", feature), 1))
+    settle(settlement)
+    assert (faulty.used("f"), faulty.used("g")) == (2, 2)
+    assert [name for name, _ in faulty.asked] == ["ReportUsageBulk"]
+    assert {(answer.report.key.feature_id, answer.current_usage) for answer in told} == {("f", 2), ("g", 2)}
+    assert settlement.counts["acknowledged"] == 2
+
+
+def test_events_count_once_however_often_they_are_sent(
+    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    faulty.honours_keys = False
+    faulty.after = abort(StatusCode.INTERNAL)
+    ledger.record(Use(KEY, 1, event=Event("answered", "key-01", {"tokens": 5})))
+    settle(settlement)
+    faulty.after = no_fault
+    clock.advance(60)
+    settle(settlement)
+    assert [name for name, _ in faulty.asked] == ["ReportEvents", "ReportEvents"]
+    assert (settlement.counts["acknowledged"], ledger.counts()["sending"]) == (1, 0)
+
+
+def test_a_report_that_was_counted_but_not_answered_counts_once(
+    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    faulty.after = abort(StatusCode.INTERNAL)
+    ledger.record(Use(KEY, 3))
+    settle(settlement)
+    assert faulty.used() == 3
+    faulty.after = no_fault
+    clock.advance(60)
+    settle(settlement)
+    assert faulty.used() == 3
+    assert len({key for _, key in faulty.asked}) == 1
+    assert len(faulty.asked) == 2
+
+
+def test_a_report_that_was_certainly_not_counted_is_sent_again(
+    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar
+) -> None:
+    faulty.before = abort(StatusCode.RESOURCE_EXHAUSTED)
+    ledger.record(Use(KEY, 3))
+    with pytest.raises(SidecarError, match="RESOURCE_EXHAUSTED"):
+        settlement.send_batch(SECONDS)
+    assert ledger.counts()["unsent"] == 1
+    faulty.before = no_fault
+    settle(settlement)
+    assert faulty.used() == 3
+
+
+def test_reports_go_one_by_one_to_a_sidecar_that_knows_no_bulk(
+    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar
+) -> None:
+    faulty.without = {"ReportUsageBulk"}
+    for feature in ("f", "g"):
+        ledger.record(Use(UsageKey("c", "", feature), 2))
+    settle(settlement)
+    assert (faulty.used("f"), faulty.used("g")) == (2, 2)
+    assert {name for name, _ in faulty.asked} == {"ReportUsage"}
+
+
+def test_a_report_that_is_refused_alone_is_set_aside(
+    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture
+) -> None:
+    for feature in ("f", "unheard-of"):
+        ledger.record(Use(UsageKey("c", "", feature), 2))
+    settle(settlement)
+    assert (faulty.used(), settlement.counts["refused"], ledger.counts()["dead"]) == (2, 1, 1)
+    assert "the sidecar refuses usage of c unheard-of" in caplog.text
+
+
+class TestUncertainReports:
+    """Against a sidecar that, like Stigg's own, knows no idempotency key."""
+
+    @pytest.fixture(params=["counted", "lost"])
+    def unanswered(self, request: pytest.FixtureRequest, faulty: FaultySidecar) -> FaultySidecar:
+        """A sidecar that does not answer a report, which it has counted, or has not."""
+        faulty.honours_keys = False
+        fault = abort(StatusCode.INTERNAL)
+        if request.param == "counted":
+            faulty.after = fault
+        else:
+            faulty.before = fault
+        return faulty
+
+    @pytest.fixture
+    def doubtful(
+        self, make: Callable[..., Settlement], ledger: Ledger, unanswered: FaultySidecar, clock: ManualClock
+    ) -> Callable[..., Settlement]:
+        """Makes a settlement that reported 3 units, 2 after the 1 that the sidecar told of, and got no answer."""
+
+        def doubtful(**settings: str) -> Settlement:
+            fault, unanswered.before = (unanswered.before, unanswered.after), no_fault
+            unanswered.after = no_fault
+            settlement = make(**settings)
+            ledger.record(Use(KEY, 1))
+            settle(settlement)
+            unanswered.before, unanswered.after = fault
+            ledger.record(Use(KEY, 2))
+            settle(settlement)
+            unanswered.before = unanswered.after = no_fault
+            return settlement
+
+        return doubtful
+
+    def settle_later(self, settlement: Settlement, clock: ManualClock) -> None:
+        for _ in range(3):
+            clock.advance(60)
+            settle(settlement)
+
+    def test_are_reconciled_by_reading_the_usage_back(
+        self, doubtful: Callable[..., Settlement], unanswered: FaultySidecar, ledger: Ledger, clock: ManualClock
+    ) -> None:
+        settlement = doubtful()
+        self.settle_later(settlement, clock)
+        assert (unanswered.used(), settlement.counts["doubted"]) == (3, 1)
+        assert not any(ledger.counts().values())
+
+    def test_stay_visible_when_the_figures_do_not_tell(
+        self,
+        doubtful: Callable[..., Settlement],
+        unanswered: FaultySidecar,
+        ledger: Ledger,
+        clock: ManualClock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        settlement = doubtful()
+        other = ReportUsageRequest(customer_id="c", feature_id="f", value=10)
+        unanswered.engine.answer("ReportUsage", other)
+        self.settle_later(settlement, clock)
+        assert ledger.counts()["uncertain"] == 1
+        assert "waits for a decision" in caplog.text
+        before = unanswered.used()
+        ledger.record(Use(KEY, 1))
+        settle(settlement)
+        assert unanswered.used() == before + 1
+
+    def test_are_sent_again_if_told_so(
+        self, doubtful: Callable[..., Settlement], unanswered: FaultySidecar, clock: ManualClock
+    ) -> None:
+        settlement = doubtful(ON_UNCERTAIN="resend")
+        before = unanswered.used()
+        self.settle_later(settlement, clock)
+        assert unanswered.used() == before + 2
+
+    def test_are_dropped_if_told_so(
+        self,
+        doubtful: Callable[..., Settlement],
+        unanswered: FaultySidecar,
+        ledger: Ledger,
+        clock: ManualClock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        settlement = doubtful(ON_UNCERTAIN="drop")
+        before = unanswered.used()
+        self.settle_later(settlement, clock)
+        assert unanswered.used() == before
+        assert not any(ledger.counts().values())
+        assert "are dropped" in caplog.text
+
+    def test_are_not_decided_by_a_fallback(
+        self,
+        doubtful: Callable[..., Settlement],
+        make: Callable[..., Settlement],
+        unanswered: FaultySidecar,
+        ledger: Ledger,
+        clock: ManualClock,
+    ) -> None:
+        doubtful()
+        clock.advance(60)
+        unanswered.without = {"GetMeteredEntitlement"}
+        with unanswered.client(fallbacks={"f": Fallback(has_access=True)}) as stigg:
+            blind = make(stigg)
+            while blind.send_batch(SECONDS):
+                pass
+            clock.advance(60)
+            with pytest.raises(SidecarError, match="a fallback answered"):
+                blind.decide_uncertain()
+        assert ledger.counts()["uncertain"] == 1
+
+    def test_that_are_totals_are_sent_again(
+        self, make: Callable[..., Settlement], unanswered: FaultySidecar, ledger: Ledger, clock: ManualClock
+    ) -> None:
+        settlement = make()
+        ledger.record(Use(KEY, 7, is_set=True))
+        ledger.record(Use(UsageKey("c", "", "g"), 2))
+        settle(settlement)
+        unanswered.before = unanswered.after = no_fault
+        self.settle_later(settlement, clock)
+        assert (unanswered.used("f"), settlement.counts["doubted"]) == (7, 1)
+
+    def test_of_a_sidecar_that_cannot_tell_of_its_keys_are_not_sent_again(
+        self, make: Callable[..., Settlement], unanswered: FaultySidecar, ledger: Ledger, clock: ManualClock
+    ) -> None:
+        unanswered.without = {"ReloadEntitlements"}
+        settlement = make()
+        ledger.record(Use(KEY, 3))
+        settle(settlement)
+        unanswered.before = unanswered.after = no_fault
+        clock.advance(60)
+        settle(settlement)
+        assert (len(unanswered.asked), settlement.counts["doubted"], ledger.counts()["uncertain"]) == (1, 1, 1)
