@@ -186,7 +186,7 @@ def _walk_api(base: str) -> Iterator[Row]:
 
     def letters(count: int) -> requests.Response:
         template = requests.get(f"{base}/api/templates", headers=token, timeout=START_SECONDS).json()[0]["id"]
-        order = {"template": template, "names": ["Ada"] * count}
+        order = {"template": template, "names": [f"Reader {number}" for number in range(count)]}
         return requests.post(f"{base}/api/letters", json=order, headers=token, timeout=START_SECONDS)
 
     yield linus.row("API without a token", "401", lambda: _status(linus.get("/api/templates", JSON)))

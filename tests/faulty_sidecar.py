@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from stigg_guard import GetMeteredEntitlementRequest, Stigg
+from stigg_guard import GetMeteredEntitlementRequest, InvalidRequest, Stigg
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.store import Store
@@ -69,7 +69,10 @@ class FaultySidecar:
             key = dict(context.invocation_metadata()).get("idempotency-key")
             self.asked.append((name, key))
             self.before(context)
-            answer = self.engine.answer(name, request, idempotency_key=key if self.honours_keys else None)
+            try:
+                answer = self.engine.answer(name, request, idempotency_key=key if self.honours_keys else None)
+            except InvalidRequest as error:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             self.after(context)
             return answer
 

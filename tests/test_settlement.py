@@ -142,33 +142,30 @@ def test_a_report_that_is_refused_alone_is_set_aside(
 class TestUncertainReports:
     """Against a sidecar that, like Stigg's own, knows no idempotency key."""
 
-    @pytest.fixture(params=["counted", "lost"])
-    def unanswered(self, request: pytest.FixtureRequest, faulty: FaultySidecar) -> FaultySidecar:
-        """A sidecar that does not answer a report, which it has counted, or has not."""
+    @pytest.fixture(params=["before", "after"], ids=["lost", "counted"])
+    def lose_answers(self, request: pytest.FixtureRequest, faulty: FaultySidecar) -> Callable[[], None]:
+        """From now on the sidecar answers no report, which it has counted, or has not."""
         faulty.honours_keys = False
-        fault = abort(StatusCode.INTERNAL)
-        if request.param == "counted":
-            faulty.after = fault
-        else:
-            faulty.before = fault
-        return faulty
+        return lambda: setattr(faulty, request.param, abort(StatusCode.INTERNAL))
 
     @pytest.fixture
     def doubtful(
-        self, make: Callable[..., Settlement], ledger: Ledger, unanswered: FaultySidecar, clock: ManualClock
+        self,
+        make: Callable[..., Settlement],
+        ledger: Ledger,
+        faulty: FaultySidecar,
+        lose_answers: Callable[[], None],
     ) -> Callable[..., Settlement]:
-        """Makes a settlement that reported 3 units, 2 after the 1 that the sidecar told of, and got no answer."""
+        """Makes a settlement that reported 2 units, after 1 that the sidecar told of, and got no answer."""
 
         def doubtful(**settings: str) -> Settlement:
-            fault, unanswered.before = (unanswered.before, unanswered.after), no_fault
-            unanswered.after = no_fault
             settlement = make(**settings)
             ledger.record(Use(KEY, 1))
             settle(settlement)
-            unanswered.before, unanswered.after = fault
+            lose_answers()
             ledger.record(Use(KEY, 2))
             settle(settlement)
-            unanswered.before = unanswered.after = no_fault
+            faulty.before = faulty.after = no_fault
             return settlement
 
         return doubtful
@@ -179,52 +176,52 @@ class TestUncertainReports:
             settle(settlement)
 
     def test_are_reconciled_by_reading_the_usage_back(
-        self, doubtful: Callable[..., Settlement], unanswered: FaultySidecar, ledger: Ledger, clock: ManualClock
+        self, doubtful: Callable[..., Settlement], faulty: FaultySidecar, ledger: Ledger, clock: ManualClock
     ) -> None:
         settlement = doubtful()
         self.settle_later(settlement, clock)
-        assert (unanswered.used(), settlement.counts["doubted"]) == (3, 1)
+        assert (faulty.used(), settlement.counts["doubted"]) == (3, 1)
         assert not any(ledger.counts().values())
 
     def test_stay_visible_when_the_figures_do_not_tell(
         self,
         doubtful: Callable[..., Settlement],
-        unanswered: FaultySidecar,
+        faulty: FaultySidecar,
         ledger: Ledger,
         clock: ManualClock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         settlement = doubtful()
         other = ReportUsageRequest(customer_id="c", feature_id="f", value=10)
-        unanswered.engine.answer("ReportUsage", other)
+        faulty.engine.answer("ReportUsage", other)
         self.settle_later(settlement, clock)
         assert ledger.counts()["uncertain"] == 1
         assert "waits for a decision" in caplog.text
-        before = unanswered.used()
+        before = faulty.used()
         ledger.record(Use(KEY, 1))
         settle(settlement)
-        assert unanswered.used() == before + 1
+        assert faulty.used() == before + 1
 
     def test_are_sent_again_if_told_so(
-        self, doubtful: Callable[..., Settlement], unanswered: FaultySidecar, clock: ManualClock
+        self, doubtful: Callable[..., Settlement], faulty: FaultySidecar, clock: ManualClock
     ) -> None:
         settlement = doubtful(ON_UNCERTAIN="resend")
-        before = unanswered.used()
+        before = faulty.used()
         self.settle_later(settlement, clock)
-        assert unanswered.used() == before + 2
+        assert faulty.used() == before + 2
 
     def test_are_dropped_if_told_so(
         self,
         doubtful: Callable[..., Settlement],
-        unanswered: FaultySidecar,
+        faulty: FaultySidecar,
         ledger: Ledger,
         clock: ManualClock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         settlement = doubtful(ON_UNCERTAIN="drop")
-        before = unanswered.used()
+        before = faulty.used()
         self.settle_later(settlement, clock)
-        assert unanswered.used() == before
+        assert faulty.used() == before
         assert not any(ledger.counts().values())
         assert "are dropped" in caplog.text
 
@@ -232,14 +229,14 @@ class TestUncertainReports:
         self,
         doubtful: Callable[..., Settlement],
         make: Callable[..., Settlement],
-        unanswered: FaultySidecar,
+        faulty: FaultySidecar,
         ledger: Ledger,
         clock: ManualClock,
     ) -> None:
         doubtful()
         clock.advance(60)
-        unanswered.without = {"GetMeteredEntitlement"}
-        with unanswered.client(fallbacks={"f": Fallback(has_access=True)}) as stigg:
+        faulty.without = {"GetMeteredEntitlement"}
+        with faulty.client(fallbacks={"f": Fallback(has_access=True)}) as stigg:
             blind = make(stigg)
             while blind.send_batch(SECONDS):
                 pass
@@ -249,24 +246,36 @@ class TestUncertainReports:
         assert ledger.counts()["uncertain"] == 1
 
     def test_that_are_totals_are_sent_again(
-        self, make: Callable[..., Settlement], unanswered: FaultySidecar, ledger: Ledger, clock: ManualClock
+        self,
+        make: Callable[..., Settlement],
+        faulty: FaultySidecar,
+        lose_answers: Callable[[], None],
+        ledger: Ledger,
+        clock: ManualClock,
     ) -> None:
         settlement = make()
+        lose_answers()
         ledger.record(Use(KEY, 7, is_set=True))
         ledger.record(Use(UsageKey("c", "", "g"), 2))
         settle(settlement)
-        unanswered.before = unanswered.after = no_fault
+        faulty.before = faulty.after = no_fault
         self.settle_later(settlement, clock)
-        assert (unanswered.used("f"), settlement.counts["doubted"]) == (7, 1)
+        assert (faulty.used("f"), settlement.counts["doubted"]) == (7, 1)
 
     def test_of_a_sidecar_that_cannot_tell_of_its_keys_are_not_sent_again(
-        self, make: Callable[..., Settlement], unanswered: FaultySidecar, ledger: Ledger, clock: ManualClock
+        self,
+        make: Callable[..., Settlement],
+        faulty: FaultySidecar,
+        lose_answers: Callable[[], None],
+        ledger: Ledger,
+        clock: ManualClock,
     ) -> None:
-        unanswered.without = {"ReloadEntitlements"}
+        faulty.without = {"ReloadEntitlements"}
         settlement = make()
+        lose_answers()
         ledger.record(Use(KEY, 3))
         settle(settlement)
-        unanswered.before = unanswered.after = no_fault
+        faulty.before = faulty.after = no_fault
         clock.advance(60)
         settle(settlement)
-        assert (len(unanswered.asked), settlement.counts["doubted"], ledger.counts()["uncertain"]) == (1, 1, 1)
+        assert (len(faulty.asked), settlement.counts["doubted"], ledger.counts()["uncertain"]) == (1, 1, 1)

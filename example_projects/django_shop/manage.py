@@ -1,4 +1,11 @@
-"""Django's command line for the shop: ``python manage.py runserver``."""
+"""Django's command line for the shop.
+
+Run it beside a local sidecar::
+
+    python manage.py migrate
+    python manage.py stigg_sidecar
+    python manage.py runserver
+"""
 
 from __future__ import annotations
 

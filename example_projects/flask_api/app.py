@@ -87,6 +87,7 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
         STIGG_GUARD_SIDECAR="127.0.0.1:8433",
         STIGG_GUARD_LEDGER=f"sqlite:///{data / 'inkwell-ledger.sqlite3'}",
         STIGG_GUARD_REPORT="inline",
+        STIGG_GUARD_RATE_LIMIT_HEADERS=True,
         STIGG_GUARD_UPGRADE_URL="/upgrade?feature={feature}",
     )
     app.config.update({name: value for name, value in os.environ.items() if name.startswith("STIGG_GUARD_")})

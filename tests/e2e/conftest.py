@@ -59,6 +59,7 @@ def api(browser: Browser, sidecar: Sidecar, tmp_path: Path) -> Iterator[Visitor]
     environ = {
         "FLASK_API_DATABASE": str(tmp_path / "api.sqlite3"),
         "STIGG_GUARD_LEDGER": f"sqlite:///{tmp_path}/ledger.sqlite3",
+        "STIGG_GUARD_TIMEOUT": "5",
         **_sidecar_of(sidecar),
     }
     command = ["-m", "flask", "--app", "app:create_app", "run", "--port", "0"]

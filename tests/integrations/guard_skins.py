@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flask
-from django.core.handlers.asgi import ASGIHandler
+from asgiref.sync import sync_to_async
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.test import AsyncClient
 from django.urls import include, path
 from werkzeug.datastructures import Headers
 from werkzeug.test import EnvironBuilder
@@ -23,6 +23,8 @@ from integrations.guard_cases import Answer, Case, Skin
 from stigg_guard import Guard
 from stigg_guard import django as in_django
 from stigg_guard import flask as in_flask
+
+T = TypeVar("T")
 
 METHODS = ["GET", "POST", "OPTIONS"]
 
@@ -160,11 +162,12 @@ class DjangoSkin:
 
 class AsyncDjangoSkin(DjangoSkin):
     def stream(self, parts: Iterator[str], status: int = 200) -> Any:
-        async def later() -> AsyncIterator[str]:
-            for part in parts:
-                yield part
+        return StreamingHttpResponse(_later(parts), status=status)
 
-        return StreamingHttpResponse(later(), status=status)
+
+async def _later(parts: Iterable[T]) -> AsyncIterator[T]:
+    for part in parts:
+        yield part
 
 
 class DjangoSite(Site):
@@ -190,7 +193,7 @@ class DjangoSite(Site):
 
 
 class AsyncDjangoSite(DjangoSite):
-    """As :class:`DjangoSite`, with an ``async def`` view, served by ASGI."""
+    """As :class:`DjangoSite`, with an ``async def`` view, which is awaited."""
 
     def skin(self) -> Skin:
         return AsyncDjangoSkin()
@@ -202,25 +205,19 @@ class AsyncDjangoSite(DjangoSite):
         return view
 
     def ask(self) -> Answer:
-        return asyncio.run(awaited(_Handler(), self._case, self.guard))
+        return asyncio.run(awaited(self._case, self.guard))
 
 
-class _Handler(ASGIHandler):
-    async def read_body(self, receive: Callable[[], Any]) -> BytesIO:
-        """Django's own is a file, which it leaves open when a stream fails."""
-        return BytesIO((await receive())["body"])
-
-
-def _asked(case: Case) -> EnvironBuilder:
-    signed_in = {"X-Signed-In": case.customer} if case.customer else {}
-    headers = {**signed_in, **case.headers}
-    return EnvironBuilder(case.address, "http://testserver", method=case.method, headers=headers, json=case.json)
+def _headers(case: Case) -> dict[str, str]:
+    return {**({"X-Signed-In": case.customer} if case.customer else {}), **case.headers}
 
 
 def served(app: Callable[..., Any], case: Case, guard: Guard) -> Answer:
     """What a WSGI server gets for the case's client."""
     started: list[Any] = []
-    environ = _asked(case).get_environ()
+    environ = EnvironBuilder(
+        case.address, "http://testserver", method=case.method, headers=_headers(case), json=case.json
+    ).get_environ()
     body = app(environ, lambda status, headers, _error=None: started.extend((status, headers)))
     held = guard.stats()["held"]
     read: list[bytes] = []
@@ -230,41 +227,19 @@ def served(app: Callable[..., Any], case: Case, guard: Guard) -> Answer:
     return Answer(int(status.split()[0]), Headers(headers), _sent(case, read), held)
 
 
-async def awaited(app: Callable[..., Any], case: Case, guard: Guard) -> Answer:
-    """What an ASGI server gets for the case's client, who goes away when it has read enough."""
-    environ = _asked(case).get_environ()
-    asked = [{"type": "http.request", "body": environ["wsgi.input"].read()}]
-    gone = asyncio.Event()
-    started: list[Any] = []
+async def awaited(case: Case, guard: Guard) -> Answer:
+    """What Django's asynchronous handler answers the case's client, who leaves when it has read enough."""
+    response = await AsyncClient(raise_request_exception=False).generic(
+        case.method, case.address, json.dumps(case.json), "application/json", headers=_headers(case)
+    )
+    held = guard.stats()["held"]
     read: list[bytes] = []
-
-    async def receive() -> Mapping[str, Any]:
-        if not asked:
-            await gone.wait()
-            return {"type": "http.disconnect"}
-        return asked.pop()
-
-    async def send(message: Mapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            started.extend((message["status"], message["headers"], guard.stats()["held"]))
-        elif len(read) == case.reads:
-            gone.set()
-            await asyncio.Event().wait()
-        else:
-            read.append(message.get("body", b""))
-
-    scope = {
-        "type": "http",
-        "method": case.method,
-        "path": environ["PATH_INFO"],
-        "query_string": environ["QUERY_STRING"].encode(),
-        "headers": [(name.lower().encode(), value.encode()) for name, value in _asked(case).headers],
-    }
-    with suppress(OSError):
-        await app(scope, receive, send)
-    status, headers, held = started
-    told = Headers([(name.decode(), value.decode()) for name, value in headers])
-    return Answer(status, told, _sent(case, read), held)
+    parts = aiter(response.streaming_content) if response.streaming else _later(response)
+    with suppress(OSError):  # a server logs what a stream fails of
+        while len(read) != case.reads and (part := await anext(parts, None)) is not None:
+            read.append(part)
+    await sync_to_async(response.close)()
+    return Answer(response.status_code, response.headers, _sent(case, read), held)
 
 
 def _sent(case: Case, read: list[bytes]) -> str:

@@ -280,6 +280,7 @@ def test_a_stream_is_counted_when_it_ends_and_held_until_then(guard: Guard, url:
     assert (used(guard), held()) == (5, 0)
 
 
+@pytest.mark.django_db  # a response that is closed ends its request, and Django looks after its connections
 def test_a_stream_that_the_client_leaves_is_given_back(guard: Guard) -> None:
     async def visit() -> None:
         response: Any = await AsyncClient().get("/stream", headers=SIGNED_IN)

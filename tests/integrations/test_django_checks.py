@@ -29,7 +29,7 @@ def found(*, deploy: bool = False) -> list[str]:
     """What the checks find, as ``manage.py check`` would tell it."""
     checked = run_checks(tags=["stigg_guard"], include_deployment_checks=deploy)
     assert all(one.hint for one in checked)
-    return [f"{one.id} {one.obj}: {one.msg}" for one in checked if not one.is_silenced()]
+    return sorted(f"{one.id} {one.obj}: {one.msg}" for one in checked if not one.is_silenced())
 
 
 def ids(*, deploy: bool = False) -> list[str]:
@@ -73,7 +73,7 @@ def test_a_missing_resolver_of_an_enabled_guard_is_found(
 
 def test_each_configuration_is_checked_and_named(settings: Any) -> None:
     settings.STIGG_GUARD = {"default": DEPLOYABLE, "eu": {}, "us": {"CUSTOMER": "nowhere.customer_of"}}
-    wrong, missing = found()
+    missing, wrong = found()
     assert wrong.startswith("stigg_guard.E003 None: settings.STIGG_GUARD of 'us': CUSTOMER: cannot import")
     assert missing.startswith("stigg_guard.E002 settings.STIGG_GUARD of 'eu': ")
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
 import unittest
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 from django.core import mail
 from django.core.management import call_command
 from django.db import DataError, connections, transaction
 from django.test import TestCase, modify_settings
-from django.test.utils import CaptureQueriesContext
 
 from conftest import ManualClock, in_child
-from django_databases import django_database, empty_ledger_tables, make_ledger_tables
+from django_databases import django_database, make_ledger_tables
 from postgres_server import PostgresServer
+from stigg_guard.django.ledger.database import Database
 from stigg_guard.django.ledger.ledger import DjangoLedger, django_ledger_from_url
 from stigg_guard.errors import ConfigError, LedgerUnavailable
 from stigg_guard.ledger import Acknowledged, Claim, Hold, Refused, State, UsageKey, Use, ledger_from_url
@@ -132,9 +131,7 @@ class TestTransaction:
         assert ledger.counts() == {**NOTHING, "unsent": 1}
         assert sold(alias) == unsent(ledger) == 1
 
-    def test_that_is_rolled_back_never_had_usage_and_releases_its_hold(
-        self, ledger: DjangoLedger, alias: str
-    ) -> None:
+    def test_that_is_rolled_back_never_had_usage_and_releases_its_hold(self, ledger: DjangoLedger, alias: str) -> None:
         with suppress(WorkFailed), transaction.atomic(using=alias):
             hold = held(ledger)
             sell(alias)
@@ -176,20 +173,15 @@ class TestTransaction:
         assert unsent(ledger) == 3
 
     @pytest.mark.parametrize("savepoint", [True, False])
-    def test_that_is_to_be_rolled_back_takes_no_usage(
-        self, ledger: DjangoLedger, alias: str, savepoint: bool
-    ) -> None:
-        with transaction.atomic(using=alias):
-            with transaction.atomic(using=alias, savepoint=savepoint):
-                hold = held(ledger)
-                transaction.set_rollback(True, using=alias)
-                assert ledger.commit(hold, [Use(KEY, 1)])[0] <= 1
-                assert ledger.record(Use(KEY, 5)) <= 6
+    def test_that_is_to_be_rolled_back_takes_no_usage(self, ledger: DjangoLedger, alias: str, savepoint: bool) -> None:
+        with transaction.atomic(using=alias), transaction.atomic(using=alias, savepoint=savepoint):
+            hold = held(ledger)
+            transaction.set_rollback(True, using=alias)
+            assert ledger.commit(hold, [Use(KEY, 1)])[0] <= 1
+            assert ledger.record(Use(KEY, 5)) <= 6
         assert ledger.counts() == NOTHING
 
-    def test_tells_when_it_is_committed_and_not_when_it_is_rolled_back(
-        self, ledger: DjangoLedger, alias: str
-    ) -> None:
+    def test_tells_when_it_is_committed_and_not_when_it_is_rolled_back(self, ledger: DjangoLedger, alias: str) -> None:
         told: list[float] = []
         ledger.committed = lambda: told.append(unsent(ledger))
         with suppress(WorkFailed), transaction.atomic(using=alias):
@@ -283,6 +275,15 @@ class TestPostgres:
             elsewhere(lambda: on_postgres.release(hold))
         assert on_postgres.counts() == {**NOTHING, "unsent": 1, "late": 1}
 
+    def test_counts_a_hold_that_is_being_committed_however_long_that_takes(
+        self, on_postgres: DjangoLedger, postgres_alias: str, clock: ManualClock
+    ) -> None:
+        with transaction.atomic(using=postgres_alias):
+            commit(on_postgres, held(on_postgres, claim(7)))
+            clock.advance(3600)
+            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7)
+        assert on_postgres.hold([claim(4)], 60) == Refused(claim(4), 7)
+
     def test_lets_a_hold_expire_whose_connection_is_closed_within_the_transaction(
         self, on_postgres: DjangoLedger, postgres_alias: str, clock: ManualClock
     ) -> None:
@@ -292,7 +293,7 @@ class TestPostgres:
         clock.advance(60)
         assert on_postgres.counts() == NOTHING
 
-    def test_records_in_the_order_of_its_own_database_only(
+    def test_follows_no_transaction_of_another_database(
         self, on_postgres: DjangoLedger, postgres: PostgresServer
     ) -> None:
         with django_database("other", postgres.database("other")) as other:
@@ -353,7 +354,9 @@ class TestConnections:
         elsewhere(on_postgres.counts)
         assert are_open(postgres, 0)
 
-    def test_end_with_the_ledger(self, on_postgres: DjangoLedger, postgres: PostgresServer, postgres_alias: str) -> None:
+    def test_end_with_the_ledger(
+        self, on_postgres: DjangoLedger, postgres: PostgresServer, postgres_alias: str
+    ) -> None:
         connections[postgres_alias].close()
         with ThreadPoolExecutor(1) as pool:
             pool.submit(on_postgres.counts).result(WAIT)
@@ -389,7 +392,8 @@ class TestConnections:
 
 
 class AnswerLost:
-    """Stands between a client and a server until ``lose`` is set: then a commit arrives, and its answer does not."""
+    """Stands between a client and a server. Once ``lose`` is set, the next commit of usage arrives, and its answer does
+    not."""
 
     def __init__(self, server: PostgresServer) -> None:
         self.lose = threading.Event()
@@ -414,13 +418,16 @@ class AnswerLost:
         with client, socket.socket(socket.AF_UNIX) as server:
             server.connect(f"{self._server.folder}/.s.PGSQL.5432")
             other = {client: server, server: client}
-            loses = False
+            has_usage = loses = False
             while True:
                 for end in select.select([client, server], [], [])[0]:
                     data = end.recv(65536)
                     if not data or (loses and end is server):
                         return
-                    loses = loses or (self.lose.is_set() and b"COMMIT" in data)
+                    has_usage |= b'INSERT INTO "stigg_guard_ledger_entry"' in data
+                    if has_usage and self.lose.is_set() and b"COMMIT" in data:
+                        loses = True
+                        self.lose.clear()
                     other[end].sendall(data)
 
 
@@ -446,15 +453,12 @@ class TestLostAnswer:
         way.lose.set()
         with pytest.raises(LedgerUnavailable) as told:
             commit(beyond, hold)
-        way.lose.clear()
         assert told.value.repeat is not None
         assert told.value.repeatable > 0
         told.value.repeat()
         assert on_postgres.counts() == {**NOTHING, "unsent": 1}
 
-    def test_of_a_commit_that_was_not_made_is_made_good(
-        self, on_postgres: DjangoLedger, postgres_alias: str
-    ) -> None:
+    def test_of_a_commit_that_was_not_made_is_made_good(self, on_postgres: DjangoLedger, postgres_alias: str) -> None:
         with connections[postgres_alias].cursor() as cursor:
             cursor.execute(DIES_AT_COMMIT)
         with pytest.raises(LedgerUnavailable) as told:
@@ -465,6 +469,34 @@ class TestLostAnswer:
         assert told.value.repeat is not None
         told.value.repeat()
         assert unsent(on_postgres) == 3
+
+    def test_of_a_commit_that_is_lost_again_is_found_out_all_the_same(
+        self, beyond: DjangoLedger, on_postgres: DjangoLedger, way: AnswerLost
+    ) -> None:
+        with connections["postgres"].cursor() as cursor:
+            cursor.execute(DIES_AT_COMMIT)
+        with pytest.raises(LedgerUnavailable) as told:
+            beyond.record(Use(KEY, 3))
+        with connections["postgres"].cursor() as cursor:
+            cursor.execute("DROP FUNCTION die CASCADE")
+        assert told.value.repeat is not None
+        way.lose.set()
+        with pytest.raises(LedgerUnavailable):
+            told.value.repeat()
+        told.value.repeat()
+        assert unsent(on_postgres) == 3
+
+    def test_of_a_commit_that_is_still_under_way_is_not_decided_on(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        database = Database(postgres_alias)
+        with transaction.atomic(using=postgres_alias), connections[postgres_alias].cursor() as cursor:
+            cursor.execute("SELECT txid_current()")
+            (transaction_id,) = cursor.fetchone()
+            with pytest.raises(LedgerUnavailable, match="not ended"):
+                database.was_committed(transaction_id)
+        assert database.was_committed(transaction_id)
+        database.close()
 
 
 DIES_AT_COMMIT = """
@@ -480,7 +512,7 @@ class TestOwnTests:
 
     def run(self, test: Callable[[], None], alias: str) -> None:
         class Case(TestCase):
-            databases = {alias}
+            databases = frozenset([alias])
 
             def runTest(self) -> None:
                 test()
@@ -596,7 +628,7 @@ class TestHome:
                 make_shop(alias)
                 with transaction.atomic(using=alias):
                     sell(alias)
-                    with pytest.raises(LedgerUnavailable, match="run manage.py migrate"):
+                    with pytest.raises(LedgerUnavailable, match=r"run manage\.py migrate"):
                         ledger.record(Use(KEY, 1))
                 assert sold(alias) == 1
                 ledger.close()
@@ -608,14 +640,14 @@ class TestHome:
     def test_without_the_app_is_refused_with_the_remedy(self, clock: ManualClock) -> None:
         with (
             modify_settings(INSTALLED_APPS={"remove": "stigg_guard.django.ledger"}),
-            pytest.raises(ConfigError, match="'stigg_guard.django.ledger' into INSTALLED_APPS"),
+            pytest.raises(ConfigError, match=r"'stigg_guard\.django\.ledger' into INSTALLED_APPS"),
         ):
             django_ledger_from_url("django://default", clock.clock)
 
     def test_of_a_kind_that_is_not_proven_is_refused(self, clock: ManualClock) -> None:
         with (
             django_database("odd", {"ENGINE": "django.db.backends.dummy"}),
-            pytest.raises(ConfigError, match="LEDGER: the database 'odd' .* PostgreSQL and SQLite only"),
+            pytest.raises(ConfigError, match=r"LEDGER: the database 'odd' .* PostgreSQL and SQLite only"),
         ):
             django_ledger_from_url("django://odd", clock.clock)
 

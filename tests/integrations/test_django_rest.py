@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import connection, transaction
 from django.http import HttpResponseBase, StreamingHttpResponse
 from django.test import Client
 from django.urls import include, path
@@ -18,6 +19,7 @@ from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import serializers
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.decorators import action, api_view, authentication_classes, permission_classes, throttle_classes
+from rest_framework.exceptions import ValidationError
 from rest_framework.permissions import BasePermission, IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -119,6 +121,17 @@ class Create(Api):
         return Response("created", status=201)
 
 
+class SignUp(Api):
+    throttle_classes = (ConsumesUsage(1, TEMPLATES),)
+
+    def post(self, request: Request) -> Response:
+        User.objects.create_user(request.data["name"])
+        if "taken" in request.query_params:
+            raise ValidationError("this name is taken")
+        transaction.set_rollback("undo" in request.query_params)
+        return Response("created", status=201)
+
+
 class CreateMany(Api):
     throttle_classes = (ConsumesUsage(lambda request: int(request.data["n"]), TEMPLATES, methods=["POST"]),)
 
@@ -204,6 +217,7 @@ urlpatterns = [
     *documented,
     path("sites/<site>", Site.as_view()),
     path("create", Create.as_view()),
+    path("sign-up", SignUp.as_view()),
     path("elsewhere", Elsewhere.as_view()),
     path("stream", Stream.as_view()),
     path("decorated", decorated),
@@ -388,6 +402,19 @@ class TestConsumesUsage:
     def test_and_a_permission_guard_a_function(self, api: Client) -> None:
         assert api.get("/listed").json() == "created"
         assert used() == 4
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("query", "status", "users", "expected"), [("", 201, 1, 4), ("?undo", 201, 0, 3), ("?taken", 400, 0, 3)]
+)
+def test_usage_follows_the_transaction_of_the_request(
+    api: Client, monkeypatch: pytest.MonkeyPatch, query: str, status: int, users: int, expected: float
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    assert api.post(f"/sign-up{query}", {"name": "ann"}).status_code == status
+    assert User.objects.count() == users
+    assert used() == expected
 
 
 @by_framework_and_by_middleware

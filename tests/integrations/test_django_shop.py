@@ -30,8 +30,8 @@ class Visitor:
         self._session.headers.update({"Accept": "text/html", "Connection": "close"})
         self.get("/")
 
-    def get(self, path: str) -> requests.Response:
-        return self._session.get(self._site + path, timeout=10)
+    def get(self, path: str, **headers: str) -> requests.Response:
+        return self._session.get(self._site + path, headers=headers, timeout=10)
 
     def post(self, path: str, **fields: Any) -> requests.Response:
         token = self._session.cookies["csrftoken"]
@@ -101,6 +101,29 @@ def test_a_form_with_mistakes_is_not_counted(ada: Visitor) -> None:
 def test_an_upgrade_opens_what_the_plan_lacked(ada: Visitor) -> None:
     assert ada.get("/analytics/").status_code == 402
     assert "3 of 50 templates" in ada.post("/upgrade/").text
+
+
+def test_each_api_request_is_counted_until_the_plan_denies(shop: str) -> None:
+    linus = Visitor(shop)
+    linus.post("/sign-in/", user="linus")
+    answers = [linus.get("/api/templates/", Accept="application/json") for _ in range(4)]
+    assert answers[0].json() == {"templates": [{"id": 16, "name": "Breakfast", "kind": "menu"}]}
+    assert "feature-api-calls" in answers[0].headers["RateLimit"]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 402]
+    assert answers[3].headers["Content-Type"] == "application/problem+json"
+    assert answers[3].json()["limit"] == 100
+
+
+def test_a_suggested_name_is_not_taken_and_counts_as_an_api_call(ada: Visitor) -> None:
+    assert ada.get("/suggestion/?kind=menu").json() == {"name": "Summer menu"}
+    ada.post("/templates/", name="Summer menu", kind="menu")
+    assert ada.get("/suggestion/?kind=menu").json() == {"name": "Autumn menu"}
+    assert "422 of 1,000 calls" in ada.get("/").text
+
+
+def test_staff_sign_in_to_the_ledger(shop: str) -> None:
+    staff = Visitor(shop)
+    assert "Usage ledger" in staff.post("/sign-in/", user="staff").text
 
 
 def test_a_visitor_must_sign_in(shop: str) -> None:

@@ -465,6 +465,7 @@ def test_a_stream_is_counted_when_it_ends_and_held_until_then(web: Client, guard
     assert (used(guard), get_guard().stats()["held"]) == (5, 0)
 
 
+@pytest.mark.django_db  # a response that is closed ends its request, and Django looks after its connections
 @pytest.mark.parametrize("url", ["/stream", "/download"])
 def test_a_stream_that_the_client_leaves_is_given_back(web: Client, guard: Guard, url: str) -> None:
     response: Any = web.get(url)

@@ -165,6 +165,7 @@ def test_api_writes_a_letter_for_each_name(app: Flask, ada: Visitor) -> None:
     [template] = app.test_client().get("/api/templates", headers=ADA).get_json()
     request = {"template": template["id"], "names": ["Ada", "Grace", "Ada"]}
     answer = app.test_client().post("/api/letters", headers=ADA, json=request)
+    assert "feature-api-calls" in answer.headers["RateLimit"]
     assert answer.get_json() == {"letters": ["Dear Ada, welcome!", "Dear Grace, welcome!"]}
     assert "423 of 1,000 calls" in ada.get("/").text
 

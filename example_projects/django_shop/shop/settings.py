@@ -15,7 +15,9 @@ STIGG_GUARD = {
     "SIDECAR": os.environ.get("STIGG_GUARD_SIDECAR", "localhost:8433"),
     "CUSTOMER": "shop.customers.customer_of",
     "UPGRADE_URL": "/upgrade/?feature={feature}",
+    "RATE_LIMIT_HEADERS": True,
     "ON_OUTAGE": "error",
+    "TIMEOUT": 5,  # the machine of a demonstration may be busy with something else
     # In the shop's own database: a template and its use are committed together, or not at all.
     "LEDGER": "django://default",
     # So that the page after a form shows its effect, whichever worker answers. A busy site keeps the defaults.

@@ -7,6 +7,7 @@ from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
+from django.db import connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase, StreamingHttpResponse
 from django.template.response import SimpleTemplateResponse
@@ -49,7 +50,13 @@ class DjangoCalls(ViewCalls):
         note_use(request, usage.entitlements.values(), self._using)
 
     def settle(self, response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
+        if isinstance(response, SimpleTemplateResponse) and self._is_in_transaction():
+            # It ends before the response is rendered, and usage is to go with it.
+            return response, succeeded(response.status_code)
         return settle(response, hold_open)
+
+    def _is_in_transaction(self) -> bool:
+        return connections[get_guard(self._using).config.database].in_atomic_block
 
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
         if _is_awaited(function):

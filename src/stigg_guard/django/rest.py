@@ -39,8 +39,8 @@ from stigg_guard.django.middleware import denial_of
 from stigg_guard.entitlements import Amount
 
 
-class Refused(APIException):
-    """A refusal as the framework's own exception: ``detail`` is the body of the problem, ``status_code`` its status."""
+class Problem(APIException):
+    """A refusal as the framework's own exception, whose ``detail`` has all that RFC 9457 calls the problem."""
 
     def __init__(self, error: Refusal, request: Request, view: APIView) -> None:
         denial = denial_of(request, error)
@@ -86,14 +86,14 @@ class HasFeature(OperationHolderMixin, BasePermission):
         """True.
 
         Raises:
-            Refused: the customer may not use the feature, is nobody, or cannot be looked up.
+            Problem: the customer may not use the feature, is nobody, or cannot be looked up.
         """
         try:
             self._check(request, *view.args, **view.kwargs)
         except REFUSALS as error:
             if not is_answered(error):
                 raise
-            raise Refused(error, request, view) from error
+            raise Problem(error, request, view) from error
         return True
 
 
@@ -150,9 +150,9 @@ def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | 
     """
     request = context["request"]
     if is_answered(exc):
-        exc = Refused(exc, request, context["view"])
+        exc = Problem(exc, request, context["view"])
     response = views.exception_handler(exc, dict(context))
-    if isinstance(exc, Refused) and response is not None:
+    if isinstance(exc, Problem) and response is not None:
         for name, value in exc.headers.items():
             response[name] = value
         if request.accepted_renderer.format == "json":

@@ -72,13 +72,13 @@ class Database:
         """Whether a step would see what the user may still roll back."""
         return self.users_transaction() is not None and self._joins(with_data=False)
 
-    def transaction_id(self) -> int | None:
-        """In a step: what :meth:`was_committed` needs to know of it; None where a failed commit is no riddle."""
+    def transaction_ids(self) -> list[int]:
+        """In a step: by what :meth:`was_committed` knows it; nothing where the outcome of a commit is always known."""
         if self._users.vendor == "sqlite":
-            return None
+            return []
         with self._users.cursor() as cursor:
             cursor.execute("SELECT txid_current()")
-            return int(cursor.fetchone()[0])
+            return [int(cursor.fetchone()[0])]
 
     def was_committed(self, transaction_id: int) -> bool:
         """What became of a step whose commit was not answered.
@@ -147,13 +147,14 @@ class Database:
         return own
 
     def _fault(self, error: Error) -> str:
-        if isinstance(error, ProgrammingError) or (
-            self._users.vendor == "sqlite" and isinstance(error, OperationalError)
-        ):
-            with suppress(Error):
-                if Ticket._meta.db_table not in self._users.introspection.table_names():
-                    return f"has no tables yet: run manage.py migrate --database={self.alias}"
+        if isinstance(error, (ProgrammingError, OperationalError)) and self._lacks_tables():
+            return f"has no tables yet: run manage.py migrate --database={self.alias}"
         return f"cannot be used: {error}"
+
+    def _lacks_tables(self) -> bool:
+        with suppress(Error), self._users.temporary_connection() as cursor:
+            return Ticket._meta.db_table not in self._users.introspection.table_names(cursor)
+        return False
 
 
 class _Own:

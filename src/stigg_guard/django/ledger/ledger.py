@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -10,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
 
 from django.apps import apps
 from django.db import InternalError, connections
@@ -21,8 +19,9 @@ from django.db.transaction import TransactionManagementError
 from stigg_guard.clock import Clock
 from stigg_guard.django.ledger.database import Database
 from stigg_guard.django.ledger.models import Entry, HeldUnits, LateCommit, Ticket, Usage
+from stigg_guard.django.ledger.rows import entry_of, held_report_of, report_of, text_of
 from stigg_guard.errors import ConfigError, LedgerUnavailable
-from stigg_guard.ledger import Acknowledged, Batch, Claim, Event, Hold, Refused, State, UsageKey, Use
+from stigg_guard.ledger import Acknowledged, Batch, Claim, Hold, Refused, State, UsageKey, Use
 from stigg_guard.ledger import Entry as Report
 from stigg_guard.ledger.sqlite import EVENTS_PER_USAGE, EXPIRED_HOLDS_KEPT_SECONDS
 
@@ -37,7 +36,7 @@ _UNSENT = {"state": State.UNSENT.value, "batch": None, "reason": "", "attempts":
 
 # In one statement, so that a use which is committed meanwhile is seen as a hold or as an entry, and never as neither.
 _COUNTED = """
-SELECT (SELECT coalesce(sum(amount), 0) FROM stigg_guard_ledger_heldunits WHERE key = %(key)s AND until > %(now)s),
+SELECT (SELECT coalesce(sum(amount), 0) FROM stigg_guard_ledger_heldunits WHERE key = %(key)s AND counts),
     coalesce(sum(CASE WHEN used_at >= %(since)s AND NOT is_set AND amount > 0 THEN amount END), 0),
     coalesce(max(CASE WHEN used_at >= %(since)s AND is_set THEN amount END), 0),
     count(CASE WHEN state <> 'unsent' THEN 1 END)
@@ -89,13 +88,13 @@ class DjangoLedger:
             return self._next_ticket()
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
-        with self._locked({_text(claim.key) for claim in claims}) as usages:
+        with self._locked({text_of(claim.key) for claim in claims}) as usages:
             return self._take(usages, claims, ttl)
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
         with self._database.step():
             free = self._free(hold__in=[hold.id for hold in holds])
-            self._held.filter(pk__in=free).update(until=self._time() + ttl)
+            self._held.filter(pk__in=free).update(until=self._time() + ttl, counts=True)
 
     def commit(self, hold: Hold, uses: Sequence[Use]) -> Sequence[float]:
         return self._settle(hold, uses)
@@ -118,11 +117,11 @@ class DjangoLedger:
                 return None
             reports = self._entries.filter(batch=batch)
             reports.update(until=now + lease, attempts=F("attempts") + 1)
-            return Batch(batch, [_report(entry) for entry in reports.order_by("id")])
+            return Batch(batch, [report_of(entry) for entry in reports.order_by("id")])
 
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         now = self._time()
-        with self._locked({_text(answer.report.key) for answer in answers}, alone=True) as usages:
+        with self._locked({text_of(answer.report.key) for answer in answers}, alone=True) as usages:
             ticket = self._next_ticket()
             for answer, entry in self._forgotten(answers):
                 _learn(usages[entry.key], answer, entry.period_start, ticket, now)
@@ -152,7 +151,7 @@ class DjangoLedger:
         now = self._time()
         with self._database.step(alone=True):
             due = self._entries.filter(state=State.UNCERTAIN.value, until__lte=now).order_by("id")[:size]
-            reports = [_report(entry) for entry in due]
+            reports = [report_of(entry) for entry in due]
             self._of(reports).update(until=now + lease)
             return reports
 
@@ -162,16 +161,16 @@ class DjangoLedger:
 
     def known_usage(self, key: UsageKey) -> float | None:
         with self._database.step():
-            used: float | None = self._known.filter(pk=_text(key)).values_list("used", flat=True).first()
+            used: float | None = self._known.filter(pk=text_of(key)).values_list("used", flat=True).first()
         return used
 
     def entries(self, states: Sequence[State], limit: int) -> Sequence[Report]:
         with self._database.step():
             wanted = self._entries.filter(state__in=[state.value for state in states])
-            found = [_report(entry) for entry in wanted.order_by("used_at", "id")[:limit]]
+            found = [report_of(entry) for entry in wanted.order_by("used_at", "id")[:limit]]
             if State.HELD in states:
                 alive = self._held.filter(until__gt=self._time()).order_by("taken_at", "id")[:limit]
-                found += [_held_report(units) for units in alive]
+                found += [held_report_of(units) for units in alive]
         return sorted(found, key=lambda report: report.used_at)[:limit]
 
     def retry(self, ids: Sequence[str]) -> int:
@@ -262,10 +261,11 @@ class DjangoLedger:
 
     def _take(self, usages: Mapping[str, Usage], claims: Sequence[Claim], ttl: float) -> Hold | Refused:
         now = self._time()
+        self._held.filter(pk__in=self._free(key__in=usages, until__lte=now, counts=True)).update(counts=False)
         taken: defaultdict[str, float] = defaultdict(float)
         learned: list[Usage] = []
         for claim in claims:
-            key = _text(claim.key)
+            key = text_of(claim.key)
             counted = self._counted(key, claim.period_start)
             if _is_believed(claim, usages[key], self._grace, is_under_way=counted.under_way > 0):
                 learned.append(_noted(claim, usages[key]))
@@ -284,7 +284,7 @@ class DjangoLedger:
         """Writes the uses in place of the hold; the usage of each key with them."""
         users = self._database.users_transaction()
         if users is None:
-            return self._settle_apart(hold, uses)
+            return self._settle_apart(hold, uses, [])
         try:
             with self._database.step(with_data=True):
                 usages = self._write(hold, uses)
@@ -302,51 +302,51 @@ class DjangoLedger:
         with self._database.step():
             return self._usages_with(uses)
 
-    def _settle_apart(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
-        transaction_id = None
+    def _settle_apart(self, hold: Hold | None, uses: Sequence[Use], tried: list[int]) -> list[float]:
+        """As :meth:`_settle`, in a transaction of its own. ``tried`` are the transactions in which it may be done."""
         try:
             with self._database.step(with_data=True):
                 usages = self._write(hold, uses)
-                transaction_id = self._database.transaction_id()
+                tried += self._database.transaction_ids()
         except LedgerUnavailable as error:
-            if transaction_id is not None:  # it was about to be committed, and perhaps is
-                error.repeat = lambda: self._settle_unless_committed(transaction_id, hold, uses)
+            if tried:
+                error.repeat = lambda: self._settle_unless_done(hold, uses, tried)
                 error.repeatable = COMMITS_REMEMBERED_SECONDS
             raise
         return usages
 
-    def _settle_unless_committed(self, transaction_id: int, hold: Hold | None, uses: Sequence[Use]) -> None:
-        if not self._database.was_committed(transaction_id):
-            self._settle_apart(hold, uses)
+    def _settle_unless_done(self, hold: Hold | None, uses: Sequence[Use], tried: list[int]) -> None:
+        if not any(self._database.was_committed(transaction_id) for transaction_id in tried):
+            self._settle_apart(hold, uses, tried)
 
     def _write(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
         now = self._time()
         if hold is not None:
             self._end(hold, now)
-        self._entries.bulk_create([_entry(use, now) for use in uses if use.amount or use.is_set])
+        self._entries.bulk_create([entry_of(use, now) for use in uses if use.amount or use.is_set])
         return self._usages_with(uses)
 
     def _end(self, hold: Hold, now: float) -> None:
         rows = self._held.filter(hold=hold.id)
         until = dict(rows.values_list("key", "until"))
         rows.delete()
-        if min((until.get(_text(claim.key), 0.0) for claim in hold.claims), default=0.0) <= now:
+        if min((until.get(text_of(claim.key), 0.0) for claim in hold.claims), default=0.0) <= now:
             self._late.bulk_create([LateCommit()])
 
     def _usages_with(self, uses: Sequence[Use]) -> list[float]:
         """The usage of each use's key, with what is on its way."""
-        rows = {usage.key: usage for usage in self._known.filter(pk__in=[_text(use.key) for use in uses])}
-        return [self._usage_with(use, rows.get(_text(use.key))) for use in uses]
+        rows = {usage.key: usage for usage in self._known.filter(pk__in=[text_of(use.key) for use in uses])}
+        return [self._usage_with(use, rows.get(text_of(use.key))) for use in uses]
 
     def _usage_with(self, use: Use, row: Usage | None) -> float:
         used, period_start = (row.used, row.period_start) if row is not None else (None, use.period_start)
         if period_start < use.period_start:
             used, period_start = 0.0, use.period_start
-        return self._counted(_text(use.key), period_start).with_usage(used)
+        return self._counted(text_of(use.key), period_start).with_usage(used)
 
     def _counted(self, key: str, since: float) -> _Counted:
         with connections[self._alias].cursor() as cursor:
-            cursor.execute(_COUNTED, {"key": key, "since": since, "now": self._time()})
+            cursor.execute(_COUNTED, {"key": key, "since": since})
             return _Counted(*cursor.fetchone())
 
     def _due_batch(self, now: float) -> str | None:
@@ -484,49 +484,3 @@ def _may_add_up(first: Entry, other: Entry) -> bool:
     if first.is_set or other.is_set or first.period_start != other.period_start:
         return False
     return (first.amount > 0) == (other.amount > 0)
-
-
-def _text(key: UsageKey) -> str:
-    ids = (key.customer_id, key.resource_id, key.feature_id)
-    return "/".join(quote(part, safe="", errors="surrogatepass") for part in ids)
-
-
-def _key(text: str) -> UsageKey:
-    return UsageKey(*(unquote(part, errors="surrogatepass") for part in text.split("/")))
-
-
-def _entry(use: Use, now: float) -> Entry:
-    return Entry(
-        key=_text(use.key),
-        state=State.UNSENT.value,
-        amount=use.amount,
-        is_set=use.is_set,
-        used_at=now,
-        period_start=use.period_start,
-        event=_event_text(use.event),
-    )
-
-
-def _report(entry: Entry) -> Report:
-    return Report(
-        id=str(entry.pk),
-        state=State(entry.state),
-        key=_key(entry.key),
-        amount=entry.amount,
-        is_set=entry.is_set,
-        used_at=entry.used_at,
-        event=Event(**json.loads(entry.event)) if entry.event else None,
-        reason=entry.reason,
-        attempts=entry.attempts,
-    )
-
-
-def _held_report(units: HeldUnits) -> Report:
-    return Report(units.hold, State.HELD, _key(units.key), units.amount, False, units.taken_at)
-
-
-def _event_text(event: Event | None) -> str | None:
-    if event is None:
-        return None
-    fields = {"name": event.name, "idempotency_key": event.idempotency_key, "dimensions": dict(event.dimensions)}
-    return json.dumps(fields)

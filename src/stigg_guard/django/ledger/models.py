@@ -46,6 +46,7 @@ class HeldUnits(models.Model):
     amount = models.FloatField()
     taken_at = models.FloatField()
     until = models.FloatField()
+    counts = models.BooleanField(default=True)  # until it is found to have expired, and nobody about to commit it
 
     class Meta:
         app_label = LABEL

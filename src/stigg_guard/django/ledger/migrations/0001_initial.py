@@ -71,6 +71,7 @@ class Migration(migrations.Migration):
                 ("amount", models.FloatField()),
                 ("taken_at", models.FloatField()),
                 ("until", models.FloatField()),
+                ("counts", models.BooleanField(default=True)),
             ],
             options={
                 "verbose_name_plural": "held units",
