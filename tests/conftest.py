@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,10 +146,20 @@ def django_postgres(
         yield alias
 
 
+@pytest.fixture(scope="session")
+def sqlite_ledger(tmp_path_factory: pytest.TempPathFactory, django_db_blocker: DjangoDbBlocker) -> Path:
+    """A database in a file, with the tables of the ledger."""
+    path = tmp_path_factory.mktemp("sqlite") / "ledger.sqlite3"
+    settings = {"ENGINE": "django.db.backends.sqlite3", "NAME": path}
+    with django_db_blocker.unblock(), django_database("new", settings):
+        make_ledger_tables("new")
+    return path
+
+
 @pytest.fixture
-def django_sqlite(tmp_path: Path, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
+def django_sqlite(sqlite_ledger: Path, tmp_path: Path, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
     """The alias of a database in a file, with an empty ledger."""
-    settings = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "site.sqlite3", "OPTIONS": {"timeout": 60}}
+    path = shutil.copy(sqlite_ledger, tmp_path / "site.sqlite3")
+    settings = {"ENGINE": "django.db.backends.sqlite3", "NAME": path, "OPTIONS": {"timeout": 60}}
     with django_db_blocker.unblock(), django_database("sqlite", settings) as alias:
-        make_ledger_tables(alias)
         yield alias

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views import View
 from typing_extensions import assert_type
 
 from stigg_guard import (
@@ -28,6 +30,7 @@ from stigg_guard import (
     Stigg,
     UsageUpdateBehavior,
 )
+from stigg_guard import django as in_django
 from stigg_guard.decorators import Calls, consumes_usage, requires_feature
 
 
@@ -92,3 +95,36 @@ def client_answers_each_request_with_its_response() -> None:
         assert_type(stigg.report_usage(report), ReportUsageResponse)
         assert_type(stigg.report_usage_bulk(ReportUsageBulkRequest(usages=[report])), ReportUsageBulkResponse)
         stigg.report_usage(metered)  # type: ignore[arg-type]
+
+
+async def decorators_of_django_keep_the_signature(request: HttpRequest) -> None:
+    @in_django.requires_feature("feature-exports", methods=["GET"], resource="site", using="eu")
+    @in_django.consumes_usage(lambda request, number: number, actual=lambda response: 1)
+    def view(request: HttpRequest, number: int) -> JsonResponse:
+        return JsonResponse({})
+
+    @in_django.exempt
+    @in_django.releases_usage(1, "feature-templates")
+    async def awaited(request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    @in_django.requires_feature("feature-exports")  # type: ignore[type-var]
+    def no_view(request: HttpRequest) -> str:
+        return ""
+
+    assert_type(view(request, 1), JsonResponse)
+    assert_type(await awaited(request), HttpResponse)
+    view(request, "1")  # type: ignore[arg-type]
+    assert_type(in_django.customer_of(request), str | Customer)
+    assert_type(in_django.get_guard("eu"), Guard)
+
+
+class CreateView(in_django.ConsumesUsageMixin, View):
+    feature = "feature-templates"
+
+    def get_usage_amount(self) -> int:
+        return len(self.request.POST)
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        assert_type(self.usage.amount, float)
+        return HttpResponse()

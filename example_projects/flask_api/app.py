@@ -15,7 +15,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from flask import (
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
+from stigg_guard import SidecarError
 from stigg_guard.flask import Refused, StiggGuard
 
 # The customers of the demonstration catalog. A real site has users, with passwords, who belong to customers.
@@ -219,11 +220,11 @@ def plan_changed() -> None:
 def read_own_writes() -> None:
     customer = signed_in()
     if customer and request.endpoint != "static" and time.time() < session.get("read_through_until", 0):
-        guard.guard.reload(customer)
+        with suppress(SidecarError):  # in an outage, what is cached will do
+            guard.guard.reload(customer)
 
 
 # A part of the site that only some plans have
-
 
 guard.protect(analytics, "feature-analytics")
 

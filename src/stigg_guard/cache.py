@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import replace
 from math import inf
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +23,7 @@ from stigg_guard.entitlements import (
     Kind,
     Reason,
     Source,
+    changed,
     entitlement_from_wire,
     entitlements_by_id,
 )
@@ -240,7 +240,7 @@ class SnapshotCache:
         """Keeps the answer to a feature that the list lacks, as long as the snapshot lives, within a bound."""
         if len(snapshot.answers) + len(snapshot.missing) >= len(snapshot.messages) + EXTRAS_KEPT:
             return
-        kept = replace(answer, source=snapshot.source)
+        kept = changed(answer, source=snapshot.source)
         if answer.reason is Reason.FEATURE_NOT_FOUND:
             snapshot.missing[answer.feature_id] = kept
             return

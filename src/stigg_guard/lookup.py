@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from math import inf
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +19,7 @@ from stigg_guard.entitlements import (
     Entitlement,
     Reason,
     Source,
+    changed,
     entitlement_from_wire,
     require_id,
 )
@@ -128,14 +128,16 @@ class Lookup:
             return asked(assumed(feature, has_access=True)), None
         fallback = fallback or self._config.fallbacks.get(feature)
         try:
-            answer, snapshot = self._looked_up(feature, customer, fallback, max_age)
-            if not asked(answer) and denial_age < max_age:
-                answer, snapshot = self._looked_up(feature, customer, fallback, denial_age)
+            found, snapshot = self._looked_up(feature, customer, fallback, max_age)
+            answer = asked(found)
+            if not answer and denial_age < max_age:
+                found, snapshot = self._looked_up(feature, customer, fallback, denial_age)
+                answer = asked(found)
         except SidecarError as error:
             return asked(self._without_data(feature, fallback, error)), None
         if answer.reason is Reason.FEATURE_NOT_FOUND and fallback is not None:
             return asked(_fallen_back(feature, fallback)), None
-        return asked(answer), snapshot
+        return answer, snapshot
 
     def _looked_up(
         self, feature: str, customer: Customer, fallback: Fallback | None, max_age: float
@@ -152,8 +154,8 @@ class Lookup:
         end = answer.usage_period_end
         if source is Source.STALE and end is not None and end <= self._clock.now():
             rolled = answer.with_usage(0.0)
-            return replace(rolled, source=source, usage_period_start=end, usage_period_end=None)
-        return replace(answer, source=source)
+            return changed(rolled, source=source, usage_period_start=end, usage_period_end=None)
+        return changed(answer, source=source)
 
     def _missing(
         self, feature: str, customer: Customer, snapshot: Snapshot, source: Source, fallback: Fallback | None

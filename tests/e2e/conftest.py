@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from e2e.visitor import Visitor
 from stigg_guard.sidecar.server import Sidecar
 
 SHOP, API = (Path(__file__).parents[2] / "example_projects" / name for name in ("django_shop", "flask_api"))
+PATIENCE = 15_000  # milliseconds
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is not on the PATH: run make e2e, which installs it"
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         # Without its sandbox, because containers are often entered as root; it sees nothing but our own pages.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -107,7 +109,7 @@ def _serving(folder: Path, command: list[str], environ: dict[str, str]) -> Itera
 def _visiting(browser: Browser, address: str) -> Iterator[Visitor]:
     with browser.new_context(base_url=address) as context:
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
         visitor = Visitor(page)
         page.goto("/")
         yield visitor

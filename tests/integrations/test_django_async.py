@@ -58,6 +58,7 @@ async def create_many(request: HttpRequest) -> HttpResponse:
 
 @consumes_usage(3, TEMPLATES, actual=lambda response: int(response["X-Made"]))
 async def create_some(request: HttpRequest) -> HttpResponse:
+    runs.append(request.path)
     return HttpResponse(headers={"X-Made": "2"})
 
 
@@ -340,6 +341,11 @@ def test_a_rule_denies() -> None:
     assert get("/ruled/create", {}).status_code == 401
 
 
+def test_a_bad_id_is_a_fault_of_the_site(site: Any) -> None:
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": lambda _: ""}
+    assert get("/ruled/create").status_code == 500
+
+
 def test_a_rule_leaves_exempt_views_alone(guard: Guard) -> None:
     assert get("/ruled/exempt", {}).status_code == 200
 
@@ -402,7 +408,7 @@ def test_a_client_that_leaves_while_the_hold_is_taken_leaves_nothing_held(
         return DEMO
 
     site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": slow}
-    visit.cancel(create, times)
+    visit.cancel(create_some, times)
     assert runs == []
     assert (used(guard), held()) == (3, 0)
 

@@ -173,6 +173,7 @@ urlpatterns = [
     path("sites/<str:site>/create", create_in),
     path("domain-of", domain_of),
     path("page", page),
+    path("page-of-two", consumes_usage(2, TEMPLATES)(page)),
     path("nothing", nothing),
     path("class/create/<str:name>", CreateView.as_view()),
     path("class/analytics", AnalyticsView.as_view()),
@@ -355,6 +356,14 @@ def test_a_page_is_counted_when_it_is_rendered(web: Client, guard: Guard) -> Non
 def test_a_page_that_cannot_be_rendered_is_given_back(web: Client, guard: Guard) -> None:
     assert web.get("/page?fail").status_code == 500
     assert (used(guard), get_guard().stats()["held"]) == (3, 0)
+
+
+@pytest.mark.parametrize(("query", "status", "units"), [("", 200, 6), ("?fail", 500, 3)])
+def test_a_page_under_two_guards_is_settled_by_both(
+    web: Client, guard: Guard, query: str, status: int, units: float
+) -> None:
+    assert web.get(f"/page-of-two{query}").status_code == status
+    assert (used(guard), get_guard().stats()["held"]) == (units, 0)
 
 
 def test_a_view_that_returns_nothing_is_told_by_django_and_not_counted(client: Client, guard: Guard) -> None:

@@ -165,9 +165,14 @@ def test_api_writes_a_letter_for_each_name(app: Flask, ada: Visitor) -> None:
     [template] = app.test_client().get("/api/templates", headers=ADA).get_json()
     request = {"template": template["id"], "names": ["Ada", "Grace", "Ada"]}
     answer = app.test_client().post("/api/letters", headers=ADA, json=request)
-    assert "feature-api-calls" in answer.headers["RateLimit"]
     assert answer.get_json() == {"letters": ["Dear Ada, welcome!", "Dear Grace, welcome!"]}
     assert "423 of 1,000 calls" in ada.get("/").text
+
+
+def test_outage_after_a_save_leaves_the_pages_standing(ada: Visitor, sidecar: Sidecar) -> None:
+    sidecar.stop()
+    assert "is saved" in save_template(ada).text
+    assert "of 6 templates" in ada.get("/").text
 
 
 def test_streamed_letters_are_counted_when_the_last_one_was_sent(ada: Visitor) -> None:
@@ -195,6 +200,7 @@ def test_api_denies_what_exceeds_the_plan_with_the_figures(app: Flask) -> None:
     answer = app.test_client().post("/api/letters", headers=LINUS, json={"template": 1, "names": ["x"] * 4})
     assert answer.status_code == 402
     assert answer.get_json(force=True)["requested"] == 4
+    assert "feature-api-calls" in answer.headers["RateLimit"]
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_django.plugin import DjangoDbBlocker
 
 from integrations.guard_cases import CASES, ESSENTIALS, Case
 from integrations.guard_skins import (
@@ -25,8 +26,14 @@ Serve = Callable[[Case], Site]
 
 
 @pytest.fixture(params=["flask", "flask async", "django", "django async"])
-def serve(request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any, tmp_path: Path) -> Iterator[Serve]:
-    """Has a case's view served by a framework."""
+def serve(
+    request: pytest.FixtureRequest,
+    sidecar: Sidecar,
+    settings: Any,
+    tmp_path: Path,
+    django_db_blocker: DjangoDbBlocker,
+) -> Iterator[Serve]:
+    """Has a case's view served by a framework. At a request's end Django looks after connections of earlier tests."""
     sites: list[Site] = []
 
     def serve(case: Case) -> Site:
@@ -39,7 +46,8 @@ def serve(request: pytest.FixtureRequest, sidecar: Sidecar, settings: Any, tmp_p
             sites.append((AsyncDjangoSite if is_async else DjangoSite)(case, given, settings))
         return sites[-1]
 
-    yield serve
+    with django_db_blocker.unblock():
+        yield serve
     for site in sites:
         site.close()
 

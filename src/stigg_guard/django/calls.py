@@ -99,7 +99,7 @@ def _settle_rendered(response: SimpleTemplateResponse, settlement: SettlingStrea
     render = response.render
 
     def rendering() -> Any:
-        del vars(response)["render"]
+        vars(response).pop("render", None)  # another guard, around this one, may have done so
         try:
             rendered = render()
         except BaseException:

@@ -1,0 +1,107 @@
+"""The manuals name what there is: each setting with its default, each name, tag, command, check and signal."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import stigg_guard
+import stigg_guard.django
+import stigg_guard.django.checks
+import stigg_guard.flask
+from stigg_guard import Config
+from stigg_guard.denial import Denial, page_source
+from stigg_guard.django import jinja2
+from stigg_guard.django.templatetags.stigg_guard import register
+from stigg_guard.flask.cli import stigg
+from stigg_guard.flask.templating import TEMPLATE_GLOBALS, TEMPLATE_TESTS
+
+DOCS = Path(__file__).parents[1] / "docs"
+MANUALS = {name: (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("django", "flask")}
+PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
+PACKAGE = Path(stigg_guard.__file__).parent
+COMMANDS = PACKAGE / "django" / "management" / "commands"
+DEFAULT = r"### `(?:STIGG_GUARD_)?{}`\n\n.+, default `(.+)`"
+
+
+@pytest.mark.parametrize("name", [entry.name.upper() for entry in fields(Config)])
+@pytest.mark.parametrize("manual", MANUALS)
+def test_every_setting_has_a_heading_and_its_default(manual: str, name: str) -> None:
+    found = re.search(DEFAULT.format(name), MANUALS[manual])
+    assert found is not None
+    assert Config.from_mapping({name: ast.literal_eval(found[1])}) == Config()
+
+
+@pytest.mark.parametrize("manual", MANUALS)
+def test_every_public_name_is_there(manual: str) -> None:
+    skin = {"django": stigg_guard.django, "flask": stigg_guard.flask}[manual]
+    assert [name for name in skin.__all__ if f"`{name}" not in MANUALS[manual]] == []
+
+
+@pytest.mark.parametrize("manual", MANUALS)
+def test_every_name_of_a_denial_is_there(manual: str) -> None:
+    names = [*(entry.name for entry in fields(Denial)), "used_fraction"]
+    assert [name for name in names if f"`denial.{name}`" not in MANUALS[manual]] == []
+
+
+@pytest.mark.parametrize("manual", MANUALS)
+def test_the_hash_of_the_built_in_style_is_right(manual: str) -> None:
+    style = page_source().partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in MANUALS[manual]
+
+
+def test_every_tag_and_filter_of_django_is_there() -> None:
+    assert [tag for tag in register.tags if f"### `{{% {tag} %}}`" not in MANUALS["django"]] == []
+    assert [name for name in register.filters if f"|{name}" not in MANUALS["django"]] == []
+
+
+def test_every_function_of_jinja_is_there() -> None:
+    assert [name for name in TEMPLATE_GLOBALS if f"### `{name}`" not in MANUALS["flask"]] == []
+    assert [name for name in TEMPLATE_TESTS if f"is {name} %}}" not in MANUALS["flask"]] == []
+    assert [name for name in TEMPLATE_GLOBALS if name in vars(jinja2) and f"`{name}`" not in MANUALS["django"]] == []
+
+
+def test_every_command_is_there() -> None:
+    names = [path.stem for path in COMMANDS.glob("stigg_*.py")]
+    assert [name for name in names if f"`manage.py {name}" not in MANUALS["django"]] == []
+    assert [name for name in stigg.commands if f"`flask stigg {name}" not in MANUALS["flask"]] == []
+
+
+def test_every_system_check_is_there() -> None:
+    source = Path(stigg_guard.django.checks.__file__).read_text(encoding="utf-8")
+    ids = set(re.findall(r'id="(stigg_guard\.[EW]\d+)"', source))
+    assert ids == set(re.findall(r"\| `(stigg_guard\.[EW]\d+)` \|", MANUALS["django"]))
+
+
+def test_every_room_is_in_the_picture() -> None:
+    picture = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rooms = [path.name for path in PACKAGE.iterdir() if path.suffix == ".py" and path.name != "__init__.py"]
+    folders = [f"{path.name}/" for path in PACKAGE.iterdir() if any(path.glob("*.py"))]
+    assert [room for room in rooms + folders if f"\n  {room} " not in picture] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(((?!https?:)[^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    assert [link for link, _ in links if not (page.parent / link).exists()] == []
+    anchored = [(page.parent / link if link else page, anchor) for link, anchor in links if anchor]
+    assert [(target.name, anchor) for target, anchor in anchored if anchor not in anchors(target)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_are_python(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        ast.parse(block)
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page can be linked to by."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
