@@ -4,13 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY_E2E := .venv/.ready-e2e
+OLD := .venv-django42
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test chromium e2e screenshots lint bench faults wire wheel clean
+.PHONY: help demo test test-django42 chromium e2e screenshots lint bench faults wire wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
 	@echo "make test    run the tests"
+	@echo "make test-django42   run Django's tests under the oldest Django that is supported"
 	@echo "make e2e     click through both example sites in a browser"
 	@echo "make screenshots   save pictures of their pages in screenshots/"
 	@echo "make lint    ruff and mypy --strict"
@@ -29,6 +31,16 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(ARGS)
+
+$(OLD)/.ready: pyproject.toml
+	@test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	@$(OLD)/bin/python -m pip install --quiet --upgrade pip
+	@$(OLD)/bin/python -m pip install --quiet --editable . --group dev 'django==4.2.*'
+	@touch $@
+
+# The example shop is written for the newest Django.
+test-django42: $(OLD)/.ready
+	@$(OLD)/bin/python -m pytest -n auto --dist loadfile tests/integrations -k "django and not shop" $(ARGS)
 
 $(READY_E2E): $(READY)
 	@$(BIN)/python -m pip install --quiet --group e2e
@@ -73,4 +85,4 @@ wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	@rm -rf .venv .venv-peers dist screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*
+	@rm -rf .venv .venv-peers $(OLD) dist screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*

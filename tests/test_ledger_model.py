@@ -528,7 +528,7 @@ def emptied_database(alias: str) -> str:
     ("home", "runs"),
     [
         *(("fresh_memory", 60), ("fresh_file", 60), ("fresh_redis", 60)),
-        *(("fresh_django_sqlite", 40), ("fresh_django_postgres", 40)),  # where a step takes ten times as long
+        *(("fresh_django_sqlite", 4), ("fresh_django_postgres", 4)),  # where a step takes ten times as long
     ],
 )
 def test_nothing_is_oversold_lost_or_reported_twice(request: pytest.FixtureRequest, home: str, runs: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views import View
+from flask import Blueprint, Flask, Request, Response
+from flask_sqlalchemy import SQLAlchemy
 from typing_extensions import assert_type
 
 from stigg_guard import (
@@ -31,7 +33,9 @@ from stigg_guard import (
     UsageUpdateBehavior,
 )
 from stigg_guard import django as in_django
+from stigg_guard import flask as in_flask
 from stigg_guard.decorators import Calls, consumes_usage, requires_feature
+from stigg_guard.flask.sqlalchemy import follow
 
 
 def decorators_keep_the_signature(guard: Guard) -> None:
@@ -128,3 +132,40 @@ class CreateView(in_django.ConsumesUsageMixin, View):
     def post(self, request: HttpRequest) -> HttpResponse:
         assert_type(self.usage.amount, float)
         return HttpResponse()
+
+
+def decorators_of_flask_keep_the_signature(app: Flask) -> None:
+    @app.post("/<int:number>")
+    @in_flask.requires_feature("feature-exports", methods=["POST"], resource="site")
+    @in_flask.consumes_usage(lambda request, number: number, actual=lambda response: len(response.data))
+    def view(number: int) -> str:
+        return str(number)
+
+    @app.get("/")
+    @in_flask.exempt
+    @in_flask.releases_usage(1, "feature-templates")
+    async def awaited() -> Response:
+        return Response()
+
+    assert_type(view(1), str)
+    view("1")  # type: ignore[arg-type]
+
+
+def extension_of_flask(app: Flask, database: SQLAlchemy) -> None:
+    guard = in_flask.StiggGuard(confirm=follow(database.session))
+
+    @guard.customer_loader
+    async def load(request: Request) -> Customer | None:
+        return Customer(request.headers["X-Customer"])
+
+    @guard.customer_loader  # type: ignore[type-var]
+    def no_customer(request: Request) -> int:
+        return 1
+
+    guard.protect(Blueprint("shop", __name__), "feature-templates", lambda request: 1, methods={"POST"})
+    assert_type(guard.guard, Guard)
+
+    @app.errorhandler(in_flask.FeatureDenied)
+    def handle(error: in_flask.FeatureDenied) -> str:
+        assert_type(error.entitlement, Entitlement)
+        return error.denial.title

@@ -147,15 +147,15 @@ class Denial:
             return self._fragment(headers.get("HX-Current-URL", "") or address)
         if by_htmx or prefers_html(headers.get("Accept", "") or ""):
             return self._page(address)
-        return Answer(self.status, self.headers, body=self.problem(), content_type=PROBLEM_TYPE)
+        return Answer(self.status, self.headers, body=json.dumps(self.problem()), content_type=PROBLEM_TYPE)
 
-    def problem(self) -> str:
-        """The body by RFC 9457, as JSON text."""
-        body: dict[str, object] = {"title": self.title, "status": self.status, "detail": self.detail}
+    def problem(self) -> dict[str, Any]:
+        """The members of the body by RFC 9457."""
+        body: dict[str, Any] = {"title": self.title, "status": self.status, "detail": self.detail}
         if self.entitlement is not None:
             body |= _members(self.entitlement)
             body |= {"upgrade_url": self.upgrade_url} if self.upgrade_url else {}
-        return json.dumps(body)
+        return body
 
     def _page(self, address: str) -> Answer:
         if self.login_url is not None:

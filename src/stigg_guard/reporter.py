@@ -80,16 +80,19 @@ class Reporter:
     def drain(self, timeout: float = inf) -> bool:
         """Sends what is unsent, now, in this thread; whether it came to the end of it.
 
-        After ``timeout`` seconds no other batch is begun; one may take as long itself, and ``SEND_SECONDS`` at most.
+        What is used meanwhile waits for the next time: under a steady load there would be no end, and a report of each
+        use. After ``timeout`` seconds no other batch is begun; one may take as long itself, and ``SEND_SECONDS`` at
+        most.
 
         Raises:
             SidecarError: the sidecar did not take a batch; the batch stays in the ledger.
             LedgerUnavailable: what is unsent cannot be read.
         """
-        deadline = self._clock.monotonic() + timeout
-        while self._settlement.send_batch(min(timeout, SEND_SECONDS)):
+        begun_at, deadline = self._clock.now().timestamp(), self._clock.monotonic() + timeout
+        while (batch := self._settlement.send_batch(min(timeout, SEND_SECONDS))) is not None:
             self._renew()
-            if self._stop.is_set() or self._clock.monotonic() >= deadline:
+            all_is_new = all(report.used_at > begun_at for report in batch.reports)
+            if all_is_new or self._stop.is_set() or self._clock.monotonic() >= deadline:
                 return False
         return True
 

@@ -35,8 +35,8 @@ class Settlement:
         self._config = config
         self._acknowledged = acknowledged
 
-    def send_batch(self, timeout: float) -> bool:
-        """Sends the next batch, waiting ``timeout`` seconds for its answer; False when there is nothing to send.
+    def send_batch(self, timeout: float) -> Batch | None:
+        """Sends the next batch, waiting ``timeout`` seconds for its answer; None when there is nothing to send.
 
         Raises:
             SidecarError: the sidecar did not take it; it stays in the ledger.
@@ -45,7 +45,7 @@ class Settlement:
         batch = self._ledger.take_batch(BATCH_SIZE, LEASE_SECONDS)
         if batch is not None:
             self._send(batch, timeout)
-        return batch is not None
+        return batch
 
     def decide_uncertain(self) -> None:
         """Reads the usage back: it shows whether the report was counted, unless somebody else reported too.

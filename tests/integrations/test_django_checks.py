@@ -136,11 +136,20 @@ def test_a_feature_that_the_catalog_does_not_have_is_found_before_deployment(set
     templates = tmp_path / "templates"
     templates.mkdir()
     (templates / "page.html").write_text('{% feature "feature-templates" %}{% feature "feature-temples" %}')
-    settings.TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": [templates]}]
+    settings.TEMPLATES = [
+        {"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": [templates, tmp_path / "nowhere"]}
+    ]
     settings.STIGG_GUARD = {**DEPLOYABLE, "SIDECAR": "local", "CATALOG": catalog, "LEDGER": f"sqlite:///{tmp_path}/l"}
     assert ids() == []
     named = [one for one in found(deploy=True) if str(templates) in one]
     assert named == [f"stigg_guard.W005 {templates / 'page.html'}:1: The catalog has no feature 'feature-temples'."]
+
+
+def test_a_broken_catalog_is_found_before_deployment(settings: Any, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text("[features")
+    settings.STIGG_GUARD = {**DEPLOYABLE, "CATALOG": catalog}
+    assert ids(deploy=True) == ["stigg_guard.E003"]
 
 
 def test_a_silenced_check_is_silent(settings: Any) -> None:

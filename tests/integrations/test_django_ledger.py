@@ -284,6 +284,28 @@ class TestPostgres:
             assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7)
         assert on_postgres.hold([claim(4)], 60) == Refused(claim(4), 7)
 
+    def test_lets_a_hold_expire_when_it_was_closed_before_a_rollback(
+        self, on_postgres: DjangoLedger, postgres_alias: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with suppress(WorkFailed), transaction.atomic(using=postgres_alias):
+            commit(on_postgres, held(on_postgres))
+            on_postgres.close()
+            raise WorkFailed
+        assert "left to expire" in caplog.text
+
+    def test_makes_a_step_within_a_step_a_part_of_it(
+        self, on_postgres: DjangoLedger, postgres_alias: str, postgres: PostgresServer
+    ) -> None:
+        database = Database(postgres_alias)
+        connections[postgres_alias].close()
+        with suppress(WorkFailed), database.step():
+            with database.step(), connections[postgres_alias].cursor() as cursor:
+                cursor.execute("INSERT INTO sold VALUES (1)")
+            assert are_open(postgres, 1)
+            raise WorkFailed
+        assert sold(postgres_alias) == 0
+        database.close()
+
     def test_lets_a_hold_expire_whose_connection_is_closed_within_the_transaction(
         self, on_postgres: DjangoLedger, postgres_alias: str, clock: ManualClock
     ) -> None:

@@ -26,8 +26,11 @@ R = TypeVar("R")
 
 
 class DjangoCalls(ViewCalls):
-    """How views are called that the configuration ``using`` guards. The other arguments are those of ``ViewCalls``;
-    ``customer`` is the configured one unless another way to him is given."""
+    """How views are called that the configuration ``using`` guards.
+
+    ``customer`` finds the customer of a call in place of the configured resolver. The other arguments are those of
+    ``ViewCalls``.
+    """
 
     def __init__(
         self,

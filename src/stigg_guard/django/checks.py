@@ -30,6 +30,7 @@ from stigg_guard.config import Config
 from stigg_guard.django.conf import DATABASE_LEDGER, configurations, faults, given_settings
 from stigg_guard.django.folders import project_folders
 from stigg_guard.django.middleware import StiggGuardMiddleware
+from stigg_guard.errors import ConfigError
 from stigg_guard.features import Comparison, known_features
 from stigg_guard.mentions import mentions, own_folders
 
@@ -110,7 +111,10 @@ def check_features(**_: Any) -> Sequence[CheckMessage]:
     catalogs = {config.catalog for _, config in _configs() if config.catalog is not None}
     if not catalogs:
         return []
-    known = frozenset[str]().union(*map(known_features, catalogs))
+    try:
+        known = frozenset[str]().union(*map(known_features, catalogs))
+    except ConfigError as error:
+        return [Error(f"CATALOG: {error}", hint="Correct the catalog.", id="stigg_guard.E003")]
     unknown = Comparison(mentions(own_folders(project_folders())), known).unknown
     hint = "Correct the id, or add it to the catalog; manage.py stigg_features tells what is near."
     return [

@@ -11,7 +11,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
 from django.template import Context, Engine, TemplateDoesNotExist, loader
@@ -29,7 +29,7 @@ from stigg_guard.views import EXEMPT
 
 logger = logging.getLogger("stigg_guard")
 
-_MET = "_stigg_guard_met"
+_RULED = "_stigg_guard_ruled"
 
 
 class StiggGuardMiddleware:
@@ -53,11 +53,11 @@ class StiggGuardMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         request.stigg = displayed_plan(request)  # type: ignore[attr-defined] # it is new to Django's requests
-        met = vars(request)[_MET] = _Met(_met(request))
+        ruled = vars(request)[_RULED] = _Ruled(_beginnings(request))
         call = partial(self._get_response, request)
         if self._is_awaited:
-            return _awaited(request, met, call)
-        return _with_headers(request, settled_call(call, settle, met.end) if met.beginnings else call())
+            return _awaited(request, ruled, call)
+        return _with_headers(request, settled_call(call, settle, ruled.end) if ruled.beginnings else call())
 
     @property
     def process_view(self) -> Callable[..., Any]:
@@ -69,10 +69,10 @@ class StiggGuardMiddleware:
         return _answer(request, exception) if is_answered(exception) else None
 
     def _begin(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponse | None:
-        met: _Met = vars(request)[_MET]
+        ruled: _Ruled = vars(request)[_RULED]
         try:
-            for begin in met.guarding(view):
-                met.note(begin(request))
+            for begin in ruled.guarding(view):
+                ruled.note(begin(request))
         except REFUSALS as error:
             if is_answered(error):
                 return _answer(request, error)
@@ -80,10 +80,10 @@ class StiggGuardMiddleware:
         return None
 
     async def _begin_awaited(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponse | None:
-        met: _Met = vars(request)[_MET]
+        ruled: _Ruled = vars(request)[_RULED]
         try:
-            for begin in met.guarding(view):
-                met.note(await asynchronous.begun(partial(begin, request)))
+            for begin in ruled.guarding(view):
+                ruled.note(await asynchronous.begun(partial(begin, request)))
         except REFUSALS as error:
             if is_answered(error):
                 return await sync_to_async(_answer)(request, error)
@@ -91,8 +91,8 @@ class StiggGuardMiddleware:
         return None
 
 
-class _Met:
-    """What the rules want that a request meets, and what was begun for them."""
+class _Ruled:
+    """What is to be begun for the rules that a request meets, and what was."""
 
     def __init__(self, beginnings: Sequence[Begin]) -> None:
         self.beginnings = beginnings
@@ -110,7 +110,7 @@ class _Met:
             ending(succeeded, response)
 
 
-def _met(request: HttpRequest) -> Sequence[Begin]:
+def _beginnings(request: HttpRequest) -> Sequence[Begin]:
     path, method = request.path_info, request.method or ""
     rules = ((using, rule_of(made.guard.config.rules, path, method)) for using, made in configurations().items())
     return [_beginning(using, rule) for using, rule in rules if rule is not None]
@@ -127,8 +127,8 @@ def _beginning(using: str, rule: Rule) -> Begin:
     )
 
 
-async def _awaited(request: HttpRequest, met: _Met, call: Callable[[], Awaitable[Any]]) -> HttpResponseBase:
-    response = await (asynchronous.settled_call(call, settle, met.end) if met.beginnings else call())
+async def _awaited(request: HttpRequest, ruled: _Ruled, call: Callable[[], Awaitable[Any]]) -> HttpResponseBase:
+    response = await (asynchronous.settled_call(call, settle, ruled.end) if ruled.beginnings else call())
     return _with_headers(request, response)
 
 
@@ -152,6 +152,8 @@ def denial_of(request: HttpRequest, error: Refusal) -> Denial:
 def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:
     denial = denial_of(request, error)
     answer = denial.answer(request.headers, request.get_full_path())
+    if answer.status == 302:
+        return HttpResponseRedirect(answer.headers["Location"], headers=dict(answer.headers))
     body = answer.body if answer.template is None else _rendered(request, answer.template, denial)
     return HttpResponse(body, answer.content_type, answer.status, headers=dict(answer.headers))
 

@@ -1,4 +1,4 @@
-"""What is known of a request: its customer, the plan that is shown to him, and what he used."""
+"""What is known of a request: its customer, the plan that is shown, and what was used."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ The resolver ``CUSTOMER`` gets the framework's request, whose ``user`` is the on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -46,7 +45,7 @@ class Problem(APIException):
         denial = denial_of(request, error)
         self.status_code = denial.status
         # Not through the framework's constructor, which turns numbers into texts.
-        self.detail = json.loads(denial.problem())
+        self.detail = denial.problem()
         self.wait = denial.retry_after
         self.auth_header = view.get_authenticate_header(request) if denial.status == 401 else None
         self.headers = denial.headers

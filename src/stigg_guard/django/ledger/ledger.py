@@ -67,10 +67,11 @@ class DjangoLedger:
     alias, :meth:`commit` and :meth:`record` are part of it: their usage is there when the block is committed, and never
     was when it is rolled back, be it by a savepoint; the hold is released then.
 
-    On PostgreSQL the block is to be READ COMMITTED, as is the default; else the hold of a committed use counts on until
-    it expires. On SQLite give the alias ``"OPTIONS": {"transaction_mode": "IMMEDIATE"}`` (Django 5.1) if it has
-    ``ATOMIC_REQUESTS``: a transaction that only turns to writing after another one wrote is refused at once. Holds and
-    leases are timed by the hosts' clocks, which may differ by much less than ``HOLD_TTL``.
+    On PostgreSQL set ``CONN_MAX_AGE``, or each step connects anew. A block there is to be READ COMMITTED, as is the
+    default; else the hold of a committed use counts on until it expires. On SQLite give the alias ``"OPTIONS":
+    {"transaction_mode": "IMMEDIATE"}`` (Django 5.1) if it has ``ATOMIC_REQUESTS``: a transaction that turns from
+    reading to writing after another one wrote is refused at once. Holds and leases are timed by the hosts' clocks,
+    which may differ by much less than ``HOLD_TTL``.
 
     Raises:
         ConfigError: the alias is neither PostgreSQL nor SQLite.
