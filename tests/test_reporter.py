@@ -156,3 +156,19 @@ def test_no_batch_is_begun_after_the_time_is_up(guard: Guard, faulty: FaultySide
     assert guard.flush(timeout=5) == 2
     assert guard.flush(timeout=60) == 0
     assert faulty.used() == 3
+
+
+def test_what_is_used_during_a_flush_waits_for_the_next(
+    guard: Guard, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    def use_more(_context: grpc.ServicerContext) -> None:
+        clock.advance(0.1)
+        guard.ledger.record(Use(UsageKey("c", "", "f"), 1))
+
+    faulty.before = use_more
+    guard.ledger.record(Use(UsageKey("c", "", "f"), 1))
+    assert guard.flush() == 1
+    assert len(faulty.asked) == 2
+    faulty.before = no_fault
+    assert guard.flush() == 0
+    assert faulty.used() == 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from stigg_guard.decorators import Calls
 from stigg_guard.entitlements import Customer
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from stigg_guard.guard import Guard
 
 logger = logging.getLogger("stigg_guard")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 EXEMPT = "stigg_guard_exempt"
 """The attribute of views that no group's guard and no rule applies to."""
@@ -96,6 +100,16 @@ class ViewCalls(Calls):
             return str(arguments[resource])
 
         return named
+
+
+def exempt(view: Callable[P, R]) -> Callable[P, R]:
+    """The view, to which neither ``protect`` nor the setting ``RULES`` applies.
+
+    The guards of its own stay in force, and so do those of groups and rules where the view itself is used.
+    """
+    exempted = update_wrapper(partial(view), view)
+    setattr(exempted, EXEMPT, True)
+    return exempted
 
 
 def succeeded(status: int) -> bool:

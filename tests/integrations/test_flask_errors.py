@@ -14,7 +14,8 @@ import stigg_guard
 from conftest import full_disk
 from integrations.flask_shop import ESSENTIALS, HTML, NOBODY_LISTENS, TEMPLATES, add_view, client_of, guard_of
 from stigg_guard import StiggGuardError
-from stigg_guard.flask import FeatureDenied, Refused, consumes_usage, requires_feature
+from stigg_guard.flask import FeatureDenied, Refused, StiggGuard, consumes_usage, requires_feature
+from stigg_guard.wording import Wording
 
 MakeApp = Callable[..., Flask]
 
@@ -42,6 +43,16 @@ def test_denial_page_of_the_app_replaces_the_built_in_one(make_app: MakeApp, tmp
     app.template_folder = str(tmp_path)
     add_view(app, ANALYTICS)
     assert client_of(app).get("/", headers=HTML).text == "Ours: feature-analytics"
+
+
+def test_denial_is_worded_as_the_extension_is_told(make_app: MakeApp) -> None:
+    german = {"Your plan does not include this feature": "Ihr Tarif enthält diese Funktion nicht"}
+    wording = Wording(translate=lambda text: german.get(text, text), language=lambda: "de")
+    app = make_app(StiggGuard(wording=wording))
+    add_view(app, ANALYTICS)
+    page = client_of(app).get("/", headers=HTML).text
+    assert '<html lang="de"' in page
+    assert "Ihr Tarif enthält diese Funktion nicht" in page
 
 
 def test_htmx_gets_a_fragment(app: Flask) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, Request, g
+from flask import Flask, Request, g, render_template_string
 
+import stigg_guard
 from integrations.flask_shop import ESSENTIALS, GROWTH, TEMPLATES, add_view, client_of, guard_of, signed_in
 from stigg_guard import ConfigError, Customer, SidecarUnavailable
 from stigg_guard.flask import (
@@ -24,6 +25,7 @@ from stigg_guard.flask import (
     usage_lost_contact,
     usage_reported,
 )
+from stigg_guard.sidecar.server import Sidecar
 
 MakeApp = Callable[..., Flask]
 
@@ -163,18 +165,9 @@ def test_customer_is_looked_up_once_for_all_of_a_request(make_app: MakeApp) -> N
 def test_nobody_is_looked_up_once_too(make_app: MakeApp) -> None:
     lookups: list[str] = []
     app = make_app(CUSTOMER=lambda request: lookups.append(request.path))
-    extension_view = requires_feature("feature-exports")
-    add_view(app, answer=lambda: str([_is_refused(extension_view) for _ in range(2)]))
-    assert app.test_client().get("/").text == "[True, True]"
+    add_view(app, answer=lambda: render_template_string("{{ has_feature('a') }} {{ plan_limits() }}"))
+    assert app.test_client().get("/").text == "False "
     assert lookups == ["/"]
-
-
-def _is_refused(decorate: Callable[..., Any]) -> bool:
-    try:
-        decorate(lambda: None)()
-    except Exception:
-        return True
-    return False
 
 
 def test_request_within_another_ones_context_has_its_own_customer(app: Flask) -> None:
@@ -259,6 +252,23 @@ def test_lost_contact_is_signalled(make_app: MakeApp) -> None:
         guard_of(app).report(TEMPLATES, 1, customer=ESSENTIALS)
         guard_of(app).flush(0.1)
     assert told == [(app, SidecarUnavailable)]
+
+
+def test_guard_that_outlives_its_app_signals_nothing(sidecar: Sidecar, tmp_path: Path) -> None:
+    app = Flask("shop", instance_path=str(tmp_path))
+    app.config["STIGG_GUARD_SIDECAR"] = sidecar.address
+    StiggGuard(app)
+    told: list[Any] = []
+
+    def receive(sender: Flask, **_: Any) -> None:
+        told.append(sender)
+
+    with guard_of(app) as guard, feature_denied.connected_to(receive):
+        del app
+        gc.collect()
+        with pytest.raises(stigg_guard.FeatureDenied):
+            guard.require("feature-analytics", customer=ESSENTIALS)
+    assert told == []
 
 
 def test_receiver_that_raises_changes_nothing_for_the_request_and_the_others(app: Flask, caplog: Any) -> None:

@@ -221,6 +221,16 @@ def test_class_based_view_may_be_exempt(app: Flask) -> None:
     assert client_of(app, "").get("/login").text == "sign in"
 
 
+def test_exempt_view_is_guarded_where_it_is_used_without_that(app: Flask) -> None:
+    def view() -> str:
+        return "figures"
+
+    protect(app, "feature-analytics")
+    app.add_url_rule("/free", "free", exempt(view))
+    app.add_url_rule("/paid", "paid", view)
+    assert [client_of(app).get(path).status_code for path in ("/free", "/paid")] == [200, 402]
+
+
 @pytest.mark.parametrize("answer", [lambda: redirect("/login"), lambda: "closed today", lambda: abort(403)])
 def test_what_another_function_answers_before_the_view_is_never_counted(
     make_app: MakeApp, answer: Callable[[], Any]

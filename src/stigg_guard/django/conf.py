@@ -50,7 +50,10 @@ def get_guard(using: str = DEFAULT) -> Guard:
     Raises:
         ImproperlyConfigured: the configuration is wrong or there is none of this name, or the app is not ready yet.
     """
-    return configured(using).guard
+    try:
+        return _configured[using].guard
+    except KeyError:
+        raise _missing(using) from None
 
 
 def configured(using: str = DEFAULT) -> Configured:
@@ -62,7 +65,7 @@ def configured(using: str = DEFAULT) -> Configured:
     try:
         return _configured[using]
     except KeyError:
-        raise ImproperlyConfigured(_faults.get(using) or _missing(using)) from None
+        raise _missing(using) from None
 
 
 def configurations() -> Mapping[str, Configured]:
@@ -140,10 +143,15 @@ def _with_ledger(config: Config) -> Config:
     return replace(config, ledger=default_ledger(folder, config.sidecar))
 
 
-def _missing(using: str) -> str:
+def _missing(using: str) -> ImproperlyConfigured:
+    if using in _faults:
+        return ImproperlyConfigured(_faults[using])
     if _configured or _faults:
-        return f"settings.STIGG_GUARD has no configuration {using!r}; it has {', '.join([*_configured, *_faults])}"
-    return "there is no guard yet: put 'stigg_guard.django' into INSTALLED_APPS, and use it after django.setup()"
+        names = ", ".join([*_configured, *_faults])
+        return ImproperlyConfigured(f"settings.STIGG_GUARD has no configuration {using!r}; it has {names}")
+    return ImproperlyConfigured(
+        "there is no guard yet: put 'stigg_guard.django' into INSTALLED_APPS, and use it after django.setup()"
+    )
 
 
 def _resolver(given: str | Callable[..., Any] | None) -> Resolver | None:

@@ -11,7 +11,6 @@ configuration. Callables get the request, and by name those of the view's argume
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial, update_wrapper
 from typing import Any, ParamSpec, TypeVar
 
 from django.http.response import HttpResponseBase
@@ -21,7 +20,6 @@ from stigg_guard.decorators import Dimensions, OneOrComputed
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.entitlements import Amount
-from stigg_guard.views import EXEMPT
 
 P = ParamSpec("P")
 R = TypeVar("R", bound="HttpResponseBase | Awaitable[HttpResponseBase]")
@@ -91,13 +89,3 @@ def releases_usage(
         InvalidRequest: ``n`` is a number, and negative or not finite.
     """
     return decorators.releases_usage(n, feature, calls=DjangoCalls(using, methods=methods, resource=resource))
-
-
-def exempt(view: Callable[P, R]) -> Callable[P, R]:
-    """The view, to which neither :func:`~stigg_guard.django.urls.protect` nor the setting ``RULES`` applies.
-
-    The guards of its own stay in force, and so does the undecorated view elsewhere.
-    """
-    exempted = update_wrapper(partial(view), view)
-    setattr(exempted, EXEMPT, True)
-    return exempted

@@ -13,8 +13,9 @@ except ModuleNotFoundError as error:
 
 from stigg_guard.flask.errors import FeatureDenied, Refused
 from stigg_guard.flask.extension import StiggGuard
-from stigg_guard.flask.guards import consumes_usage, exempt, protect, releases_usage, requires_feature
+from stigg_guard.flask.guards import consumes_usage, protect, releases_usage, requires_feature
 from stigg_guard.flask.signals import feature_denied, usage_lost_contact, usage_reported
+from stigg_guard.views import exempt
 
 __all__ = [
     "FeatureDenied",

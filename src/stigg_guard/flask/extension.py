@@ -20,6 +20,7 @@ from stigg_guard.flask.signals import Signals
 from stigg_guard.flask.templating import TEMPLATE_GLOBALS, TEMPLATE_TESTS
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import default_ledger
+from stigg_guard.views import exempt
 from stigg_guard.wording import ENGLISH, Wording
 
 L = TypeVar("L", bound=CustomerLoader)
@@ -40,7 +41,7 @@ class StiggGuard:
     consumes_usage = staticmethod(guards.consumes_usage)
     releases_usage = staticmethod(guards.releases_usage)
     protect = staticmethod(guards.protect)
-    exempt = staticmethod(guards.exempt)
+    exempt = staticmethod(exempt)
 
     def __init__(self, app: Flask | None = None, *, wording: Wording = ENGLISH, confirm: Confirm = confirm_now) -> None:
         self._wording = wording

@@ -21,7 +21,6 @@ from stigg_guard.views import EXEMPT, ViewCalls, succeeded
 
 P = ParamSpec("P")
 R = TypeVar("R")
-V = TypeVar("V", bound=Callable[..., Any])
 
 AmountOfRequest: TypeAlias = "Amount | Callable[..., Amount]"
 Resource: TypeAlias = "str | Callable[..., str | None]"
@@ -106,12 +105,6 @@ def protect(
         of_request().groups.append(guarded)
 
     group.before_request(join)
-
-
-def exempt(view: V) -> V:
-    """Marks a view that no :func:`protect` and no rule guards; its own decorators do."""
-    setattr(view, EXEMPT, True)
-    return view
 
 
 def guard_by_rules(app: Flask, rules: Sequence[Rule]) -> None:

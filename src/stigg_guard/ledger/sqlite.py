@@ -77,8 +77,9 @@ _KEY = "customer = ? AND resource = ? AND feature = ?"
 _SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
 _KEY_COLUMNS = "customer, resource, feature"
 _WAITS = "state IN ('dead', 'uncertain')"
-_ON_ITS_WAY = "state IN ('unsent', 'sending', 'uncertain')"
+_ON_ITS_WAY = "state > 'dead'"  # sending, uncertain, unsent: one range of the index, where IN would search thrice
 _HELD = f"SELECT coalesce(sum(amount), 0) FROM hold WHERE {_KEY} AND until > ?"
+_END_HOLD = f"DELETE FROM hold WHERE {_KEY} AND id = ?"
 _PENDING = f"""
 SELECT coalesce(sum(CASE WHEN is_set THEN 0 ELSE max(amount, 0) END), 0),
     coalesce(max(CASE WHEN is_set THEN amount END), 0)
@@ -159,13 +160,13 @@ class SqliteLedger:
     def commit(self, hold: Hold, uses: Sequence[Use]) -> Sequence[float]:
         now = self._time()
         with self._transaction() as db:
-            if min(_end(db, hold), default=0.0) <= now:
+            if not _end(db, hold, now):
                 db.execute("UPDATE late SET holds = holds + 1")
             return [_record(db, use, now) for use in uses]
 
     def release(self, hold: Hold) -> None:
         with self._transaction() as db:
-            _end(db, hold)
+            _end(db, hold, self._time())
 
     def record(self, use: Use) -> float:
         with self._transaction() as db:
@@ -456,12 +457,13 @@ def _forget(db: sqlite3.Connection, report: Entry) -> bool:
     return bool(db.execute("UPDATE entry SET amount = amount - ?2 WHERE id = ?1", sent).rowcount)
 
 
-def _end(db: sqlite3.Connection, hold: Hold) -> list[float]:
-    """Ends the hold; until when its parts would have lasted, with 0 for what was forgotten meanwhile."""
-    statement = f"DELETE FROM hold WHERE {_KEY} AND id = ? RETURNING until"
-    keys = {claim.key for claim in hold.claims}
-    ended = [db.execute(statement, (*_columns(key), hold.id)).fetchall() for key in keys]
-    return [found[0][0] if found else 0.0 for found in ended]
+def _end(db: sqlite3.Connection, hold: Hold, now: float) -> bool:
+    """Ends the hold; whether all of it has lasted until now."""
+    parts = [(*_columns(key), hold.id) for key in {claim.key for claim in hold.claims}]
+    lasted = sum(db.execute(f"{_END_HOLD} AND until > ?", (*part, now)).rowcount for part in parts)
+    if lasted < len(parts):
+        db.executemany(_END_HOLD, parts)
+    return lasted == len(parts)
 
 
 def _is_under_way(db: sqlite3.Connection, key: tuple[str, str, str]) -> bool:
@@ -472,9 +474,11 @@ def _is_under_way(db: sqlite3.Connection, key: tuple[str, str, str]) -> bool:
 def _record(db: sqlite3.Connection, use: Use, now: float) -> float:
     """Writes the use, added to what is unsent where that loses nothing; the key's usage with it."""
     key = _columns(use.key)
-    if use.period_start:
-        new_period = f"UPDATE usage SET used = 0, period_start = ?1 WHERE {_KEY} AND period_start < ?1"
-        db.execute(new_period, (use.period_start, *key))
+    row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
+    used, period_start = row or (0.0, use.period_start)
+    if period_start < use.period_start:
+        used, period_start = 0.0, use.period_start
+        db.execute(f"UPDATE usage SET used = 0, period_start = ? WHERE {_KEY}", (period_start, *key))
     plain = not use.is_set and use.event is None
     added = plain and use.amount and db.execute(_ADD_TO_NEWEST, (use.amount, now, *key, use.period_start)).rowcount
     if not added and (use.amount or use.is_set):
@@ -483,8 +487,6 @@ def _record(db: sqlite3.Connection, use: Use, now: float) -> float:
             "VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?)",
             (*key, use.amount, use.is_set, now, _event_text(use.event)),
         )
-    row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
-    used, period_start = row or (0.0, use.period_start)
     pending, total = db.execute(_PENDING, (*key, period_start)).fetchone()
     return float(max(used, total) + pending)
 
