@@ -74,6 +74,8 @@ class TestPython:
             "consumes_usage(2, None)",
             "upgrade_url()",
             "View.as_view()",
+            'app.add_url_rule("/users", view_func=UserView.as_view("users"))',
+            "UserView.as_view(*names)",
             'class View(TemplateView): feature = "f"',
             "class View(RequiresFeatureMixin): feature: str",
             "class View(RequiresFeatureMixin): self.feature, x = 1, 2",

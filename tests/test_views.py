@@ -92,7 +92,7 @@ def test_what_the_request_does_not_say_is_a_bad_request(
 ) -> None:
     runs: list[object] = []
     view = consumes_usage(given, TEMPLATES, calls=calls())(runs.append)
-    with pytest.raises(InvalidRequest, match="does not say how much") as told:
+    with pytest.raises(InvalidRequest, match="lacks what is to be computed") as told:
         view(Request())
     assert (told.value.field, runs, held(guard)) == ("value", [], 0)
     assert caplog.records[-1].exc_info is not None

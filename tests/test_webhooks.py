@@ -107,6 +107,7 @@ def limit(guard: Guard, customer: str | Customer = DEMO) -> float | None:
         {"id": "event-1", "type": "customer.updated", "data": {"id": DEMO}},
         {"type": "automatic_recharge.operation.attempted", "customerId": DEMO},
         {"type": "something.of.tomorrow", "customer": {"id": DEMO}},
+        {"type": "entitlements.updated", "customerId": DEMO, "resourceId": ""},
     ],
 )
 def test_the_customer_of_a_webhook_is_asked_about_again(guard: Guard, engine: Engine, message: object) -> None:

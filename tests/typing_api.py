@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import include, path
 from django.views import View
 from flask import Blueprint, Flask, Request, Response
 from flask_sqlalchemy import SQLAlchemy
@@ -169,3 +170,10 @@ def extension_of_flask(app: Flask, database: SQLAlchemy) -> None:
     def handle(error: in_flask.FeatureDenied) -> str:
         assert_type(error.entitlement, Entitlement)
         return error.denial.title
+
+
+urlpatterns = [
+    path("api/", in_django.protect("shop.api", "feature-api-calls", n=1, methods=["POST"])),
+    path("shop/", in_django.protect(include("shop.urls"), "feature-exports")),
+    path("create/", CreateView.as_view()),
+]

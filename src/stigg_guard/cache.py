@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from math import inf
 from typing import Any, Protocol, TypeVar
 
@@ -191,8 +192,9 @@ class SnapshotCache:
         snapshot = self.snapshots.get(key)
         if snapshot is not None and self._serves(snapshot, max_age):
             return snapshot, Source.CACHE
+        load = partial(self._loaded, customer, max_age)
         try:
-            return self._fly((key, max_age), lambda: self._loaded(customer, max_age))
+            return load() if self._shared is NOT_SHARED else self._fly((key, max_age), load)
         except SidecarError:
             snapshot = self.snapshots.get(key)
             if snapshot is not None and self._clock.monotonic() < snapshot.stale_until:

@@ -42,6 +42,7 @@ _TITLES: Mapping[Reason, Text] = {
     Reason.REVOKED: Text.REVOKED,
     Reason.UNKNOWN: Text.NOT_POSSIBLE,
 }
+_OF_REQUEST = ("value", "resource_id", "dimensions")  # the fields of what views compute from their requests
 # What may stand in an HTTP header as it is: an address needs no more, and a line break must not be there.
 _URL_SAFE = "%/:?#[]@!$&'()*+,;=~"
 _LARGEST_INTEGER = 10**15 - 1  # of a structured field (RFC 9651)
@@ -101,7 +102,7 @@ class Denial:
             login = (config.login_url or login_url) if config.anonymous is Anonymous.LOGIN else None
             return cls._said(401, wording, Text.SIGN_IN, wording.say(Text.FOR_CUSTOMERS), login_url=login)
         if isinstance(error, InvalidRequest):
-            return cls._said(400, wording, Text.BAD_AMOUNT, wording.say(Text.BAD_AMOUNT_BECAUSE, problem=str(error)))
+            return cls._said(400, wording, Text.BAD_REQUEST, wording.say(Text.BAD_REQUEST_BECAUSE, problem=str(error)))
         after = max(1, ceil(getattr(error, "retry_after", 1.0)))
         return cls._said(503, wording, Text.TRY_AGAIN, wording.say(Text.CANNOT_BE_LOOKED_UP), retry_after=after)
 
@@ -171,9 +172,11 @@ class Denial:
 
 
 def is_answered(error: BaseException) -> TypeGuard[Refusal]:
-    """Whether the client is told of the error. A bad amount may come from the client; a bad id does not, and stays an
-    error 500."""
-    return isinstance(error, REFUSALS) and not (isinstance(error, InvalidRequest) and error.field != "value")
+    """Whether the client is told of the error. What is computed from a request may be bad because of the client; every
+    other bad value is the application's, and stays an error 500."""
+    if isinstance(error, InvalidRequest):
+        return error.field.partition("[")[0] in _OF_REQUEST
+    return isinstance(error, REFUSALS)
 
 
 def upgrade_url(config: Config, feature: str = "") -> str | None:

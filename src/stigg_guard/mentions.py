@@ -25,12 +25,12 @@ _FOREIGN_FOLDERS = frozenset({"site-packages", "dist-packages", "node_modules", 
 _OWN_PACKAGE = Path(__file__).parent
 
 # The position of the feature among the arguments; by keyword it is called feature everywhere.
-_CALLS: Mapping[str, int] = {
+_CALLS: Mapping[str, int | None] = {
     "requires_feature": 0,
     "consumes_usage": 1,
     "releases_usage": 1,
     "protect": 1,
-    "as_view": 0,
+    "as_view": None,  # by position, Flask's takes the name of an endpoint
     "has_feature": 0,
     "usage_bar": 0,
     "upgrade_url": 0,
@@ -146,14 +146,17 @@ def _of_call(call: ast.Call, aliases: Mapping[str, str]) -> Iterator[ast.expr]:
     name = _last_name(call.func)
     name = aliases.get(name, name)
     if _is_of_guard(name, call) or _is_of_plan(name, call):
-        position = 0
+        position: int | None = 0
     elif name in _CALLS:
         position = _CALLS[name]
     else:
         return
     named = [keyword.value for keyword in call.keywords if keyword.arg == "feature"]
+    if named or position is None:
+        yield from named
+        return
     unpacked = [argument for argument in call.args if isinstance(argument, ast.Starred)]
-    yield from named or unpacked or call.args[position : position + 1]
+    yield from unpacked or call.args[position : position + 1]
 
 
 def _is_of_guard(name: str, call: ast.Call) -> bool:

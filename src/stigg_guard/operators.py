@@ -225,16 +225,6 @@ class _Drain:
             self._tell(f"{self.left()} left, {self.acknowledged / (now - self._began):.0f} a second")
 
 
-def decidable(ledger: Ledger) -> Sequence[Entry]:
-    """The entries that wait for a person's decision, oldest first.
-
-    Raises:
-        LedgerUnavailable: the ledger cannot be read.
-    """
-    counts = ledger.counts()
-    return ledger.entries(DECIDABLE, sum(counts[state] for state in DECIDABLE))
-
-
 def amount_text(entry: Entry) -> str:
     """How many units an entry is about: ``+2`` more, ``-2`` given back, ``=7`` a new total."""
     return f"={entry.amount:.15g}" if entry.is_set else f"{entry.amount:+.15g}"
@@ -253,7 +243,8 @@ def _show_answers(console: Console, answers: Sequence[Entitlement]) -> None:
 
 def _chosen(console: Console, ledger: Ledger, ids: Sequence[str] | None) -> Sequence[Entry]:
     """The entries that are named, or all; none is touched if one of the ids is wrong."""
-    there = decidable(ledger)
+    counts = ledger.counts()
+    there = ledger.entries(DECIDABLE, sum(counts[state] for state in DECIDABLE))
     if ids is None:
         return there
     wrong = set(ids) - {entry.id for entry in there}

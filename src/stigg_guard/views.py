@@ -85,7 +85,7 @@ class ViewCalls(Calls):
                 raise
             except (ValueError, LookupError, TypeError) as error:
                 logger.warning("a request does not have what is computed from it", exc_info=True)
-                raise InvalidRequest("value", "the request does not say how much is used") from error
+                raise InvalidRequest("value", "the request lacks what is to be computed from it") from error
 
         return compute
 

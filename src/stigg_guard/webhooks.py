@@ -75,7 +75,7 @@ def _customer(message: Mapping[str, Any]) -> Customer | None:
 def _id(message: Mapping[str, Any], of: str) -> Any:
     """The id of an object in the message; None where there is none."""
     named = message.get(of)
-    return (named.get("id") if isinstance(named, dict) else None) or message.get(f"{of}Id")
+    return (named.get("id") if isinstance(named, dict) else None) or message.get(f"{of}Id") or None
 
 
 def _is_new(guard: Guard, message_id: object) -> bool:

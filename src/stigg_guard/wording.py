@@ -36,8 +36,8 @@ class Text(str, Enum):
     CANNOT_BE_LOOKED_UP = "What your plan includes cannot be looked up right now. Please try again in a moment."
     SIGN_IN = "Please sign in"
     FOR_CUSTOMERS = "This page is for customers who are signed in."
-    BAD_AMOUNT = "This amount cannot be used"
-    BAD_AMOUNT_BECAUSE = "The request cannot be counted: {problem}."
+    BAD_REQUEST = "This request is not right"
+    BAD_REQUEST_BECAUSE = "The request cannot be counted: {problem}."
 
     FEATURE = "Feature"
     LIMIT = "Limit"

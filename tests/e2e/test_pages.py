@@ -210,8 +210,9 @@ def look_at(page: Page, name: str, folder: Path | None) -> None:
     for (device, size), scheme in product(DEVICES.items(), SCHEMES):
         page.set_viewport_size(size)
         page.emulate_media(color_scheme=scheme)
+        page.evaluate("document.getAnimations().forEach((fading) => fading.finish())")
         if folder is not None:
-            page.screenshot(path=folder / f"{name}-{device}-{scheme}.png", full_page=True, animations="disabled")
+            page.screenshot(path=folder / f"{name}-{device}-{scheme}.png", full_page=True)
         faults = serious_faults(page)
         assert not faults, f"{device}, {scheme}: {faults}"
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], f"{device}, {scheme}"

@@ -189,6 +189,9 @@ REQUIRING = {
         guards=requiring(EXPORTS, resource="site"), address="/shop/site-99/2", status=403, runs=0
     ),
     "a computed resource": Case(guards=requiring(EXPORTS, resource=lambda _, size: f"site-{size}"), status=403, runs=0),
+    "a computed resource that is no id": Case(
+        guards=requiring(EXPORTS, resource=lambda _: ""), status=400, told=PROBLEM, runs=0
+    ),
 }
 
 NOBODY = {
@@ -242,6 +245,9 @@ CONSUMING = {
     "n below zero": Case(guards=by_query, address=f"{ADDRESS}?n=-1", status=400, told=PROBLEM, runs=0),
     "n that is not finite": Case(guards=consuming(lambda _: float("inf")), status=400, runs=0),
     "no n in the body": Case(guards=by_body, json={"name": "Ada"}, status=400, runs=0),
+    "no dimension in the query": Case(
+        guards=consuming(event="made", dimensions=lambda _: {"model": None}), status=400, told=PROBLEM, runs=0
+    ),
     "a body that is no object": Case(guards=by_body, json=[], status=400, runs=0),
     "the feature that is required above": Case(
         guards=lambda skin: [skin.requires_feature(TEMPLATES), skin.consumes_usage(1)], used=ONE_USED

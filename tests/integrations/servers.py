@@ -44,7 +44,8 @@ exports = true
 [customers.ann]
 plan = "p"
 """
-GUNICORN = ["gunicorn", "--no-control-socket", "--log-level", "warning"]
+# A connection that a busy client leaves unused for longer than it is kept alive is reset.
+GUNICORN = ["gunicorn", "--no-control-socket", "--log-level", "warning", "--keep-alive", "60"]
 
 
 @dataclass(frozen=True)

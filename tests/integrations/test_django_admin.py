@@ -222,6 +222,15 @@ class TestDecision:
         boss.post(LEDGER, {"action": "discard", "all": "on", "confirmed": "yes"})
         assert states(ledger) == {"unsent": 1}
 
+    def test_about_all_is_about_the_oldest_within_the_bound(self, boss: Client, ledger: Ledger) -> None:
+        for number in range(MAX_ENTRIES + 1):
+            ledger.record(Use(UsageKey(f"customer-{number:04}", "", "feature-templates"), 1))
+        while (batch := ledger.take_batch(100, 30)) is not None:
+            ledger.doubt(batch.reports, None, "no answer")
+        boss.post(LEDGER, {"action": "discard", "all": "on", "confirmed": "yes"})
+        (left,) = ledger.entries((State.UNCERTAIN,), 2)
+        assert left.key.customer_id == f"customer-{MAX_ENTRIES:04}"
+
     def test_about_nothing_changes_nothing_and_says_so(
         self, boss: Client, ledger: Ledger, entries: dict[State, str]
     ) -> None:
@@ -313,7 +322,8 @@ class TestModel:
     def test_has_no_table(self) -> None:
         assert not [name for name in connection.introspection.table_names() if name.startswith("stigg_guard_ledgerent")]
 
-    def test_leaves_nothing_to_dump(self) -> None:
+    @pytest.mark.parametrize("use_base_manager", [False, True])
+    def test_leaves_nothing_to_dump(self, use_base_manager: bool) -> None:
         dumped = StringIO()
-        call_command("dumpdata", "stigg_guard", stdout=dumped)
+        call_command("dumpdata", "stigg_guard", use_base_manager=use_base_manager, stdout=dumped)
         assert dumped.getvalue().strip() == "[]"

@@ -81,6 +81,7 @@ urlpatterns = [
     path("create", create),
     path("plan", plan),
     path("page", page),
+    path("sign-in/", page, name="sign-in"),
 ]
 RULES = [
     {"path": "/ruled/open/", "feature": None},
@@ -193,7 +194,7 @@ def test_nobody_is_looked_up_for_a_plan_that_is_not_asked_for(site: Any, client:
 
 @pytest.mark.parametrize("url", ["/analytics", "/ruled/page"])
 def test_anonymous_browsers_are_sent_to_the_login_page_of_the_project(site: Any, client: Client, url: str) -> None:
-    site.LOGIN_URL = "/sign-in/"
+    site.LOGIN_URL = "sign-in"
     change(site, ANONYMOUS="login")
     response = client.get(f"{url}?of=today", headers=BROWSER)
     assert (response.status_code, response.url) == (

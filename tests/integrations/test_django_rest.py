@@ -364,6 +364,11 @@ class TestConsumesUsage:
         assert api.options("/create").status_code == 200
         assert used() == 3
 
+    @pytest.mark.parametrize("method", ["HANDLE_EXCEPTION", "FINALIZE_RESPONSE", "DISPATCH"])
+    def test_takes_no_word_of_the_client_for_a_method(self, api: Client, method: str) -> None:
+        assert api.generic(method, "/create").status_code == 405
+        assert used() == 3
+
     def test_stops_at_the_limit(self, api: Client) -> None:
         statuses = [api.post("/create", {"name": "a"}).status_code for _ in range(4)]
         assert statuses == [201, 201, 201, 402]
@@ -483,6 +488,11 @@ class TestSchema:
         self, schema: Any, path: str, method: str, refusals: set[str]
     ) -> None:
         assert set(schema["paths"][path][method]["responses"]) - {"200"} == refusals
+
+    def test_shows_statuses_that_no_standard_names(self, settings: Any) -> None:
+        settings.STIGG_GUARD = {**settings.STIGG_GUARD, "STATUS_CODES": {"REVOKED": 499}}
+        schema = SchemaGenerator(patterns=documented).get_schema(public=True)
+        assert schema["paths"]["/domains"]["get"]["responses"]["499"]["description"] == "Refused"
 
     def test_describes_the_problem(self, schema: Any) -> None:
         content = schema["paths"]["/domains"]["get"]["responses"]["402"]["content"]

@@ -236,6 +236,12 @@ def test_a_filter_tells_whether_the_customer_has_the_feature() -> None:
     assert rendered(source, plan=plan, feature="feature-analytics") == "no"
 
 
+@pytest.mark.parametrize("source", ['{% if plan|has_feature:"f" %}yes{% endif %}', '{{ plan|has_feature:"f" }}'])
+def test_a_filter_without_a_plan_says_what_gives_one(source: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="StiggGuardMiddleware' into MIDDLEWARE"):
+        rendered(source)
+
+
 def test_a_filter_tells_an_entitlement_in_words_and_nothing_of_none() -> None:
     source = '{% entitlement "feature-templates" as e %}{{ e|usage_text }}|{{ nothing|usage_text }}'
     assert rendered(source, nothing=None) == "3 of 6 templates|"

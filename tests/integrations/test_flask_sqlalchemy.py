@@ -123,6 +123,22 @@ def test_an_uncommitted_statement_is_given_back(shop: Shop, statement: Any) -> N
     assert shop.counted() == (0, 0)
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda session: session.bulk_save_objects([Template(title="poster")]),
+        lambda session: session.bulk_insert_mappings(Template, [{"title": "poster"}]),
+    ],
+)
+def test_an_uncommitted_bulk_operation_is_given_back(shop: Shop, write: Callable[[Any], None]) -> None:
+    def view() -> str:
+        write(shop.db.session)
+        return "made"
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
+
+
 def test_an_unflushed_object_is_given_back(shop: Shop) -> None:
     def view() -> str:
         shop.db.session.add(Template(title="poster"))

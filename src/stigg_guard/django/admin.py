@@ -26,7 +26,7 @@ from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Entry, Ledger, State
-from stigg_guard.operators import DECIDABLE, amount_text, decidable, entitlements_of
+from stigg_guard.operators import DECIDABLE, amount_text, entitlements_of
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[LedgerEntry]
@@ -171,11 +171,11 @@ def _listed(request: HttpRequest, ledger: Ledger) -> Mapping[str, Any]:
 
 def _chosen(request: HttpRequest, ledger: Ledger) -> Sequence[Entry]:
     """Those of the chosen entries that still wait for a decision, or the oldest of all that do."""
-    waiting = decidable(ledger)
     if "all" in request.POST:
-        return waiting[:MAX_ENTRIES]
+        return ledger.entries(DECIDABLE, MAX_ENTRIES)
     ids = set(" ".join(request.POST.getlist("entry")).split())
-    return [entry for entry in waiting if entry.id in ids]
+    # What a page shows is among the oldest of its state.
+    return [entry for state in DECIDABLE for entry in ledger.entries((state,), MAX_ENTRIES) if entry.id in ids]
 
 
 def _confirmation(action: str, chosen: Sequence[Entry]) -> Mapping[str, Any]:

@@ -50,10 +50,7 @@ def get_guard(using: str = DEFAULT) -> Guard:
     Raises:
         ImproperlyConfigured: the configuration is wrong or there is none of this name, or the app is not ready yet.
     """
-    try:
-        return _configured[using].guard
-    except KeyError:
-        raise _missing(using) from None
+    return configured(using).guard
 
 
 def configured(using: str = DEFAULT) -> Configured:

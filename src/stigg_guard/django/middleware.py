@@ -16,6 +16,7 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
 from django.template import Context, Engine, TemplateDoesNotExist, loader
 
+from stigg_guard.config import Anonymous
 from stigg_guard.decorators import Begin, Ending, feature_check, settled_call, usage_hold
 from stigg_guard.denial import REFUSALS, Denial, Refusal, is_answered, page_source, rate_limit_headers
 from stigg_guard.django import asynchronous
@@ -23,7 +24,7 @@ from stigg_guard.django.calls import DjangoCalls, settle
 from stigg_guard.django.conf import configurations, faults, get_guard
 from stigg_guard.django.requests import asked_configuration, displayed_plan, note_use, noted_use
 from stigg_guard.django.wording import WORDING
-from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError, SignInRequired
+from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError
 from stigg_guard.rules import Rule, rule_of
 from stigg_guard.views import EXEMPT
 
@@ -141,12 +142,13 @@ def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
 def denial_of(request: HttpRequest, error: Refusal) -> Denial:
     """What the error comes to for this request. The log and the ``RateLimit`` headers are told of it."""
     using = asked_configuration(request)
+    config = get_guard(using).config
     if isinstance(error, (SidecarError, LedgerUnavailable)):
         logger.warning("%s cannot be guarded: %s", request.path, error)
     if isinstance(error, FeatureDenied):
         note_use(request, [error.entitlement], using)
-    login_url = resolve_url(settings.LOGIN_URL) if isinstance(error, SignInRequired) else None
-    return Denial.of(error, get_guard(using).config, WORDING, login_url=login_url)
+    login_url = resolve_url(settings.LOGIN_URL) if config.anonymous is Anonymous.LOGIN else None
+    return Denial.of(error, config, WORDING, login_url=login_url)
 
 
 def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:

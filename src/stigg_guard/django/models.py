@@ -23,6 +23,7 @@ class LedgerEntry(models.Model):
 
     class Meta:
         managed = False
+        base_manager_name = "objects"  # which ``dumpdata --all`` asks
         default_permissions = ("view", "change", "delete")
         verbose_name = pgettext_lazy("stigg_guard", "ledger entry")
         verbose_name_plural = pgettext_lazy("stigg_guard", "usage ledger")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from http import HTTPStatus
+from http.client import responses
 from typing import Any
 
 from drf_spectacular import openapi
@@ -58,7 +59,7 @@ class AutoSchema(openapi.AutoSchema):
         statuses = {status for guard in guards for status in get_guard(guard.using).config.status_codes.values()}
         for status in sorted({*statuses, HTTPStatus.SERVICE_UNAVAILABLE}):
             response = {
-                "description": HTTPStatus(status).phrase,
+                "description": responses.get(status, "Refused"),  # STATUS_CODES may have one of its own
                 "content": {PROBLEM_TYPE: {"schema": _PROBLEM.ref}},
             }
             operation["responses"].setdefault(str(int(status)), response)

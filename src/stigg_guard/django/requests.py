@@ -26,7 +26,8 @@ class RequestPlan(DisplayedPlan):
     """``request.stigg``: the plan of the request's customer, who is looked up when something is asked first.
 
     An ``async def`` view awaits ``ahas``, ``aentitlement`` and ``aall``, which wait in a thread. What was asked once is
-    known: after ``await request.stigg.aall()`` templates of an async view ask nobody.
+    known: after ``await request.stigg.aall()`` templates of an async view ask about nothing that the plan has. What it
+    lacks is asked for alone, so await ``ahas`` of that as well, or render in a thread.
     """
 
     async def ahas(self, feature: str) -> bool:

@@ -136,7 +136,8 @@ class ConsumesUsage(BaseThrottle):
     def allow_request(self, request: Request, view: APIView) -> bool:
         """True; the handler, which is called next, is told of its price."""
         name = (request.method or "").lower()
-        handler = getattr(view, name, None)
+        # A client may send any word as the method, such as the name of another method of the view.
+        handler = getattr(view, name, None) if name in view.http_method_names else None
         if handler is not None:
             setattr(view, name, self._consuming(handler))  # the view serves this request only
         return True

@@ -30,7 +30,6 @@ def follow(session: scoped_session[Any]) -> Confirm:
     rolled back or closed. A transaction that wrote nothing has nothing to undo, and its end is a success. Writes are
     what the session flushed or executed, but for SELECT; those on a bare connection are not seen.
     """
-    event.listen(session, "after_flush", _flushed)
     event.listen(session, "do_orm_execute", _executed)
     event.listen(session, "after_commit", _committed)
     event.listen(session, "after_transaction_end", _ended)
@@ -78,10 +77,6 @@ def _unit(session: Session) -> _UnitOfWork:
     return unit
 
 
-def _flushed(session: Session, _context: object) -> None:
-    _unit(session).wrote = True
-
-
 def _executed(state: ORMExecuteState) -> None:
     if not (state.is_select or _is_select_text(state.statement)):
         _unit(state.session).wrote = True
@@ -99,4 +94,6 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
     unit = _unit(session)
     if transaction.parent is None:
         del session.info[_UNIT]
+    elif not transaction.nested:  # a part of the session's own: of a flush, or of a bulk operation, which has no event
+        unit.wrote = True
     unit.leave(transaction)

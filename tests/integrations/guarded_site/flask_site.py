@@ -17,6 +17,7 @@ app.config.update(
     STIGG_GUARD_CUSTOMER=lambda _: "ann",
     STIGG_GUARD_SIDECAR=os.environ["SITE_SIDECAR"],
     STIGG_GUARD_LEDGER=os.environ["SITE_LEDGER"],
+    STIGG_GUARD_TIMEOUT=20,  # a busy machine is no outage
 )
 guard = StiggGuard(app)
 

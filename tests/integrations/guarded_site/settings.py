@@ -13,4 +13,5 @@ STIGG_GUARD = {
     "CUSTOMER": "views.customer",
     "SIDECAR": os.environ["SITE_SIDECAR"],
     "LEDGER": os.environ["SITE_LEDGER"],
+    "TIMEOUT": 20,  # a busy machine is no outage
 }

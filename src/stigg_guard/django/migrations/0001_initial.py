@@ -18,6 +18,7 @@ class Migration(migrations.Migration):
                 "verbose_name": "ledger entry",
                 "verbose_name_plural": "usage ledger",
                 "managed": False,
+                "base_manager_name": "objects",
                 "default_permissions": ("view", "change", "delete"),
             },
         ),

@@ -90,8 +90,13 @@ def upgrade_url(feature_id: str = "", using: str = DEFAULT) -> str:
 
 
 @register.filter
-def has_feature(plan: DisplayedPlan, feature_id: str) -> bool:
+def has_feature(plan: object, feature_id: str) -> bool:
     """``{% if request.stigg|has_feature:"id" %}``: whether the customer may use the feature."""
+    if not isinstance(plan, DisplayedPlan):
+        raise ImproperlyConfigured(
+            "the filter has_feature is for request.stigg, which this page lacks: put "
+            "'stigg_guard.django.middleware.StiggGuardMiddleware' into MIDDLEWARE, and render with the request"
+        )
     return plan.has(feature_id)
 
 
