@@ -297,6 +297,18 @@ class TestHungSidecar:
             else:
                 pytest.fail("the sidecar was not found again")
 
+    def test_that_is_slow_to_begin_is_not_connected_to_again_and_again(self) -> None:
+        with socket.socket() as busy:
+            busy.bind(("127.0.0.1", 0))
+            busy.listen()
+            with closing(Channel("127.0.0.1", busy.getsockname()[1])) as channel:
+                with pytest.raises(SidecarTimeout):
+                    channel.answer("GetMeteredEntitlement", metered(), timeout=0.7)
+                busy.setblocking(False)
+                busy.accept()[0].close()
+                with pytest.raises(BlockingIOError):
+                    busy.accept()
+
 
 class TestLocalSidecar:
     def test_serves_the_documented_customer_and_ends_with_the_client(self) -> None:

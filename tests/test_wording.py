@@ -68,9 +68,9 @@ def test_some_language_is_shipped() -> None:
 
 
 @pytest.mark.parametrize("catalog", CATALOGS, ids=lambda path: path.parts[-3])
-def test_every_text_is_translated_and_no_other(catalog: Path) -> None:
+def test_every_text_is_translated(catalog: Path) -> None:
     said = messages(catalog)
-    assert said.keys() == {text.value for text in Text}
+    assert said.keys() >= {text.value for text in Text}
     assert all(said.values())
 
 

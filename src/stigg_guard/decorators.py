@@ -36,20 +36,16 @@ class Calls:
     """How a guarded function is called, and what is known of a call. This one is for plain functions.
 
     ``guard`` is a callable, so that a decorator can stand where no guard is made yet. ``customer`` may be a callable
-    of the function's arguments.
+    of the function's arguments; the attribute always is.
     """
 
     def __init__(self, guard: Callable[[], Guard], customer: OneOrComputed[str | Customer]) -> None:
         self.guard = guard
-        self._customer = customer
+        self.customer: Callable[..., str | Customer] = customer if callable(customer) else lambda *_, **__: customer
 
     def applies(self, *_args: Any, **_kwargs: Any) -> bool:
         """Whether this call is guarded at all."""
         return True
-
-    def customer(self, *args: Any, **kwargs: Any) -> str | Customer:
-        """Whose call it is."""
-        return self._customer(*args, **kwargs) if callable(self._customer) else self._customer
 
     def computed(self, given: Any) -> Callable[..., Any]:
         """What was given to a decorator, a value or a callable, as a function of a call's arguments."""

@@ -47,7 +47,8 @@ class ViewCalls(Calls):
             self._methods = method_names(methods)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._resource = None if resource is None else self._resource_of(resource)
+        if resource is not None:
+            self.customer = _of_resource(customer, self._resource_of(resource))
 
     def request(self, *args: Any, **kwargs: Any) -> Any:
         """The request of a call; the framework has it somewhere."""
@@ -59,12 +60,6 @@ class ViewCalls(Calls):
 
     def applies(self, *args: Any, **kwargs: Any) -> bool:
         return guards_method(self._methods, self.request(*args, **kwargs).method)
-
-    def customer(self, *args: Any, **kwargs: Any) -> str | Customer:
-        found = super().customer(*args, **kwargs)
-        if self._resource is None:
-            return found
-        return Customer(Customer.of(found).id, resource=self._resource(*args, **kwargs))
 
     def computed(self, given: Any) -> Callable[..., Any]:
         """As it is, or computed from the request, and from those of the view's arguments that the callable names.
@@ -118,6 +113,15 @@ def succeeded(status: int) -> bool:
     A redirect does, as after a form; "not modified" (304) delivers nothing new, and does not.
     """
     return status < 400 and status != 304
+
+
+def _of_resource(
+    customer: Callable[..., str | Customer], resource: Callable[..., str | None]
+) -> Callable[..., Customer]:
+    def find(*args: Any, **kwargs: Any) -> Customer:
+        return Customer(Customer.of(customer(*args, **kwargs)).id, resource=resource(*args, **kwargs))
+
+    return find
 
 
 def _wanted(given: Callable[..., Any]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
