@@ -297,17 +297,12 @@ class TestHungSidecar:
             else:
                 pytest.fail("the sidecar was not found again")
 
-    def test_that_is_slow_to_begin_is_not_connected_to_again_and_again(self) -> None:
+    def test_that_is_slow_to_begin_has_until_the_deadline(self) -> None:
         with socket.socket() as busy:
             busy.bind(("127.0.0.1", 0))
             busy.listen()
-            with closing(Channel("127.0.0.1", busy.getsockname()[1])) as channel:
-                with pytest.raises(SidecarTimeout):
-                    channel.answer("GetMeteredEntitlement", metered(), timeout=0.7)
-                busy.setblocking(False)
-                busy.accept()[0].close()
-                with pytest.raises(BlockingIOError):
-                    busy.accept()
+            with closing(Channel("127.0.0.1", busy.getsockname()[1])) as channel, pytest.raises(SidecarTimeout):
+                channel.answer("GetMeteredEntitlement", metered(), timeout=0.7)
 
 
 class TestLocalSidecar:
