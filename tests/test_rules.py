@@ -18,6 +18,11 @@ def test_rule_is_read_with_its_methods_in_upper_case() -> None:
     assert parse_rules([API]) == (Rule("/api/", "feature-api-calls", 1.0, frozenset({"POST", "PUT"})),)
 
 
+def test_rule_for_get_is_one_for_head() -> None:
+    (rule,) = parse_rules([{**API, "methods": ["get"]}])
+    assert rule.methods == {"GET", "HEAD"}
+
+
 def test_rules_are_read_from_json_and_kept_as_they_are() -> None:
     (rule,) = parse_rules('[{"path": "/", "feature": "f"}]')
     assert parse_rules([rule]) == (rule,)

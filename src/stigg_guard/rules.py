@@ -36,7 +36,7 @@ def guards_method(methods: frozenset[str], method: str) -> bool:
 
 
 def method_names(methods: Any) -> frozenset[str]:
-    """The HTTP methods, in upper case.
+    """The HTTP methods, in upper case; GET with HEAD, for which both frameworks run the view of GET.
 
     Raises:
         ValueError: it is no collection of names.
@@ -44,7 +44,8 @@ def method_names(methods: Any) -> frozenset[str]:
     names = [] if isinstance(methods, str) or not isinstance(methods, Iterable) else list(methods)
     if (not names and methods) or not all(isinstance(name, str) and name.isalpha() for name in names):
         raise ValueError(f"methods: expected a list of HTTP methods such as ['POST'], not {methods!r}")
-    return frozenset(name.upper() for name in names)
+    named = frozenset(name.upper() for name in names)
+    return named | {"HEAD"} if "GET" in named else named
 
 
 def rule_of(rules: Sequence[Rule], path: str, method: str) -> Rule | None:

@@ -25,6 +25,7 @@ def render(sidecar: Sidecar) -> Iterator[Render]:
     def render(template: str, customer: str | None = ESSENTIALS, **settings: object) -> str:
         """Renders the template in a request of the customer."""
         app = Flask("shop")
+        app.config["STIGG_GUARD_LEDGER"] = "memory://"
         app.config["STIGG_GUARD_SIDECAR"] = sidecar.address
         app.config.update({f"STIGG_GUARD_{name}": value for name, value in settings.items()})
         extensions.append((app, StiggGuard(app)))
@@ -137,6 +138,7 @@ def test_disabled_guard_shows_every_feature(render: Render) -> None:
 
 def test_customer_is_looked_up_once_for_all_of_a_page(sidecar: Sidecar) -> None:
     app = Flask("shop")
+    app.config["STIGG_GUARD_LEDGER"] = "memory://"
     app.config["STIGG_GUARD_SIDECAR"] = sidecar.address
     extension = StiggGuard(app)
     lookups: list[str] = []
@@ -155,6 +157,7 @@ def test_customer_is_looked_up_once_for_all_of_a_page(sidecar: Sidecar) -> None:
 
 def test_page_shows_one_state_of_the_plan_while_usage_goes_on(sidecar: Sidecar) -> None:
     app = Flask("shop")
+    app.config["STIGG_GUARD_LEDGER"] = "memory://"
     app.config["STIGG_GUARD_SIDECAR"] = sidecar.address
     extension = StiggGuard(app)
     extension.customer_loader(lambda request: ESSENTIALS)
@@ -171,6 +174,7 @@ MACROS = "{% macro bar() %}{{ usage('feature-templates') }} {{ 'feature-exports'
 
 def test_included_and_imported_templates_need_no_context(sidecar: Sidecar) -> None:
     app = Flask("shop")
+    app.config["STIGG_GUARD_LEDGER"] = "memory://"
     app.config["STIGG_GUARD_SIDECAR"] = sidecar.address
     app.jinja_loader = DictLoader({"macros": MACROS, "part": "{{ usage('feature-templates') }}"})
     extension = StiggGuard(app)
@@ -183,6 +187,7 @@ def test_included_and_imported_templates_need_no_context(sidecar: Sidecar) -> No
 
 def test_words_are_those_that_the_extension_was_given(sidecar: Sidecar) -> None:
     app = Flask("shop")
+    app.config["STIGG_GUARD_LEDGER"] = "memory://"
     app.config["STIGG_GUARD_SIDECAR"] = sidecar.address
     extension = StiggGuard(app, wording=Wording(translate=lambda text: text.replace(" of ", " von ")))
     extension.customer_loader(lambda request: ESSENTIALS)

@@ -15,12 +15,11 @@ from stigg_guard import operators
 from stigg_guard.console import Console
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import StiggGuardError
-from stigg_guard.features import check_features
 from stigg_guard.flask.current import app_guard
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import State
 from stigg_guard.mentions import own_folders
-from stigg_guard.sidecar.__main__ import HTTP_PORT, PORT, serve
+from stigg_guard.sidecar import HTTP_PORT, PORT
 
 
 class _Failure(click.ClickException):
@@ -134,6 +133,8 @@ def drain(timeout: float, as_json: bool) -> None:
 @click.option("--http-port", type=_port, default=HTTP_PORT, show_default=True, help="For HTTP; 0 for a free one.")
 def sidecar(catalog: str | None, state: str | None, host: str, port: int, http_port: int) -> None:
     """Run a local sidecar, which needs no account, until Ctrl-C. It takes its catalog in again when that changes."""
+    from stigg_guard.sidecar.__main__ import serve  # it is large, and every worker of the site has this file
+
     try:
         serve(
             catalog=catalog or app_guard().guard.config.catalog,
@@ -161,6 +162,8 @@ def features(paths: Sequence[str], catalog: str | None, customer: str | None, as
 
     Without PATH it reads what the app and its blueprints have, except for installed packages.
     """
+    from stigg_guard.features import check_features  # as above
+
     if catalog and customer:
         raise click.UsageError("give either --catalog or --customer")
     _act(

@@ -13,16 +13,13 @@ from threading import Thread
 
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.fallbacks import parse_fallbacks
+from stigg_guard.sidecar import HTTP_PORT, PORT
 from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.store import Store
 from stigg_guard.sidecar.watch import CatalogWatch
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-PORT = 8433
-HTTP_PORT = 8080
 
 
 def serve(
