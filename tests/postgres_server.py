@@ -44,7 +44,15 @@ class PostgresServer:
 
     def start(self) -> None:
         """Starts the server and waits until it answers."""
-        command = [self._binaries / "postgres", "-D", self.folder / "data", "-k", self.folder, "-h", ""]
+        command: list[str | Path] = [
+            self._binaries / "postgres",
+            "-D",
+            self.folder / "data",
+            "-k",
+            self.folder,
+            "-h",
+            "",
+        ]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *(() if self._durable else ("-F",))],
@@ -93,7 +101,7 @@ class PostgresServer:
         return psycopg.connect(host=str(self.folder), user="postgres", dbname="postgres", autocommit=True)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [self._binaries / program, "-D", self.folder / "data", *arguments]
+        command: list[str | Path] = [self._binaries / program, "-D", self.folder / "data", *arguments]
         subprocess.run(command, user=self._user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -141,7 +141,7 @@ class SqliteLedger:
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
         now = self._time()
         hold = Hold(secrets.token_hex(8), tuple(claims))
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             for claim in claims:
                 refused = self._take(db, hold.id, claim, now, ttl)
                 if refused is not None:
@@ -151,7 +151,7 @@ class SqliteLedger:
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
         until = self._time() + ttl
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             db.executemany(
                 f"UPDATE hold SET until = ? WHERE {_KEY} AND id = ?",
                 [(until, *_columns(claim.key), hold.id) for hold in holds for claim in hold.claims],
@@ -159,22 +159,22 @@ class SqliteLedger:
 
     def commit(self, hold: Hold, uses: Sequence[Use]) -> Sequence[float]:
         now = self._time()
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             if not _end(db, hold, now):
                 db.execute("UPDATE late SET holds = holds + 1")
             return [_record(db, use, now) for use in uses]
 
     def release(self, hold: Hold) -> None:
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             _end(db, hold, self._time())
 
     def record(self, use: Use) -> float:
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             return _record(db, use, self._time())
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
         now = self._time()
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             db.execute("DELETE FROM hold WHERE until < ?", (now - EXPIRED_HOLDS_KEPT_SECONDS,))
             row = db.execute(_DUE_BATCH, (now,)).fetchone()
             batch = row[0] if row else _new_batch(db, size)
@@ -186,14 +186,14 @@ class SqliteLedger:
 
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         now = self._time()
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             ticket = _next_ticket(db)
             for answer in answers:
                 if _forget(db, answer.report):
                     _learn(db, answer, ticket, now)
 
     def put_back(self, reports: Sequence[Entry]) -> None:
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             db.executemany(
                 "UPDATE entry SET state = 'unsent', batch = NULL, reason = '', attempts = 0 "
                 "WHERE id = ? AND state IN ('sending', 'uncertain')",
@@ -201,18 +201,18 @@ class SqliteLedger:
             )
 
     def postpone(self, batch: Batch, seconds: float) -> None:
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             db.execute("UPDATE entry SET until = ? WHERE batch = ?", (self._time() + seconds, batch.id))
 
     def split(self, batch: Batch) -> None:
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             db.execute(
                 "UPDATE entry SET batch = batch || '/' || id, until = 0, attempts = 0 WHERE batch = ?", (batch.id,)
             )
 
     def doubt(self, reports: Sequence[Entry], seconds: float | None, reason: str) -> None:
         until = None if seconds is None else self._time() + seconds
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             db.executemany(
                 "UPDATE entry SET state = 'uncertain', batch = NULL, until = ?, reason = ? "
                 "WHERE id = ? AND state IN ('sending', 'uncertain')",
@@ -221,7 +221,7 @@ class SqliteLedger:
 
     def take_uncertain(self, size: int, lease: float) -> Sequence[Entry]:
         now = self._time()
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             rows = db.execute(
                 f"SELECT {_REPORT} FROM entry WHERE state = 'uncertain' AND until <= ? ORDER BY id LIMIT ?", (now, size)
             ).fetchall()
@@ -229,7 +229,7 @@ class SqliteLedger:
             return [_entry(row) for row in rows]
 
     def bury(self, report: Entry, reason: str) -> None:
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             db.execute("UPDATE entry SET state = 'dead', batch = NULL, reason = ? WHERE id = ?", (reason, report.id))
 
     def known_usage(self, key: UsageKey) -> float | None:
@@ -248,13 +248,13 @@ class SqliteLedger:
         return [_entry(row) for row in rows]
 
     def retry(self, ids: Sequence[str]) -> int:
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             return _change(db, "UPDATE entry SET state = 'unsent', batch = NULL, reason = '', attempts = 0", ids)
 
     def discard(self, ids: Sequence[str]) -> int:
         """The sidecar may have counted what is discarded: no snapshot from before now may lower the usage."""
         now = self._time()
-        with self._transaction() as db:
+        with self._connected(writing=True) as db:
             ticket = _next_ticket(db)
             for entry in ids:
                 for key in db.execute(f"SELECT {_KEY_COLUMNS} FROM entry WHERE id = ? AND {_WAITS}", (entry,)):
@@ -315,40 +315,38 @@ class SqliteLedger:
         return self._now().timestamp()
 
     @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
+    def _connected(self, *, writing: bool = False) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time; ``writing`` in a transaction."""
         if not _lock.acquire(timeout=BUSY_SECONDS):
             raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} is busy")
         try:
-            if self._closed:
-                raise ClientClosed("the guard or its ledger is closed; make a new one")
-            if self._pid != os.getpid():  # forked by a server that calls no hooks of Python
-                _forget_parent()
-            if self._connection is not None and self._file != _file_of(self._path):
-                logger.critical(
-                    "the ledger %s was removed or replaced while in use: what was in it is lost", self._path
-                )
-                self._disconnect()
-            if self._connection is None:
-                self._connection = _opened(self._path)
-                self._file = _file_of(self._path)
-            yield self._connection
+            db = self._own_connection()
+            try:
+                if writing:
+                    db.execute("BEGIN IMMEDIATE")
+                yield db
+                if db.in_transaction:
+                    db.execute("COMMIT")
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} cannot be used: {error}") from error
         finally:
             _lock.release()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connected() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                if db.in_transaction:
-                    db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+    def _own_connection(self) -> sqlite3.Connection:
+        if self._closed:
+            raise ClientClosed("the guard or its ledger is closed; make a new one")
+        if self._pid != os.getpid():  # forked by a server that calls no hooks of Python
+            _forget_parent()
+        if self._connection is not None and self._file != _file_of(self._path):
+            logger.critical("the ledger %s was removed or replaced while in use: what was in it is lost", self._path)
+            self._disconnect()
+        if self._connection is None:
+            self._connection = _opened(self._path)
+            self._file = _file_of(self._path)
+        return self._connection
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
