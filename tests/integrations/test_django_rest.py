@@ -503,7 +503,12 @@ class TestSchema:
         assert schema["paths"]["/described"]["get"]["responses"]["402"]["description"] == "Upgrade!"
 
 
-def test_without_the_framework_the_pip_line_is_told() -> None:
-    code = "import sys; sys.modules['rest_framework'] = None; import stigg_guard.django.rest"
+@pytest.mark.parametrize(
+    ("missing", "module", "extra"),
+    [("rest_framework", "rest", "djangorestframework"), ("drf_spectacular", "openapi", "openapi")],
+)
+def test_without_the_framework_the_pip_line_is_told(missing: str, module: str, extra: str) -> None:
+    setup = "import sys, django; from django.conf import settings; settings.configure(); django.setup()"
+    code = f"{setup}; sys.modules[{missing!r}] = None; import stigg_guard.django.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'stigg-guard[djangorestframework]'" in done.stderr
+    assert f"pip install 'stigg-guard[{extra}]'" in done.stderr

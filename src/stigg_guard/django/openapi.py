@@ -7,12 +7,17 @@ from http import HTTPStatus
 from http.client import responses
 from typing import Any
 
-from drf_spectacular import openapi
-from drf_spectacular.plumbing import ComponentRegistry, ResolvedComponent
-
 from stigg_guard.denial import PROBLEM_TYPE
 from stigg_guard.django.conf import get_guard
 from stigg_guard.django.rest import ConsumesUsage, HasFeature
+from stigg_guard.errors import MissingExtra
+
+try:
+    from drf_spectacular import openapi
+except ModuleNotFoundError as error:
+    raise MissingExtra("openapi", "stigg_guard.django.openapi") from error
+
+from drf_spectacular.plumbing import ComponentRegistry, ResolvedComponent
 
 _NUMBER = {"type": "number", "format": "double"}
 _PROBLEM = ResolvedComponent(  # type: ignore[no-untyped-call] # drf-spectacular leaves it untyped
