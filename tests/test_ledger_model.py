@@ -527,7 +527,7 @@ def emptied_database(alias: str) -> str:
 @pytest.mark.parametrize(
     ("home", "runs"),
     [
-        *(("fresh_memory", 60), ("fresh_file", 60), ("fresh_redis", 60)),
+        *(("fresh_memory", 60), ("fresh_file", 40), ("fresh_redis", 25)),
         *(("fresh_django_sqlite", 4), ("fresh_django_postgres", 4)),  # where a step takes ten times as long
     ],
 )
