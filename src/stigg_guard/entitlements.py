@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from decimal import Decimal
 from enum import Enum
 from numbers import Real
-from operator import attrgetter
 from typing import Any, TypeAlias
 
 from stigg_guard.errors import InvalidRequest
@@ -119,7 +118,7 @@ class Customer:
         return f"{self.id}/{self.resource}" if self.resource else self.id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Entitlement:
     """One answer: may this customer use this feature, why not, and by which figures. Falsy when access is denied.
 
@@ -231,13 +230,11 @@ class Entitlement:
         return changed(self, has_access=fits, reason=None if fits else exceeded, **figures)
 
 
-_FIELDS = tuple(field.name for field in fields(Entitlement))
-_values_of = attrgetter(*_FIELDS)
-
-
 def changed(answer: Entitlement, **changes: Any) -> Entitlement:
-    """As ``dataclasses.replace``, in less than half of its time: most answers are made of others."""
-    return Entitlement(**dict(zip(_FIELDS, _values_of(answer), strict=True), **changes))
+    """As ``dataclasses.replace``, in a fraction of its time: most answers are made of others."""
+    made = object.__new__(Entitlement)
+    vars(made).update(vars(answer), **changes)
+    return made
 
 
 def require_id(value: object, field: str) -> None:

@@ -71,13 +71,15 @@ TEMPLATES = [
         },
     }
 ]
+# In SQLite a transaction that begins by reading is refused when it comes to write and another one was faster. Django
+# can have transactions begin by writing since 5.1.
+WRITES_FIRST = VERSION >= (5, 1)
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": DATA / "shop.sqlite3",
-        "ATOMIC_REQUESTS": True,
-        # A transaction that begins by reading could not wait for its turn to write. Django has this since 5.1.
-        "OPTIONS": {"timeout": 20, **({"transaction_mode": "IMMEDIATE"} if VERSION >= (5, 1) else {})},
+        "ATOMIC_REQUESTS": WRITES_FIRST,
+        "OPTIONS": {"timeout": 20, **({"transaction_mode": "IMMEDIATE"} if WRITES_FIRST else {})},
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

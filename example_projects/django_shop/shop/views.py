@@ -101,7 +101,6 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(_csv(("name", "kind", "created"), rows), content_type="text/csv", headers=headers)
 
 
-@require_GET
 @transaction.non_atomic_requests
 @consumes_usage(1, "feature-api-calls")
 async def suggest_name(request: HttpRequest) -> JsonResponse:
