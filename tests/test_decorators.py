@@ -225,6 +225,16 @@ class TestConsumesUsage:
         assert used(guard) == 5
         assert "what was really used cannot be told" in caplog.text
 
+    def test_reports_what_was_held_when_what_was_used_is_read_from_a_spent_stream(
+        self, consumes: Decorate, guard: Guard, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def work() -> Any:
+            yield from "abc"
+
+        assert "".join(consumes(2, TEMPLATES, actual=lambda stream: len(list(stream)))(work)()) == "abc"
+        assert used(guard) == 5
+        assert "cannot be read again" in caplog.text
+
     def test_reports_an_event_with_dimensions_of_the_arguments(self, consumes: Decorate, guard: Guard) -> None:
         def login(user: str) -> str:
             return user

@@ -1208,12 +1208,18 @@ class TestHome:
             make_ledger("memory://")
         assert "lost when this process ends" in caplog.text
 
-    @pytest.mark.parametrize("path", ["folder", "not-a-database"])
-    def test_file_that_cannot_be_a_ledger_is_refused(self, make_ledger: Make, tmp_path: Path, path: str) -> None:
-        (tmp_path / "folder").mkdir()
-        (tmp_path / "not-a-database").write_bytes(b"long enough to be read as one" * 100)
-        with pytest.raises(ConfigError, match=rf"LEDGER: the file .*{path} cannot be used as a ledger"):
-            make_ledger(f"sqlite:///{tmp_path}/{path}").counts()
+    def test_folder_is_refused(self, make_ledger: Make, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=rf"LEDGER: {tmp_path} is a folder; name a file"):
+            make_ledger(f"sqlite:///{tmp_path}").counts()
+
+    def test_damaged_file_is_unavailable_until_it_is_put_right(self, make_ledger: Make, tmp_path: Path) -> None:
+        damaged = tmp_path / "ledger.db"
+        damaged.write_bytes(b"long enough to be read as one" * 100)
+        ledger = make_ledger(f"sqlite:///{damaged}")
+        with pytest.raises(LedgerUnavailable, match="not a database"):
+            ledger.counts()
+        damaged.unlink()
+        assert ledger.counts()["held"] == 0
 
     def test_file_in_a_missing_folder_is_refused_with_the_remedy(self, clock: ManualClock, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"no folder for .*ledger\.db; make it, or name another file"):

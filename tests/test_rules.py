@@ -34,9 +34,10 @@ def test_rules_are_read_from_json_and_kept_as_they_are() -> None:
         ("/api/items", "POST", "feature-api-calls"),
         ("/api/items", "GET", "feature-pages"),
         ("/api/health", "GET", None),
+        ("/api", "POST", "feature-api-calls"),
         ("/about", "GET", "feature-pages"),
         ("/about", "OPTIONS", None),
-        ("", "GET", None),
+        ("", "GET", "feature-pages"),
     ],
 )
 def test_first_rule_that_a_request_meets_applies(path: str, method: str, feature: str | None) -> None:

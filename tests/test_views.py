@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,11 @@ class PlainCalls(ViewCalls):
 
 
 MakeCalls = Callable[..., PlainCalls]
+
+
+def nested(_request: Request) -> int:
+    """Reads JSON that is nested without end."""
+    return len(json.loads("[" * 100_000))
 
 
 @pytest.fixture
@@ -85,11 +91,18 @@ def test_callable_that_hides_its_signature_gets_the_request(calls: MakeCalls) ->
 
 @pytest.mark.parametrize(
     "given",
-    [lambda request: int(request.form["n"]), lambda _: int("many"), lambda _: len(None)],  # type: ignore[arg-type]
+    [
+        lambda request: int(request.form["n"]),
+        lambda _: int("many"),
+        lambda _: len(None),
+        lambda _: [].get("n"),
+        nested,
+    ],  # type: ignore[arg-type]
 )
 def test_what_the_request_does_not_say_is_a_bad_request(
     calls: MakeCalls, guard: Guard, given: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "stigg_guard")
     runs: list[object] = []
     view = consumes_usage(given, TEMPLATES, calls=calls())(runs.append)
     with pytest.raises(InvalidRequest, match="lacks what is to be computed") as told:

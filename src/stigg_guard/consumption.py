@@ -278,10 +278,13 @@ class SettlingStream(Iterator[Item]):
 
     def __init__(self, items: Iterable[Item], end: Callable[[bool], None]) -> None:
         self._unended: Callable[[bool], None] | None = end
+        self._is_ending = False
         self._source = items
         self._items = iter(items)
 
     def __next__(self) -> Item:
+        if self._is_ending:
+            raise RuntimeError("a stream that was sent cannot be read again: count while it is made")
         try:
             return next(self._items)
         except BaseException as error:
@@ -302,8 +305,13 @@ class SettlingStream(Iterator[Item]):
 
     def _end(self, *, succeeded: bool) -> None:
         end, self._unended = self._unended, None
-        if end is not None:
+        if end is None:
+            return
+        self._is_ending = True
+        try:
             end(succeeded)
+        finally:
+            self._is_ending = False
 
 
 def make_event(name: str, dimensions: Mapping[str, str | float | bool] | None) -> Event:

@@ -16,6 +16,8 @@ _KEYS = ("path", "feature", "consume", "methods")
 class Rule:
     """Requests whose path begins with ``path`` need the feature, and consume this many of its units.
 
+    A ``path`` that ends with a slash is met without it, too, since a router may take both for the same.
+
     ``consume`` is None where the feature is only required. Without ``feature`` the paths are exempt. ``methods`` are
     in upper case; empty means every method except OPTIONS.
     """
@@ -27,7 +29,7 @@ class Rule:
 
     def matches(self, path: str, method: str) -> bool:
         """Whether a request for this path, without the query, meets the rule."""
-        return path.startswith(self.path) and guards_method(self.methods, method)
+        return (path.startswith(self.path) or f"{path}/" == self.path) and guards_method(self.methods, method)
 
 
 def guards_method(methods: frozenset[str], method: str) -> bool:

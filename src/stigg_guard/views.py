@@ -21,6 +21,9 @@ logger = logging.getLogger("stigg_guard")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# What code that reads a request raises when that is not as it should be: another shape, or nested without end.
+_NOT_SAID = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
 EXEMPT = "stigg_guard_exempt"
 """The attribute of views that no group's guard and no rule applies to."""
 
@@ -66,7 +69,7 @@ class ViewCalls(Calls):
 
         Raises:
             InvalidRequest: when called, if the callable cannot make anything of the request: it raises ``ValueError``,
-                ``LookupError`` or ``TypeError``.
+                ``LookupError``, ``TypeError``, ``AttributeError`` or ``RecursionError``.
         """
         if not callable(given):
             return super().computed(given)
@@ -78,8 +81,8 @@ class ViewCalls(Calls):
                 return given(request, **wanted(arguments))
             except InvalidRequest:
                 raise
-            except (ValueError, LookupError, TypeError) as error:
-                logger.warning("a request does not have what is computed from it", exc_info=True)
+            except _NOT_SAID as error:
+                logger.info("a request lacks what is computed from it", exc_info=True)
                 raise InvalidRequest("value", "the request lacks what is to be computed from it") from error
 
         return compute

@@ -69,7 +69,7 @@ class ConsumesUsageMixin(_GuardedView):
     """What is held, while the view runs."""
 
     def get_usage_amount(self) -> Amount:
-        """How many units are held. A ``ValueError``, ``LookupError`` or ``TypeError`` is answered with 400."""
+        """How many units are held. What it raises because the request lacks it, such as ``ValueError``, is a 400."""
         return self.usage_amount
 
     def get_actual_usage(self, response: HttpResponseBase) -> Amount:

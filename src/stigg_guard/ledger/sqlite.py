@@ -396,9 +396,9 @@ def _opened(path: str | None) -> sqlite3.Connection:
             on_failure.enter_context(closing(db))
             db.execute("PRAGMA schema_version")  # fails unless it is a database
         except sqlite3.Error as error:
-            if isinstance(error, sqlite3.OperationalError) and not os.path.isdir(path or ""):
-                raise  # read-only, busy or out of descriptors: it may pass, and nothing is wrong with the setting
-            raise ConfigError(f"LEDGER: the file {path} cannot be used as a ledger: {error}") from error
+            if os.path.isdir(path or ""):
+                raise ConfigError(f"LEDGER: {path} is a folder; name a file") from error
+            raise  # damaged, read-only, busy or out of descriptors: nothing is wrong with the setting
         _prepare(db, path)
         on_failure.pop_all()
         return db
