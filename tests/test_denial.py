@@ -115,7 +115,8 @@ def test_outage_is_503_with_a_time_to_come_back(error: SidecarError | LedgerUnav
 def test_amount_that_is_none_is_400_and_names_the_fault() -> None:
     denial = Denial.of(InvalidRequest("value", "usage is not negative, and this is -1"), CONFIG)
     assert denial.status == 400
-    assert denial.detail == "The request cannot be counted: value: usage is not negative, and this is -1."
+    assert denial.detail == "What was asked for cannot be counted. Please check what you sent."
+    assert denial.problem()["cause"] == "value: usage is not negative, and this is -1"
 
 
 def test_nobody_who_is_signed_in_is_401_without_figures() -> None:
@@ -199,6 +200,7 @@ def test_upgrade_url_carries_the_quoted_feature(pattern: str | None, feature: st
         ("application/*, text/html;q=0.9", False),
         ("application/json, text/html;q=0.9, */*;q=0.1", False),
         ("text/html;q=0", False),
+        ("text/html;q=0.5, */*", False),
         ("text/html;q=0, text/*", False),
         ("text/html;q=nan", False),
         ("text/html;q=", False),

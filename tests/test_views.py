@@ -111,6 +111,16 @@ def test_what_the_request_does_not_say_is_a_bad_request(
     assert caplog.records[-1].exc_info is not None
 
 
+def test_callable_that_does_not_take_the_request_is_refused(calls: MakeCalls) -> None:
+    with pytest.raises(ConfigError, match="takes no argument: it is called with the request"):
+        calls().computed(lambda: 1)
+
+
+def test_callable_that_takes_what_the_view_lacks_is_an_error_of_the_site(calls: MakeCalls) -> None:
+    with pytest.raises(ConfigError, match="takes count, which the view does not have"):
+        calls().computed(lambda _request, count: count)(Request(), name="a")
+
+
 def test_invalid_request_of_the_callable_is_kept(calls: MakeCalls) -> None:
     def refuse(_request: Request) -> int:
         raise InvalidRequest("value", "at most 10 at once")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +15,7 @@ from typing import TypeAlias, TypeVar
 from stigg_guard.cache import Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
-from stigg_guard.entitlements import Amount, Customer, Entitlement, Kind, require_id, usage_amount
+from stigg_guard.entitlements import Amount, Customer, Entitlement, Kind, finite_number, require_id, usage_amount
 from stigg_guard.errors import ClientClosed, FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, Refused, UsageKey, Use
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
@@ -32,6 +34,24 @@ as by a transaction that was rolled back."""
 def confirm_now(end: Callable[[bool], None]) -> None:
     """For work that nothing undoes."""
     end(True)
+
+
+def end_dropped(end: Callable[[], None]) -> None:
+    """Ends, from a finalizer, what was dropped. That may run anywhere: what ``end`` raises is logged, and in a thread
+    with an event loop it is called in another one."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        _end_logged(end)
+    else:
+        loop.call_soon(loop.run_in_executor, None, _end_logged, end)  # soon: the locks of the executor may be taken now
+
+
+def _end_logged(end: Callable[[], None]) -> None:
+    try:
+        end()
+    except Exception:  # whatever it is, nobody else is told of it
+        logger.exception("dropped work cannot be ended, and its hold is left to expire")
 
 
 class Book:
@@ -194,10 +214,11 @@ class Book:
 class Consumption:
     """Units held for a block of work. Made by :meth:`Guard.consume`, entered once.
 
-    ``entitlements`` are the answers that allowed the hold, by feature id, once it is entered.
+    ``entitlements`` are the answers that allowed the hold, by feature id, once it is entered. The process that entered
+    it ends it: what a forked child does is not counted, and gives nothing back.
     """
 
-    __slots__ = ("_amounts", "_book", "_customer", "_event", "_hold", "entitlements")
+    __slots__ = ("_amounts", "_book", "_customer", "_event", "_hold", "_pid", "entitlements")
 
     entitlements: Mapping[str, Entitlement]
 
@@ -207,6 +228,7 @@ class Consumption:
         self._customer = customer
         self._event = event
         self._hold: Hold | None = None
+        self._pid = os.getpid()
 
     @property
     def entitlement(self) -> Entitlement:
@@ -222,6 +244,11 @@ class Consumption:
     @amount.setter
     def amount(self, amount: Amount) -> None:
         self.settle(next(iter(self._amounts)), amount)
+
+    @property
+    def amounts(self) -> Mapping[str, float]:
+        """What will be reported of each feature, by its id; 0 once the units were given back."""
+        return MappingProxyType(self._amounts)
 
     def settle(self, feature: str, amount: Amount) -> None:
         """Reports ``amount`` units of one of the features instead of those held.
@@ -253,9 +280,12 @@ class Consumption:
             settle(False)
 
     def _settle(self, hold: Hold, certain: bool) -> None:
+        if self._pid != os.getpid():
+            return
         if certain:
             self._book.commit(hold, self._amounts, self._event)
         else:
+            self._amounts = dict.fromkeys(self._amounts, 0.0)
             self._book.release(hold)
 
     def __enter__(self) -> Consumption:
@@ -274,11 +304,13 @@ class Consumption:
 
 
 class SettlingStream(Iterator[Item]):
-    """A stream that tells ``end`` how it ended, once: by itself, which is a success, or else cut off."""
+    """A stream that tells ``end`` how it ended, once: by itself, which is a success, or else cut off. It ends in the
+    process that made it, whatever becomes of its copy in a forked child."""
 
     def __init__(self, items: Iterable[Item], end: Callable[[bool], None]) -> None:
         self._unended: Callable[[bool], None] | None = end
         self._is_ending = False
+        self._pid = os.getpid()
         self._source = items
         self._items = iter(items)
 
@@ -301,11 +333,13 @@ class SettlingStream(Iterator[Item]):
             self._end(succeeded=False)
 
     def __del__(self) -> None:
-        self._end(succeeded=False)
+        end, self._unended = self._unended, None
+        if end is not None and self._pid == os.getpid():
+            end_dropped(partial(end, False))
 
     def _end(self, *, succeeded: bool) -> None:
         end, self._unended = self._unended, None
-        if end is None:
+        if end is None or self._pid != os.getpid():
             return
         self._is_ending = True
         try:
@@ -331,7 +365,7 @@ def _dimension(name: str, value: str | float | bool) -> str | float | bool:
     require_id(name, "dimensions")
     if isinstance(value, str) and value:
         require_id(value, f"dimensions[{name}]")
-    return value if isinstance(value, (str, bool)) else usage_amount(value, f"dimensions[{name}]", negative=True)
+    return value if isinstance(value, (str, bool)) else finite_number(value, f"dimensions[{name}]")
 
 
 def _answers(found: Mapping[str, tuple[Entitlement, Snapshot | None]]) -> dict[str, Entitlement]:

@@ -4,7 +4,7 @@ headers that tell the others what is left."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
@@ -56,6 +56,20 @@ class Headers(Protocol):
         ...
 
 
+class Held(Protocol):
+    """Units that were held for a request; a ``Consumption`` is one."""
+
+    @property
+    def entitlements(self) -> Mapping[str, Entitlement]:
+        """The answers that allowed it, by feature id."""
+        ...
+
+    @property
+    def amounts(self) -> Mapping[str, float]:
+        """What is used of each feature."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The HTTP response to a refused request.
@@ -76,7 +90,8 @@ class Denial:
 
     ``entitlement`` has the figures; it is None when nothing was decided. ``facts`` are the same figures as labels and
     texts. ``upgrade_url`` is where more can be bought, with ``upgrade_label`` to click on; ``login_url`` is where a
-    page sends those who are to sign in first. ``retry_after`` is in seconds. All of it is for templates.
+    page sends those who are to sign in first. ``retry_after`` is in seconds. ``cause`` is what is wrong with a bad request, in
+    English, for those who write its client. All of it is for templates.
     """
 
     status: int
@@ -88,6 +103,7 @@ class Denial:
     upgrade_label: str = ""
     login_url: str | None = None
     retry_after: int | None = None
+    cause: str = ""
     language: str = "en"
 
     @classmethod
@@ -102,7 +118,8 @@ class Denial:
             login = (config.login_url or login_url) if config.anonymous is Anonymous.LOGIN else None
             return cls._said(401, wording, Text.SIGN_IN, wording.say(Text.FOR_CUSTOMERS), login_url=login)
         if isinstance(error, InvalidRequest):
-            return cls._said(400, wording, Text.BAD_REQUEST, wording.say(Text.BAD_REQUEST_BECAUSE, problem=str(error)))
+            detail = wording.say(Text.CANNOT_BE_COUNTED)
+            return cls._said(400, wording, Text.BAD_REQUEST, detail, cause=str(error))
         after = max(1, ceil(getattr(error, "retry_after", 1.0)))
         return cls._said(503, wording, Text.TRY_AGAIN, wording.say(Text.CANNOT_BE_LOOKED_UP), retry_after=after)
 
@@ -153,6 +170,7 @@ class Denial:
     def problem(self) -> dict[str, Any]:
         """The members of the body by RFC 9457."""
         body: dict[str, Any] = {"title": self.title, "status": self.status, "detail": self.detail}
+        body |= {"cause": self.cause} if self.cause else {}
         if self.entitlement is not None:
             body |= _members(self.entitlement)
             body |= {"upgrade_url": self.upgrade_url} if self.upgrade_url else {}
@@ -184,19 +202,27 @@ def upgrade_url(config: Config, feature: str = "") -> str | None:
     return config.upgrade_url.replace("{feature}", quote(feature, safe="")) if config.upgrade_url else None
 
 
-def rate_limit_headers(used: Iterable[Entitlement], now: datetime) -> Mapping[str, str]:
+def rate_limit_headers(noted: Iterable[Held | FeatureDenied], now: datetime) -> Mapping[str, str]:
     """``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers) of the features of a request.
 
-    An entitlement that granted the use of ``requested_usage`` units has that many fewer left. What has no hard limit,
-    or an id that the header cannot carry, is left out; without anything to tell there are no headers.
+    ``noted`` is what its guards held and denied, in that order. What was held is fewer left, in as far as it was not
+    given back by now. What has no hard limit, or an id that the header cannot carry, is left out; without anything to
+    tell there are no headers.
     """
-    counted = {answer.feature_id: answer for answer in used if answer.hard_limit is not None}
-    told = [answer for answer in counted.values() if answer.feature_id.isascii() and answer.feature_id.isprintable()]
+    told: dict[str, Entitlement] = {}
+    left: dict[str, float] = {}
+    for answer, used in _used(noted):
+        feature = answer.feature_id
+        if answer.hard_limit is None or not (feature.isascii() and feature.isprintable()):
+            continue
+        if feature not in told or not answer:
+            told[feature], left[feature] = answer, answer.remaining or 0.0
+        left[feature] -= used
     if not told:
         return {}
     return {
-        "RateLimit-Policy": ", ".join(_policy(answer) for answer in told),
-        "RateLimit": ", ".join(_rate_limit(answer, now) for answer in told),
+        "RateLimit-Policy": ", ".join(_policy(answer) for answer in told.values()),
+        "RateLimit": ", ".join(_rate_limit(answer, left[feature], now) for feature, answer in told.items()),
     }
 
 
@@ -212,9 +238,12 @@ def page_source(template: str = TEMPLATE) -> str:
 def prefers_html(accept: str) -> bool:
     """Whether a client that sends this ``Accept`` header would rather have a page than JSON: browsers would."""
     weights = dict(_weighed(entry) for entry in accept.lower().split(","))
-    html = weights.get("text/html", weights.get("text/*", 0.0))
-    problem = max(weights.get(kind, 0.0) for kind in (PROBLEM_TYPE, "application/json", "application/*"))
-    return html > problem
+
+    def weight(kind: str) -> float:
+        group = f"{kind.partition('/')[0]}/*"
+        return weights.get(kind, weights.get(group, weights.get("*/*", 0.0)))
+
+    return weight("text/html") > max(weight(PROBLEM_TYPE), weight("application/json"))
 
 
 def _weighed(entry: str) -> tuple[str, float]:
@@ -288,8 +317,16 @@ def _policy(answer: Entitlement) -> str:
     return f"{_name(answer)};q={_integer(answer.usage_limit or 0.0)}{width}"
 
 
-def _rate_limit(answer: Entitlement, now: datetime) -> str:
-    left = (answer.remaining or 0.0) - (answer.requested_usage or 0.0 if answer.has_access else 0.0)
+def _used(noted: Iterable[Held | FeatureDenied]) -> Iterator[tuple[Entitlement, float]]:
+    """Each answer, with how much of it is used."""
+    for one in noted:
+        if isinstance(one, FeatureDenied):
+            yield one.entitlement, 0.0
+        else:
+            yield from ((answer, one.amounts[feature]) for feature, answer in one.entitlements.items())
+
+
+def _rate_limit(answer: Entitlement, left: float, now: datetime) -> str:
     end = answer.usage_period_end
     reset = "" if end is None else f";t={_integer(ceil((end - now).total_seconds()))}"
     return f"{_name(answer)};r={_integer(left)}{reset}"

@@ -237,6 +237,10 @@ def changed(answer: Entitlement, **changes: Any) -> Entitlement:
     return made
 
 
+MAX_AMOUNT = 2**53
+"""The largest amount of usage: beyond it a float does not tell a number from the next."""
+
+
 def require_id(value: object, field: str) -> None:
     """Raises ``InvalidRequest`` unless the value is an id: text that is not empty and that the wire can carry."""
     if not isinstance(value, str) or not value:
@@ -248,10 +252,25 @@ def require_id(value: object, field: str) -> None:
 
 
 def usage_amount(amount: Amount, field: str = "value", *, negative: bool = False) -> float:
-    """The float of an amount of usage: finite, and not below 0 unless ``negative`` is allowed.
+    """The float of an amount of usage: not below 0 unless ``negative`` is allowed, and small enough that a float tells
+    it from one unit more, so that sums are right.
 
     Raises:
         InvalidRequest: it is not such a number. ``True`` is not 1 here: a bool is a forgotten comparison.
+    """
+    number = finite_number(amount, field)
+    if abs(number) > MAX_AMOUNT:
+        raise InvalidRequest(field, f"usage is at most {MAX_AMOUNT} units at once, not {reprlib.repr(amount)}")
+    if number < 0 and not negative:
+        raise InvalidRequest(field, f"usage is not negative, and this is {reprlib.repr(amount)}")
+    return number
+
+
+def finite_number(amount: Amount, field: str) -> float:
+    """The float of a number that is finite.
+
+    Raises:
+        InvalidRequest: it is not such a number.
     """
     if isinstance(amount, bool) or not isinstance(amount, (Real, Decimal)):
         raise InvalidRequest(field, f"usage is a number, not {reprlib.repr(amount)}")
@@ -261,8 +280,6 @@ def usage_amount(amount: Amount, field: str = "value", *, negative: bool = False
         number = math.inf
     if not math.isfinite(number):
         raise InvalidRequest(field, f"usage is a finite number, not {reprlib.repr(amount)}")
-    if number < 0 and not negative:
-        raise InvalidRequest(field, f"usage is not negative, and this is {reprlib.repr(amount)}")
     return number
 
 

@@ -68,6 +68,7 @@ class ViewCalls(Calls):
         """As it is, or computed from the request, and from those of the view's arguments that the callable names.
 
         Raises:
+            ConfigError: the callable does not take the request, or takes what the view does not have.
             InvalidRequest: when called, if the callable cannot make anything of the request: it raises ``ValueError``,
                 ``LookupError``, ``TypeError``, ``AttributeError`` or ``RecursionError``.
         """
@@ -76,9 +77,9 @@ class ViewCalls(Calls):
         wanted = _wanted(given)
 
         def compute(*args: Any, **kwargs: Any) -> Any:
-            request, arguments = self.request(*args, **kwargs), self.view_arguments(*args, **kwargs)
+            request, arguments = self.request(*args, **kwargs), wanted(self.view_arguments(*args, **kwargs))
             try:
-                return given(request, **wanted(arguments))
+                return given(request, **arguments)
             except InvalidRequest:
                 raise
             except _NOT_SAID as error:
@@ -128,12 +129,28 @@ def _of_resource(
 
 
 def _wanted(given: Callable[..., Any]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """Those of the view's arguments that the callable takes beside the request."""
+    """Those of the view's arguments that the callable takes beside the request.
+
+    Raises:
+        ConfigError: it does not take the request; or, when called, it takes what the view does not have.
+    """
+    name = getattr(given, "__qualname__", repr(given))
     try:
         parameters = list(inspect.signature(given).parameters.values())
     except (ValueError, TypeError):  # some callables written in C do not tell
         return lambda _: {}
+    if not parameters:
+        raise ConfigError(f"{name} takes no argument: it is called with the request")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return lambda arguments: arguments
-    names = {parameter.name for parameter in parameters[1:]}
-    return lambda arguments: {name: value for name, value in arguments.items() if name in names}
+    named = [parameter for parameter in parameters[1:] if parameter.kind is not parameter.VAR_POSITIONAL]
+    names = {parameter.name for parameter in named}
+    required = {parameter.name for parameter in named if parameter.default is parameter.empty}
+
+    def wanted(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        missing = required - arguments.keys()
+        if missing:
+            raise ConfigError(f"{name} takes {', '.join(sorted(missing))}, which the view does not have as an argument")
+        return {key: value for key, value in arguments.items() if key in names}
+
+    return wanted

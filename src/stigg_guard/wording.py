@@ -37,7 +37,7 @@ class Text(str, Enum):
     SIGN_IN = "Please sign in"
     FOR_CUSTOMERS = "This page is for customers who are signed in."
     BAD_REQUEST = "This request is not right"
-    BAD_REQUEST_BECAUSE = "The request cannot be counted: {problem}."
+    CANNOT_BE_COUNTED = "What was asked for cannot be counted. Please check what you sent."
 
     FEATURE = "Feature"
     LIMIT = "Limit"

@@ -13,12 +13,12 @@ import pytest
 from flask import Flask, Response
 from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import insert, select, text
+from sqlalchemy import DDL, func, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from stigg_guard import Guard
 from stigg_guard.flask import StiggGuard, consumes_usage
-from stigg_guard.flask.sqlalchemy import follow
+from stigg_guard.flask.sqlalchemy import follow, is_write
 from stigg_guard.sidecar.server import Sidecar
 
 ESSENTIALS = "customer-demo-01"
@@ -112,7 +112,13 @@ def test_what_the_view_wrote_and_nobody_committed_is_given_back(shop: Shop) -> N
 
 
 @pytest.mark.parametrize(
-    "statement", [insert(Template).values(title="poster"), text("insert into template (title) values ('poster')")]
+    "statement",
+    [
+        insert(Template).values(title="poster"),
+        text("insert into template (title) values ('poster')"),
+        text("with one as (select 'poster') insert into template (title) select * from one"),
+        DDL("create table other (id integer)"),
+    ],
 )
 def test_an_uncommitted_statement_is_given_back(shop: Shop, statement: Any) -> None:
     def view() -> str:
@@ -128,9 +134,11 @@ def test_an_uncommitted_statement_is_given_back(shop: Shop, statement: Any) -> N
     [
         lambda session: session.bulk_save_objects([Template(title="poster")]),
         lambda session: session.bulk_insert_mappings(Template, [{"title": "poster"}]),
+        lambda session: session.query(Template).delete(),
+        lambda session: session.connection().execute(insert(Template).values(title="poster")),
     ],
 )
-def test_an_uncommitted_bulk_operation_is_given_back(shop: Shop, write: Callable[[Any], None]) -> None:
+def test_an_uncommitted_write_on_other_ways_is_given_back(shop: Shop, write: Callable[[Any], None]) -> None:
     def view() -> str:
         write(shop.db.session)
         return "made"
@@ -180,13 +188,85 @@ def test_rollback_after_the_view_is_given_back(shop: Shop) -> None:
     assert shop.counted() == (0, 0)
 
 
-@pytest.mark.parametrize("read", ["orm", "text"])
-def test_a_transaction_that_only_reads_is_counted_when_it_is_closed(shop: Shop, read: str) -> None:
+READS = [
+    select(Template),
+    select(select(Template.id).cte()),
+    select(Template).from_statement(text("with few as (select 1) select * from template")),
+    select(func.replace(Template.title, "insert", "delete")),
+    func.count(),
+    text(" SELECT count(*) FROM template"),
+    text("WITH few AS (SELECT 1) SELECT * FROM few"),
+    text("/* update it? */ SELECT 1 -- delete it?"),
+    text("VALUES (1)"),
+    text("EXPLAIN SELECT 1"),
+    text("PRAGMA busy_timeout"),
+    text("SELECT 'it''s; drop', 1 AS \"delete\", 2 AS `update`"),
+    text("SELECT replace(title, 'a', 'b') FROM template AS t WHERE t.title != :create").bindparams(create="poster"),
+]
+
+
+@pytest.mark.parametrize("statement", READS, ids=str)
+def test_a_transaction_that_only_reads_is_counted(shop: Shop, statement: Any) -> None:
     def view() -> str:
-        return str(shop.read() if read == "orm" else shop.db.session.scalar(text(" SELECT count(*) FROM template")))
+        shop.db.session.execute(statement).all()
+        return "read"
 
     assert shop.post(view) == 200
     assert shop.counted() == (1, 0)
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1 FOR UPDATE", "select 1 for  no key update", "SHOW server_version"])
+def test_sql_of_other_databases_that_reads_is_no_write(sql: str) -> None:
+    assert not is_write(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH gone AS (DELETE FROM template RETURNING *) SELECT * FROM gone",
+        "MERGE INTO template USING other ON true WHEN MATCHED THEN DO NOTHING",
+        "/* select */ TRUNCATE template",
+        "call make('poster')",
+        "REPLACE template VALUES (1)",
+        "DO $$ BEGIN PERFORM make(); END $$",
+    ],
+)
+def test_sql_of_other_databases_that_writes_is_a_write(sql: str) -> None:
+    assert is_write(sql)
+
+
+def test_reading_is_counted_as_the_view_ends_where_the_test_has_a_context_of_its_own(shop: Shop) -> None:
+    with shop.app.app_context():
+        shop.post(lambda: str(shop.read()))
+        assert shop.counted() == (1, 0)
+
+
+@pytest.mark.parametrize("reads_again", [True, False])
+def test_an_attribute_that_is_set_to_its_own_value_is_no_write(shop: Shop, reads_again: bool) -> None:
+    with shop.app.app_context():
+        shop.write()
+        shop.db.session.commit()
+
+    def view() -> str:
+        template = shop.db.session.scalars(select(Template)).one()
+        template.title = template.title
+        return str(shop.read() if reads_again else template.title)
+
+    shop.post(view)
+    assert shop.counted() == (1, 0)
+
+
+def test_a_changed_attribute_that_nobody_committed_is_given_back(shop: Shop) -> None:
+    with shop.app.app_context():
+        shop.write()
+        shop.db.session.commit()
+
+    def view() -> str:
+        shop.db.session.scalars(select(Template)).one().title = "letter"
+        return "changed"
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
 
 
 def test_reads_after_the_commit_do_not_lose_the_usage(shop: Shop) -> None:

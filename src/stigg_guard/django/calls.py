@@ -50,7 +50,7 @@ class DjangoCalls(ViewCalls):
         return request
 
     def held(self, usage: Consumption, request: HttpRequest, *_args: Any, **_kwargs: Any) -> None:
-        note_use(request, usage.entitlements.values(), self._using)
+        note_use(request, usage, self._using)
 
     def settle(self, response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
         if isinstance(response, SimpleTemplateResponse) and self._is_in_transaction():
@@ -62,12 +62,12 @@ class DjangoCalls(ViewCalls):
         return connections[get_guard(self._using).config.database].in_atomic_block
 
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
-        if _is_awaited(function):
+        if is_awaited(function):
             return cast("Callable[P, R]", self._awaiting(function, check))
         return super().check_first(function, check)
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
-        if _is_awaited(function):
+        if is_awaited(function):
             return cast("Callable[P, R]", self._awaiting(function, begin))
         return super().settle_after(function, begin)
 
@@ -114,6 +114,6 @@ def _settle_rendered(response: SimpleTemplateResponse, settlement: SettlingStrea
     response.render = rendering  # type: ignore[method-assign] # Django calls nobody back when it fails
 
 
-def _is_awaited(function: Callable[..., Any]) -> bool:
+def is_awaited(function: Callable[..., Any]) -> bool:
     """Whether Django awaits the view; some are only marked as coroutine functions."""
     return iscoroutinefunction(function) or is_asynchronous(function)

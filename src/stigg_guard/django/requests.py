@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 
+from stigg_guard.consumption import Consumption
 from stigg_guard.display import DisplayedPlan
 from stigg_guard.django.conf import DEFAULT, configured, get_guard
 from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Customer, Entitlement
-from stigg_guard.errors import SignInRequired
+from stigg_guard.errors import FeatureDenied, SignInRequired
 
 _ANYBODY = Customer("anybody")
 _CUSTOMER = "_stigg_guard_customer_"
@@ -89,15 +90,15 @@ def asked_configuration(request: HttpRequest) -> str:
     return using
 
 
-def note_use(request: HttpRequest, used: Iterable[Entitlement], using: str) -> None:
+def note_use(request: HttpRequest, used: Consumption | FeatureDenied, using: str) -> None:
     """Remembers what the ``RateLimit`` headers of the response are to tell, if the configuration wants them."""
     if get_guard(using).config.rate_limit_headers:
-        _of_django(request).setdefault(_USED, []).extend(used)
+        _of_django(request).setdefault(_USED, []).append(used)
 
 
-def noted_use(request: HttpRequest) -> Sequence[Entitlement]:
+def noted_use(request: HttpRequest) -> Sequence[Consumption | FeatureDenied]:
     """What :func:`note_use` was told of the request."""
-    used: list[Entitlement] = vars(request).get(_USED, [])
+    used: list[Consumption | FeatureDenied] = vars(request).get(_USED, [])
     return used
 
 

@@ -1,22 +1,27 @@
-"""Guards whole groups of URLs."""
+"""Guards whole groups of URLs: those that are named where they are included, and those that a rule is for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from copy import copy
+from dataclasses import dataclass
+from functools import cache, reduce, wraps
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from django.urls import ResolverMatch, URLPattern, URLResolver, include
-from django.urls.resolvers import RoutePattern
+from asgiref.sync import markcoroutinefunction
+from django.http import HttpRequest
+from django.urls import ResolverMatch, URLPattern, URLResolver, get_resolver, include
 
 from stigg_guard import decorators
 from stigg_guard.decorators import OneOrComputed
-from stigg_guard.django.calls import DjangoCalls
-from stigg_guard.django.conf import DEFAULT
+from stigg_guard.django.calls import DjangoCalls, is_awaited
+from stigg_guard.django.conf import DEFAULT, configurations
 from stigg_guard.entitlements import Amount
+from stigg_guard.rules import Rule, rule_of
 from stigg_guard.views import EXEMPT
 
+Pattern = TypeVar("Pattern", bound="URLPattern | URLResolver")
 Patterns: TypeAlias = "Sequence[URLPattern | URLResolver]"
 Included: TypeAlias = "tuple[Any, str | None, str | None]"
 View: TypeAlias = Callable[..., Any]
@@ -46,25 +51,77 @@ def protect(
         InvalidRequest: ``n`` is a number, and negative or not finite, or the feature's id is empty.
     """
     urlconf, app_name, namespace = urls if isinstance(urls, tuple) else include(urls)
-    calls = DjangoCalls(using, methods=methods, resource=resource)
-    guard: Callable[[View], View]
-    if n is None:
-        check = decorators.feature_check(feature, calls=calls)
-        guard = lambda view: calls.check_first(view, check)  # noqa: E731 - one of two
-    else:
-        guard = decorators.consumes_usage(n, feature, calls=calls)
-    return [_ProtectedUrls(urlconf, guard)], app_name, namespace
+    guard = cache(_guard(feature, n, DjangoCalls(using, methods=methods, resource=resource)))
+    patterns = getattr(urlconf, "urlpatterns", urlconf)
+    return [_guarded(pattern, guard) for pattern in patterns], app_name, namespace
 
 
-class _ProtectedUrls(URLResolver):
-    """Resolves to guarded views; what is reversed are the views themselves."""
+def met_rules(request: HttpRequest) -> tuple[tuple[str, Rule], ...]:
+    """The rules that the request meets, at most one of each configuration, after the configuration's name."""
+    path, method = request.path_info, request.method or ""
+    met = ((using, rule_of(made.guard.config.rules, path, method)) for using, made in configurations().items())
+    return tuple((using, rule) for using, rule in met if rule is not None)
 
-    def __init__(self, urlconf: Any, guard: Callable[[View], View]) -> None:
-        super().__init__(RoutePattern(""), urlconf)
-        self._guarded = cache(guard)
 
-    def resolve(self, path: str) -> ResolverMatch:
-        match = super().resolve(path)
-        if not getattr(match.func, EXEMPT, False):
-            match.func = self._guarded(match.func)
+@dataclass(frozen=True, slots=True)
+class RuledUrls:
+    """A URLconf like ``original``, in which rules guard the views.
+
+    They are guarded where decorators would: inside of the view's transaction, and of what other middleware does.
+    """
+
+    original: Any
+
+    @property
+    def urlpatterns(self) -> Patterns:
+        guard = cache(_ruled)
+        return [_guarded(pattern, guard) for pattern in get_resolver(self.original).url_patterns]
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a URLconf may have: handlers of errors."""
+        return getattr(get_resolver(self.original).urlconf_module, name)
+
+    def __str__(self) -> str:
+        """As Django's own pages for developers name the original."""
+        return self.original.__name__ if isinstance(self.original, ModuleType) else str(self.original)
+
+
+def _guard(feature: str, n: OneOrComputed[Amount] | None, calls: DjangoCalls) -> Callable[[View], View]:
+    if n is not None:
+        return decorators.consumes_usage(n, feature, calls=calls)
+    check = decorators.feature_check(feature, calls=calls)
+    return lambda view: calls.check_first(view, check)
+
+
+def _guarded(pattern: Pattern, guard: Callable[[View], View]) -> Pattern:
+    """The pattern, which resolves to guarded views; what is reversed are the views themselves."""
+
+    def resolve(path: str) -> ResolverMatch | None:
+        match = pattern.resolve(path)
+        if match is not None and not getattr(match.func, EXEMPT, False):
+            match.func = guard(match.func)
         return match
+
+    guarded = copy(pattern)
+    guarded.resolve = resolve  # type: ignore[method-assign] # so it stays of its class, by which Django tells patterns
+    return guarded
+
+
+def _ruled(view: View) -> View:
+    """The view, which each request finds under the rules that it meets, those of the first configuration outermost."""
+
+    @cache
+    def under(rules: Sequence[tuple[str, Rule]]) -> View:
+        return reduce(_under, reversed(rules), view)
+
+    @wraps(view)
+    def ruled(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        return under(met_rules(request))(request, *args, **kwargs)
+
+    return markcoroutinefunction(ruled) if is_awaited(view) else ruled
+
+
+def _under(view: View, named_rule: tuple[str, Rule]) -> View:
+    using, rule = named_rule
+    feature = rule.feature or ""  # a rule without one exempts, and is not met
+    return _guard(feature, rule.consume, DjangoCalls(using, methods=rule.methods))(view)

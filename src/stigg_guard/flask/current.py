@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, cast
 
-from flask import Flask, Request, current_app, g, request
+from flask import Flask, Request, current_app, g, has_request_context, request
 
+from stigg_guard.consumption import Consumption
 from stigg_guard.display import DisplayedPlan
-from stigg_guard.entitlements import Customer, Entitlement
-from stigg_guard.errors import ConfigError, SignInRequired
+from stigg_guard.entitlements import Customer
+from stigg_guard.errors import ConfigError, FeatureDenied, SignInRequired
 from stigg_guard.guard import Guard
 from stigg_guard.wording import Wording
 
@@ -53,7 +54,9 @@ class AppGuard:
         return customer
 
     def displayed_plan(self) -> DisplayedPlan:
-        """What templates show of the customer; the same one for the whole of a request."""
+        """What templates show of the customer, the same one for the whole of a request; without one that of nobody."""
+        if not has_request_context():  # a mail, a task
+            return DisplayedPlan(self.guard, lambda: None, self.wording)
         current = of_request()
         if current.plan is None:
             current.plan = DisplayedPlan(self.guard, self.find_customer, self.wording)
@@ -74,8 +77,8 @@ class AppGuard:
 
 
 class CurrentRequest:
-    """What is known of one request: whose it is, what templates show, what guards it as one of a group, and the
-    entitlements that it was answered by."""
+    """What is known of one request: whose it is, what templates show, what guards it as one of a group, and what its
+    guards held or denied."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -83,7 +86,7 @@ class CurrentRequest:
         self.is_customer_known = False
         self.plan: DisplayedPlan | None = None
         self.groups: list[Group] = []
-        self.decided: list[Entitlement] = []
+        self.noted: list[Consumption | FeatureDenied] = []
 
 
 def of_request() -> CurrentRequest:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
-from flask import Blueprint, current_app, render_template, request
+from flask import current_app, render_template, request
 from flask.typing import ResponseReturnValue
-from jinja2 import DictLoader
+from jinja2 import BaseLoader, ChoiceLoader, DictLoader
 from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response
 
 from stigg_guard import errors
 from stigg_guard.denial import FRAGMENT_TEMPLATE, TEMPLATE, Denial, Refusal, is_answered, page_source
-from stigg_guard.flask.current import EXTENSION, app_guard, of_request
+from stigg_guard.flask.current import app_guard, of_request
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class PaymentRequired(HTTPException):
@@ -27,18 +31,19 @@ class PaymentRequired(HTTPException):
 default_exceptions.setdefault(402, PaymentRequired)
 
 
-class Refused(HTTPException):
+class Refused(HTTPException, errors.StiggGuardError):
     """A request that the guard refused, for the error handlers of an app.
 
     ``code``, ``name`` and ``description`` are its status and words, :meth:`get_response` is the built-in answer.
-    ``denial`` has the figures for templates, and ``error`` is what the guard raised. Handlers of its status, of
-    ``HTTPException`` and of this class are all asked, in Flask's own order.
+    ``denial`` has the figures for templates, and ``error`` is what the guard raised, whose class it has too. Handlers
+    of its status, of that class, of this one and of ``HTTPException`` are all asked, in Flask's own order.
     """
 
     response = None
 
     def __init__(self, error: Refusal, denial: Denial) -> None:
         Exception.__init__(self, str(error))  # werkzeug's own constructor is not made for a second base
+        vars(self).update(vars(error))
         self.error = error
         self.denial = denial
         self.code = denial.status
@@ -60,16 +65,13 @@ class Refused(HTTPException):
         return current_app.response_class(body, answer.status, dict(answer.headers), content_type=answer.content_type)
 
 
-class FeatureDenied(Refused, errors.FeatureDenied):
+class FeatureDenied(errors.FeatureDenied, Refused):
     """A denial, as error handlers get it: ``entitlement`` says why, with the figures; ``customer`` says who.
 
     In a view, what is caught is :class:`stigg_guard.FeatureDenied`, which it is one of.
     """
 
-    def __init__(self, error: errors.FeatureDenied, denial: Denial) -> None:
-        super().__init__(error, denial)
-        self.entitlement = error.entitlement
-        self.customer = error.customer
+    __init__ = Refused.__init__
 
 
 def answer(error: errors.StiggGuardError) -> ResponseReturnValue | HTTPException:
@@ -78,32 +80,52 @@ def answer(error: errors.StiggGuardError) -> ResponseReturnValue | HTTPException
     It is registered for the root of the errors, so that an app's own handlers of single ones go first, whenever they
     were registered.
     """
-    if isinstance(error, Refused):  # it was raised below, and no handler of the app wanted it
+    if isinstance(error, Refused):  # no handler of the app wanted it
         return error
     if not is_answered(error):
         raise error  # not the client's doing
-    if isinstance(error, (errors.SidecarError, errors.LedgerUnavailable)):
-        current_app.logger.warning("%s was answered 503: %s", request.endpoint, error)
-    return current_app.handle_http_exception(_refused(error))
+    return current_app.handle_http_exception(refused(error))
 
 
-def templates() -> Blueprint:
-    """Has the built-in pages for the app's loader to find, after the app's own templates."""
-    blueprint = Blueprint(EXTENSION, __name__)
-    blueprint.jinja_loader = DictLoader({name: page_source(name) for name in (TEMPLATE, FRAGMENT_TEMPLATE)})
-    return blueprint
+def refusing(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which raises :class:`Refused` where the guard refuses the request.
+
+    An errorhandler of all exceptions, or an extension, tells what is to be answered by ``HTTPException``.
+    """
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except errors.StiggGuardError as error:
+            if isinstance(error, Refused) or not is_answered(error):
+                raise
+            raise refused(error) from error
+
+    return called
 
 
-def _refused(error: Refusal) -> Refused:
+def refused(error: Refusal) -> Refused:
+    """What the error comes to for the current request. The log and the ``RateLimit`` headers are told of it."""
     this = app_guard()
     denial = Denial.of(error, this.guard.config, this.wording)
-    if not isinstance(error, errors.FeatureDenied):
-        return _of_status(Refused, denial.status)(error, denial)
-    of_request().decided.append(error.entitlement)
-    return _of_status(FeatureDenied, denial.status)(error, denial)
+    if isinstance(error, (errors.SidecarError, errors.LedgerUnavailable)):
+        current_app.logger.warning("%s was answered 503: %s", request.endpoint, error)
+    if isinstance(error, errors.FeatureDenied):
+        of_request().noted.append(error)
+    return _class_of(type(error), denial.status)(error, denial)
+
+
+def with_pages(loader: BaseLoader | None) -> BaseLoader:
+    """Finds the built-in pages where the loader, which is an app's with all its blueprints, finds no others."""
+    built_in = DictLoader({name: page_source(name) for name in (TEMPLATE, FRAGMENT_TEMPLATE)})
+    return ChoiceLoader([loader, built_in] if loader is not None else [built_in])
 
 
 @cache
-def _of_status(kind: type[Refused], status: int) -> type[Refused]:
-    """The kind as one of werkzeug's own class of the status, by which Flask finds the handler of a status."""
+def _class_of(error: type[errors.StiggGuardError], status: int) -> type[Refused]:
+    """One of the error's own class, and of werkzeug's of the status: by these Flask finds the app's handlers."""
+    kind: type[Refused] = FeatureDenied
+    if not issubclass(error, errors.FeatureDenied):
+        kind = type(Refused.__name__, (error, Refused), {"__init__": Refused.__init__})
     return type(kind.__name__, (kind, default_exceptions.get(status, HTTPException)), {"code": status})

@@ -63,7 +63,7 @@ class StiggGuard:
         guard = Guard(config, confirm=self._confirm, observer=Signals(app))
         app.extensions[EXTENSION] = AppGuard(guard, lambda: configured or self._loader, self._wording)
         app.register_error_handler(StiggGuardError, errors.answer)
-        app.register_blueprint(errors.templates())
+        app.jinja_env.loader = errors.with_pages(app.jinja_env.loader)
         app.jinja_env.globals.update(TEMPLATE_GLOBALS)
         app.jinja_env.tests.update(TEMPLATE_TESTS)
         app.cli.add_command(stigg)
@@ -94,8 +94,15 @@ def _config(app: Flask) -> Config:
     if config.anonymous is Anonymous.LOGIN and config.login_url is None:
         raise ConfigError(f"{PREFIX}LOGIN_URL: {PREFIX}ANONYMOUS is 'login', so give the address of the login page")
     if config.ledger is None and config.enabled:
-        return replace(config, ledger=default_ledger(app.instance_path, config.sidecar))
+        return replace(config, ledger=_default_ledger(app, config))
     return config
+
+
+def _default_ledger(app: Flask, config: Config) -> str:
+    try:
+        return default_ledger(app.instance_path, config.sidecar)
+    except ConfigError as error:
+        raise ConfigError(f"{PREFIX}{error}") from error
 
 
 def _configured_loader(config: Config) -> CustomerLoader | None:
@@ -112,5 +119,5 @@ def _configured_loader(config: Config) -> CustomerLoader | None:
 
 
 def _tell_limits(response: Response) -> Response:
-    response.headers.update(rate_limit_headers(of_request().decided, datetime.now(timezone.utc)))
+    response.headers.update(rate_limit_headers(of_request().noted, datetime.now(timezone.utc)))
     return response

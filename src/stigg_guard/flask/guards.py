@@ -15,6 +15,7 @@ from stigg_guard.decorators import Begin, Dimensions, HoldOpen, is_asynchronous
 from stigg_guard.entitlements import Amount, Customer
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask.current import Group, app_guard, of_request, this_request
+from stigg_guard.flask.errors import Refused, refusing
 from stigg_guard.guard import Guard
 from stigg_guard.rules import Rule, rule_of
 from stigg_guard.views import EXEMPT, ViewCalls, succeeded
@@ -97,11 +98,12 @@ def protect(
 
     Raises:
         InvalidRequest: as from :func:`consumes_usage`, and for an empty feature id.
-        ConfigError: ``methods`` are no names.
+        ConfigError: ``methods`` are no names. Each request raises it where the app has no ``StiggGuard``.
     """
     guarded = _group(feature, n, _calls(methods, resource))
 
     def join() -> None:
+        app_guard()  # without one nobody would call the group
         of_request().groups.append(guarded)
 
     group.before_request(join)
@@ -121,7 +123,8 @@ def guard_by_rules(app: Flask, rules: Sequence[Rule]) -> None:
 
 
 def dispatch_guarded(app: Flask) -> None:
-    """Has the app's views called under the guards of the groups that they belong to, the outermost first.
+    """Has the app's views called under the guards of the groups that they belong to, the outermost first, and denials
+    deep in them raised as those of the guards are.
 
     A function of ``before_request`` cannot know whether the view will be reached, and one of ``after_request`` not
     whether it was.
@@ -135,7 +138,7 @@ def dispatch_guarded(app: Flask) -> None:
                 view = partial(group, view)
         return view()
 
-    app.dispatch_request = dispatch_request  # type: ignore[method-assign] # of this app only, whatever its class
+    app.dispatch_request = refusing(dispatch_request)  # type: ignore[method-assign] # of this app only, whatever its class
 
 
 class _ViewCalls(ViewCalls):
@@ -146,13 +149,14 @@ class _ViewCalls(ViewCalls):
         return this_request().view_args or {}
 
     def held(self, usage: Consumption, *_args: object, **_kwargs: object) -> None:
-        of_request().decided.extend(usage.entitlements.values())
+        of_request().noted.append(usage)
 
     def settle(self, returned: Any, hold_open: HoldOpen) -> tuple[Response, bool]:
         if returned is None:
             raise ConfigError(
-                "a function under consumes_usage returned nothing: a before_request function cannot know whether the "
-                "view will succeed, so decorate the views, or protect the blueprint"
+                f"what consumes usage for {request.endpoint} returned nothing. A view has to return its answer; a "
+                "before_request function cannot know whether the view will succeed, so decorate the view, or protect "
+                "its blueprint"
             )
         response = current_app.make_response(returned)
         success = succeeded(response.status_code)
@@ -163,10 +167,10 @@ class _ViewCalls(ViewCalls):
         return response, success
 
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
-        return super().check_first(_synchronous(function), check)
+        return super().check_first(_synchronous(function), refusing(check))
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
-        return super().settle_after(_returning(_synchronous(function)), begin)
+        return super().settle_after(_returning(_synchronous(function)), refusing(begin))
 
 
 def _calls(methods: Iterable[str], resource: Resource | None = None) -> _ViewCalls:
@@ -216,6 +220,8 @@ def _returning(function: Callable[P, R]) -> Callable[P, R]:
     def returned(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
+        except Refused:  # a redirect to the login page is no success
+            raise
         except HTTPException as error:
             response = error.get_response(request.environ)
             if not succeeded(response.status_code):

@@ -5,6 +5,7 @@ Receivers may be ``async def``. What they raise is logged and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -55,4 +56,8 @@ class Signals(Observer):
         if app is None:
             return
         for receiver in signal.receivers_for(app):
-            tell(partial(app.ensure_sync(receiver), **what), app)
+            tell(partial(_call, app, receiver), what)
+
+
+def _call(app: Flask, receiver: Callable[..., Any], what: Mapping[str, Any]) -> None:
+    app.ensure_sync(receiver)(app, **what)

@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
@@ -129,6 +130,8 @@ class SqliteLedger:
         self._pid = os.getpid()
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._stepping: int | None = None  # the thread that makes a step
+        self._released: deque[Hold] = deque()  # each step that writes ends these first
         with _lock:
             _ledgers.add(self)
         if path is None:
@@ -165,8 +168,11 @@ class SqliteLedger:
             return [_record(db, use, now) for use in uses]
 
     def release(self, hold: Hold) -> None:
-        with self._connected(writing=True) as db:
-            _end(db, hold, self._time())
+        self._released.append(hold)
+        if self._stepping == threading.get_ident():
+            return  # a finalizer came by in the middle of a step
+        with self._connected(writing=True):
+            pass
 
     def record(self, use: Use) -> float:
         with self._connected(writing=True) as db:
@@ -316,24 +322,37 @@ class SqliteLedger:
 
     @contextmanager
     def _connected(self, *, writing: bool = False) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time; ``writing`` in a transaction."""
+        """The connection, for one thread at a time; ``writing`` in a transaction, after what was released."""
+        if self._stepping == threading.get_ident():
+            raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} is in the middle of a step of this thread")
         if not _lock.acquire(timeout=BUSY_SECONDS):
             raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} is busy")
         try:
+            self._stepping = threading.get_ident()
             db = self._own_connection()
             try:
-                if writing:
-                    db.execute("BEGIN IMMEDIATE")
+                released = self._begin(db) if writing else 0
                 yield db
                 if db.in_transaction:
                     db.execute("COMMIT")
+                    for _ in range(released):
+                        self._released.popleft()
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} cannot be used: {error}") from error
         finally:
+            self._stepping = None
             _lock.release()
+
+    def _begin(self, db: sqlite3.Connection) -> int:
+        """Begins a transaction with the end of what was released; how many holds that were."""
+        db.execute("BEGIN IMMEDIATE")
+        released = list(self._released)
+        for hold in released:
+            _end(db, hold, self._time())
+        return len(released)
 
     def _own_connection(self) -> sqlite3.Connection:
         if self._closed:
@@ -359,6 +378,7 @@ class SqliteLedger:
 
     def _forget_parent(self) -> None:
         self._pid = os.getpid()
+        self._released.clear()
         self._disconnect()  # what a parent has in its memory is the parent's to report
 
 
@@ -366,7 +386,7 @@ class SqliteLedger:
 # a process forks, and one lock for all its ledgers makes the fork wait for every transaction. A child of a server that
 # forks without Python's hooks first closes all that it inherited: beside it, even a new connection to the file would
 # believe in locks that only the parent has, and lose its log when the parent closes.
-_lock = threading.RLock()  # a finalizer may come by in the middle of a transaction of its own thread
+_lock = threading.RLock()  # a finalizer may come by in the middle of a step on another ledger
 _ledgers: weakref.WeakSet[SqliteLedger] = weakref.WeakSet()
 
 
