@@ -157,6 +157,7 @@ def test_every_fault_is_told_at_once() -> None:
         *(("ON_OUTAGE", value, "expected one of 'allow', 'deny', 'error'") for value in ("open", None, 1)),
         ("REPORT", "later", "expected one of 'background', 'inline'"),
         ("LEDGER", "", "expected text, not nothing"),
+        *((name, url, "names no host") for name in ("CACHE", "LEDGER") for url in ("redis://", "rediss://:pw@:6379/0")),
         *(("CACHE", value, "expected memory://, redis://") for value in ("memory", "http://cache", "sqlite:///x")),
         ("REDIS_ENVIRONMENT_PREFIX", "", "expected text, not nothing"),
         *(("REDIS_KEYS_TTL", value, "a whole number of seconds, negative for never") for value in (0, 1.5)),
@@ -236,5 +237,5 @@ def test_address_is_a_host_and_a_port(address: str, parts: tuple[str, int]) -> N
     ],
 )
 def test_what_is_no_address_is_refused_with_the_form(address: str) -> None:
-    with pytest.raises(ConfigError, match="expected host:port, 'local' or 'offline'"):
+    with pytest.raises(ConfigError, match="expected host:port, host, 'local' or 'offline'"):
         split_address(address)

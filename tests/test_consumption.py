@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ManualClock, full_disk
+from conftest import ManualClock, full_disk, in_child
 from stigg_guard import (
     Config,
     Customer,
@@ -26,6 +27,7 @@ from stigg_guard import (
     LedgerUnavailable,
     Reason,
 )
+from stigg_guard.consumption import SettlingStream
 from stigg_guard.ledger import UsageKey, Use
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.engine import Engine
@@ -377,6 +379,27 @@ class TestStreams:
         gc.collect()
         assert guard.stats()["held"] == 0
 
+    def test_that_are_dropped_in_an_event_loop_end_in_another_thread(self) -> None:
+        ended_in: list[int] = []
+
+        async def drop() -> None:
+            stream = SettlingStream((), lambda _: ended_in.append(threading.get_ident()))
+            del stream
+            assert ended_in == []
+            await asyncio.sleep(0)
+
+        asyncio.run(drop())
+        assert len(ended_in) == 1
+        assert ended_in != [threading.get_ident()]
+
+    def test_that_are_dropped_tell_what_is_wrong_and_raise_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        def fail(_succeeded: bool) -> None:
+            raise OSError("out of paper")
+
+        stream = SettlingStream((), fail)
+        del stream
+        assert "out of paper" in caplog.text
+
     def test_run_their_own_cleaning_up_when_closed(self, guard: Guard) -> None:
         seen: list[int] = []
 
@@ -408,6 +431,42 @@ class TestStreams:
         assert list(remove()) == [1, 2]
         assert guard.flush() == 0
         assert engine.used("seats") == 6
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+class TestForkedChild:
+    @pytest.mark.parametrize("succeeded", [True, False])
+    def test_does_not_end_what_its_parent_holds(self, guard: Guard, engine: WatchedEngine, succeeded: bool) -> None:
+        def end() -> bool:
+            usage.end(succeeded)
+            return True
+
+        usage = guard.consume("seats", 3, customer="c").__enter__()
+        assert in_child(end)
+        assert (guard.stats()["held"], guard.stats()["unsent"]) == (1, 0)
+        usage.end(succeeded=True)
+        assert (guard.flush(), engine.used("seats")) == (0, 3)
+
+    @pytest.mark.parametrize("end", [list, SettlingStream.close, SettlingStream.__del__])
+    def test_does_not_end_a_stream_of_its_parent(
+        self, guard: Guard, engine: WatchedEngine, end: Callable[[Any], object]
+    ) -> None:
+        guard.report("seats", 5, customer="c", set_total=True)
+
+        @guard.releases_usage(2, "seats", customer="c")
+        @guard.consumes_usage(1, "calls", customer="c")
+        def letters() -> Iterator[str]:
+            yield from "ab"
+
+        def end_it() -> bool:
+            end(stream)
+            return True
+
+        stream = letters()
+        assert in_child(end_it)
+        assert guard.stats()["held"] == 1
+        assert list(stream) == ["a", "b"]
+        assert (guard.flush(), engine.used("seats"), engine.used("calls")) == (0, 3, 1)
 
 
 class TestWithoutLedger:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
@@ -388,10 +388,10 @@ def test_nobody_is_sent_to_sign_in_unless_the_settings_say_so() -> None:
     assert "HX-Redirect" not in answer(denial, HTMX).headers
 
 
-@pytest.mark.parametrize(("configured", "used"), [(None, "/accounts/login/"), ("/sign-in", "/sign-in")])
-def test_login_page_is_the_frameworks_unless_the_settings_name_one(configured: str | None, used: str) -> None:
-    config = replace(CONFIG, anonymous="login", login_url=configured)
-    denial = Denial.of(SignInRequired("nobody"), config, login_url="/accounts/login/")
+@pytest.mark.parametrize(("found", "used"), [(None, "/sign-in"), ("/accounts/login/", "/accounts/login/")])
+def test_login_page_is_that_of_the_settings_unless_the_framework_finds_it(found: str | None, used: str) -> None:
+    config = replace(CONFIG, anonymous="login", login_url="/sign-in")
+    denial = Denial.of(SignInRequired("nobody"), config, login_url=found)
     assert answer(denial, {"Accept": BROWSER}).headers["Location"] == f"{used}?next=%2Freports%3Fpage%3D2"
 
 
@@ -445,20 +445,51 @@ CALLS = Entitlement(
 )
 
 
+@dataclass(frozen=True)
+class Units:
+    """What a guard held, as far as it was not given back."""
+
+    entitlements: Mapping[str, Entitlement]
+    amounts: Mapping[str, float]
+
+
+def held(answer: Entitlement, amount: float | None = None) -> Units:
+    used = (answer.requested_usage or 0.0) if amount is None else amount
+    return Units({answer.feature_id: answer}, {answer.feature_id: used})
+
+
+def refused(answer: Entitlement) -> FeatureDenied:
+    return FeatureDenied(replace(answer, has_access=False), Customer("customer-demo-01"))
+
+
 def test_headers_tell_the_quota_its_window_what_remains_and_until_when() -> None:
-    assert rate_limit_headers([CALLS], NOW) == {
+    assert rate_limit_headers([held(CALLS)], NOW) == {
         "RateLimit-Policy": '"feature-api-calls";q=1000;w=2678400',
         "RateLimit": '"feature-api-calls";r=6;t=1771200',
     }
 
 
 def test_headers_tell_of_each_feature_once() -> None:
-    again = replace(CALLS, current_usage=994)
-    headers = rate_limit_headers([CALLS, replace(FULL, usage_limit=6.9), again], NOW)
+    headers = rate_limit_headers([held(CALLS), refused(replace(FULL, usage_limit=6.9)), held(CALLS)], NOW)
     assert headers == {
         "RateLimit-Policy": '"feature-api-calls";q=1000;w=2678400, "feature-templates";q=6',
         "RateLimit": '"feature-api-calls";r=2;t=1771200, "feature-templates";r=3',
     }
+
+
+@pytest.mark.parametrize(
+    ("noted", "left"),
+    [
+        ([held(CALLS, 0)], 10),
+        ([held(CALLS, 2.5)], 7),
+        ([held(CALLS, 40)], 0),
+        ([held(CALLS, 4), held(replace(CALLS, current_usage=994), 3)], 3),
+        ([refused(CALLS)], 10),
+        ([held(CALLS, 0), refused(replace(CALLS, current_usage=996))], 4),
+    ],
+)
+def test_headers_tell_what_is_left_after_what_was_really_used(noted: list[Any], left: int) -> None:
+    assert rate_limit_headers(noted, NOW)["RateLimit"] == f'"feature-api-calls";r={left};t=1771200'
 
 
 @pytest.mark.parametrize(
@@ -470,19 +501,20 @@ def test_headers_tell_of_each_feature_once() -> None:
         ({"usage_period_end": NOW + timedelta(seconds=0.4)}, ("q=1000;w=907200", "r=6;t=1")),
         ({"current_usage": 999}, ("q=1000;w=2678400", "r=0;t=1771200")),
         ({"requested_usage": None}, ("q=1000;w=2678400", "r=10;t=1771200")),
-        ({"has_access": False}, ("q=1000;w=2678400", "r=10;t=1771200")),
         ({"usage_limit": 1e18, "current_usage": 0}, ("q=999999999999999;w=2678400", "r=999999999999999;t=1771200")),
     ],
 )
 def test_headers_have_integers_that_are_not_negative(changes: dict[str, Any], expected: tuple[str, str]) -> None:
-    headers = rate_limit_headers([replace(CALLS, **changes)], NOW)
+    headers = rate_limit_headers([held(replace(CALLS, **changes))], NOW)
     assert (headers["RateLimit-Policy"], headers["RateLimit"]) == tuple(
         f'"feature-api-calls";{part}' for part in expected
     )
 
 
 def test_headers_quote_the_feature() -> None:
-    assert rate_limit_headers([replace(FULL, feature_id='a"b\\c')], NOW)["RateLimit-Policy"] == '"a\\"b\\\\c";q=6'
+    assert (
+        rate_limit_headers([refused(replace(FULL, feature_id='a"b\\c'))], NOW)["RateLimit-Policy"] == '"a\\"b\\\\c";q=6'
+    )
 
 
 @pytest.mark.parametrize(
@@ -496,4 +528,4 @@ def test_headers_quote_the_feature() -> None:
     ],
 )
 def test_headers_leave_out_what_they_cannot_tell(changes: dict[str, Any]) -> None:
-    assert rate_limit_headers([replace(CALLS, **changes)], NOW) == {}
+    assert rate_limit_headers([held(replace(CALLS, **changes))], NOW) == {}

@@ -150,6 +150,16 @@ def test_nobody_has_a_plan(guard: Guard) -> None:
     assert (nobody.usage("feature-exports"), nobody.usage_bar("feature-exports"), nobody.plan_limits()) == ("", "", "")
 
 
+@pytest.mark.parametrize("found", ["", 42])
+def test_who_is_no_customer_has_no_plan_and_the_log_tells_once(
+    guard: Guard, caplog: pytest.LogCaptureFixture, found: Any
+) -> None:
+    plan = DisplayedPlan(guard, lambda: found)
+    assert (plan.has("feature-exports"), plan.has("feature-templates"), plan.lines()) == (False, False, [])
+    (message,) = caplog.messages
+    assert message.endswith(f"customer_id: an id is text that is not empty, not {found!r}")
+
+
 def test_outage_hides_the_plan_and_leaves_fallbacks(make_guard: Callable[..., Guard], sidecar: Sidecar) -> None:
     guard = make_guard(FALLBACKS={"feature-exports": {"hasAccess": True}})
     sidecar.stop()

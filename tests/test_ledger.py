@@ -9,12 +9,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pytest
 
@@ -39,8 +39,10 @@ from stigg_guard.ledger import (
 
 KEY = UsageKey("ann", "", "templates")
 OTHER = UsageKey("ann", "site-01", "templates")
+THIRD = UsageKey("ann", "site-02", "templates")
 LEASE = 30.0
 WAIT = 30.0
+T = TypeVar("T")
 NOTHING = {"held": 0, "unsent": 0, "sending": 0, "uncertain": 0, "dead": 0, "late": 0}
 VERSION_1 = Path(__file__).parent / "data" / "ledger_1.sql"
 
@@ -1019,6 +1021,49 @@ class TestProcesses:
             process.kill()
             process.communicate()
         assert [entry.amount for entry in make_ledger(file_url).entries([State.UNSENT], 10)] == [50]
+
+
+class Interrupted(list[T]):
+    """Given to a step, which reads it a second time when it has begun: then something comes by after the first item."""
+
+    def __init__(self, items: Sequence[T], comes_by: Callable[[], object]) -> None:
+        super().__init__(items)
+        self._comes_by = comes_by
+        self._read = 0
+
+    def __iter__(self) -> Iterator[T]:
+        self._read += 1
+        for number, item in enumerate(super().__iter__()):
+            if (self._read, number) == (2, 1):
+                self._comes_by()
+            yield item
+
+
+class TestFinalizer:
+    """Something that is dropped in the middle of a step of its own thread."""
+
+    def test_gives_back_its_hold_and_leaves_the_step_whole(self, ledger: Ledger) -> None:
+        dropped = held(ledger, claim(2, key=OTHER))
+        wishes = [claim(3, limit=6), claim(1, key=THIRD)]
+        assert isinstance(ledger.hold(Interrupted(wishes, lambda: ledger.release(dropped)), 60), Hold)
+        assert [counted(ledger, claim(key=key)) for key in (KEY, OTHER, THIRD)] == [6, 3, 4]
+
+    def test_gives_back_its_hold_although_the_step_is_refused(self, ledger: Ledger) -> None:
+        dropped = held(ledger, claim(2, key=OTHER))
+        wishes = [claim(3, limit=6), claim(1, limit=3, key=THIRD)]
+        assert isinstance(ledger.hold(Interrupted(wishes, lambda: ledger.release(dropped)), 60), Refused)
+        assert [counted(ledger, claim(key=key)) for key in (KEY, OTHER, THIRD)] == [3, 3, 3]
+        ledger.record(Use(KEY, 1))
+        assert ledger.counts()["held"] == 0
+
+    @pytest.mark.parametrize("url", ["memory_url", "file_url"], indirect=True)
+    def test_finds_the_ledger_busy_for_everything_else(self, ledger: Ledger) -> None:
+        def record() -> None:
+            with pytest.raises(LedgerUnavailable, match="in the middle of a step"):
+                ledger.record(Use(OTHER, 1))
+
+        ledger.hold(Interrupted([claim(1), claim(2)], record), 60)
+        assert [counted(ledger, claim(key=key)) for key in (KEY, OTHER)] == [6, 3]
 
 
 def fork_without_hooks() -> int:

@@ -426,6 +426,14 @@ def test_a_generator_function_is_refused_since_it_runs_after_its_call() -> None:
         override_entitlements({})(work)
 
 
+def test_a_fixture_is_refused_since_pytest_would_not_find_it() -> None:
+    @pytest.fixture
+    def made() -> None: ...
+
+    with pytest.raises(ConfigError, match="stands above the fixture made and would hide it"):
+        override_entitlements({})(made)
+
+
 def results_of(case: type[unittest.TestCase]) -> unittest.TestResult:
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
@@ -489,10 +497,34 @@ class TestPlainClass:
         assert unreachable.check("f", customer=ACME)
         assert unreachable.check("n", customer=ACME).value == self.number
 
+    @staticmethod
+    def test_static_ones_do_too(unreachable: Guard) -> None:
+        assert unreachable.check("n", customer=ACME).value == 1
+
+    @classmethod
+    def test_those_of_the_class_do_too(cls, unreachable: Guard) -> None:
+        assert unreachable.check("n", customer=ACME).value == cls.number
+
 
 @override_entitlements({"n": 2})
 class TestDerivedPlainClass(TestPlainClass):
     number = 2
+
+    @staticmethod
+    def test_static_ones_do_too(unreachable: Guard) -> None:
+        assert unreachable.check("n", customer=ACME).value == 2
+
+
+@override_entitlements({"n": 1})
+class TestStatic:
+    @staticmethod
+    def test_an_inherited_static_test_has_what_its_class_is_given(unreachable: Guard, request: Any) -> None:
+        assert unreachable.check("n", customer=ACME).value == (2 if request.cls is TestInheritedStatic else 1)
+
+
+@override_entitlements({"n": 2})
+class TestInheritedStatic(TestStatic):
+    pass
 
 
 def test_a_class_without_tests_is_refused() -> None:

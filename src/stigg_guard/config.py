@@ -19,6 +19,8 @@ from stigg_guard.rules import Rule, parse_rules
 PREFIX = "STIGG_GUARD_"
 YEAR = 366 * 86_400.0
 
+_REDIS = ("redis://", "rediss://")
+
 # What money can change is 402; the rest is 403 (RFC 9110).
 STATUS_CODES: Mapping[Reason, int] = {
     Reason.NO_ACTIVE_SUBSCRIPTION: 402,
@@ -73,7 +75,8 @@ class Config:
     """Every setting. Times are in seconds. The upper-case name of a field is its name in settings and environment."""
 
     sidecar: str = "localhost:80"
-    """``host:port`` of the sidecar; ``local`` starts one as a child process; ``offline`` asks nobody."""
+    """``host:port`` of the sidecar, or a host alone for port 80; ``local`` starts one as a child process; ``offline``
+    asks nobody."""
     catalog: str | None = None
     """The catalog file of the ``local`` sidecar, and of the commands that run one or compare features; none means the
     demonstration catalog."""
@@ -231,7 +234,7 @@ def split_address(address: str) -> tuple[str, int]:
         or not port.isdigit()
         or not 0 < int(port) < 65536
     ):
-        raise ConfigError(f"expected host:port, 'local' or 'offline', not {address!r}")
+        raise ConfigError(f"expected host:port, host, 'local' or 'offline', not {address!r}")
     return host, int(port)
 
 
@@ -251,8 +254,19 @@ def _keys_ttl(value: Any) -> int:
 
 def _cache(value: Any) -> str:
     url = _text(value)
-    if url != "memory://" and not url.startswith(("redis://", "rediss://")):
+    if url != "memory://" and not url.startswith(_REDIS):
         raise ValueError("expected memory://, redis://host:port/number or rediss://…")
+    return _with_host(url)
+
+
+def _ledger(value: Any) -> str | None:
+    return None if value is None else _with_host(_text(value))
+
+
+def _with_host(url: str) -> str:
+    authority = url.partition("://")[2].partition("/")[0]
+    if url.startswith(_REDIS) and not authority.rpartition("@")[2].partition(":")[0]:
+        raise ValueError("this URL, which may hold a password, names no host: write redis://host:port/number")
     return url
 
 
@@ -355,7 +369,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "STALE_TTL": _duration,
     "FALLBACKS": _fallbacks,
     "ON_OUTAGE": _one_of(OnOutage),
-    "LEDGER": _optional_text,
+    "LEDGER": _ledger,
     "HOLD_TTL": _seconds,
     "REPORT": _one_of(ReportMode),
     "ON_UNCERTAIN": _one_of(OnUncertain),

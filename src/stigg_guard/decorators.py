@@ -105,6 +105,8 @@ def requires_feature(feature: str, *, calls: Calls) -> Callable[[Callable[P, R]]
 
 def feature_check(feature: str, *, calls: Calls) -> Callable[..., None]:
     """What ``requires_feature`` does before a call, given the call's arguments."""
+    if callable(feature):
+        raise ConfigError(f'{_name(feature)} is no feature id: write @requires_feature("feature-id"), with parentheses')
     require_id(feature, "feature_id")
 
     def check(*args: Any, **kwargs: Any) -> None:
@@ -137,6 +139,7 @@ def consumes_usage(
         require_id(feature, "feature_id")
     if not callable(n):
         usage_amount(n)
+    calls.computed(n)  # it refuses at once what cannot be called with a request
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         named: list[str] = [feature] if feature is not None else []

@@ -90,8 +90,8 @@ class Denial:
 
     ``entitlement`` has the figures; it is None when nothing was decided. ``facts`` are the same figures as labels and
     texts. ``upgrade_url`` is where more can be bought, with ``upgrade_label`` to click on; ``login_url`` is where a
-    page sends those who are to sign in first. ``retry_after`` is in seconds. ``cause`` is what is wrong with a bad request, in
-    English, for those who write its client. All of it is for templates.
+    page sends those who are to sign in first. ``retry_after`` is in seconds. ``cause`` is what is wrong with a bad
+    request, in English, for those who write its client. All of it is for templates.
     """
 
     status: int
@@ -110,12 +110,12 @@ class Denial:
     def of(cls, error: Refusal, config: Config, wording: Wording = ENGLISH, *, login_url: str | None = None) -> Denial:
         """The denial that an error of a guarded view comes to.
 
-        ``login_url`` is where the framework has customers sign in, for ``ANONYMOUS = "login"`` without ``LOGIN_URL``.
+        ``login_url`` is the address of the login page, where the framework finds it otherwise than in ``LOGIN_URL``.
         """
         if isinstance(error, FeatureDenied):
             return cls._of_entitlement(error.entitlement, config, wording)
         if isinstance(error, SignInRequired):
-            login = (config.login_url or login_url) if config.anonymous is Anonymous.LOGIN else None
+            login = (login_url or config.login_url) if config.anonymous is Anonymous.LOGIN else None
             return cls._said(401, wording, Text.SIGN_IN, wording.say(Text.FOR_CUSTOMERS), login_url=login)
         if isinstance(error, InvalidRequest):
             detail = wording.say(Text.CANNOT_BE_COUNTED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from types import MappingProxyType
 from typing import TypeVar
@@ -12,6 +14,8 @@ from stigg_guard.entitlements import Customer, Entitlement, Kind
 from stigg_guard.errors import InvalidRequest, SidecarError
 from stigg_guard.guard import Guard
 from stigg_guard.wording import ENGLISH, Text, Wording
+
+logger = logging.getLogger("stigg_guard")
 
 T = TypeVar("T")
 
@@ -111,10 +115,20 @@ class DisplayedPlan:
         return self._asked(lambda customer: self._guard.peek(feature, customer=customer))
 
     def _asked(self, ask: Callable[[str | Customer], T]) -> T | None:
-        customer = self._customer()
+        if self._known_customer is None:
+            return None
         try:
-            return None if customer is None else ask(customer)
+            return ask(self._known_customer)
         except (SidecarError, InvalidRequest):
+            return None
+
+    @cached_property
+    def _known_customer(self) -> Customer | None:
+        found = self._customer()
+        try:
+            return None if found is None else Customer.of(found)
+        except InvalidRequest as error:
+            logger.error("a page shows no plan, because CUSTOMER found no customer: %s", error)
             return None
 
 

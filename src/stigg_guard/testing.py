@@ -21,8 +21,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import wraps
-from inspect import getattr_static, isasyncgenfunction, iscoroutinefunction, isfunction, isgeneratorfunction
+from inspect import getattr_static, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from math import isclose
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 from stigg_guard.client import Stigg
@@ -45,6 +46,7 @@ SETTLE_SECONDS = 1.0
 
 _CONFIG = Config(report=ReportMode.INLINE, settle_grace=0.0)
 _GIVEN = "_stigg_guard_entitlements"
+_MARKS_OF_FIXTURES = ("_fixture_function_marker", "_pytestfixturefunction")  # of pytest 8.4, and of those before it
 
 
 def override_entitlements(entitlements: Mapping[str, Any]) -> Override:
@@ -206,7 +208,8 @@ class StandIn:
         if _held():
             lines.append(
                 f"{_held()} held: the work goes on, or its transaction is not committed "
-                "(in Django's TestCase that is what captureOnCommitCallbacks(execute=True) is for)"
+                "(in Django's TestCase that is what captureOnCommitCallbacks(execute=True) is for; in Flask a session "
+                "lasts as long as the application context, of the test too)"
             )
         return "\n".join(lines)
 
@@ -314,6 +317,11 @@ def _held() -> int:
 
 def _within(begin: Callable[..., AbstractContextManager[StandIn]], function: T) -> T:
     """The function, within what ``begin`` makes of a call's arguments."""
+    if any(hasattr(function, mark) for mark in _MARKS_OF_FIXTURES):
+        raise ConfigError(
+            f"override_entitlements stands above the fixture {function.__name__} and would hide it: put "
+            "'with override_entitlements(…):' into it"
+        )
     if isgeneratorfunction(function) or isasyncgenfunction(function):
         raise ConfigError(
             f"{function.__qualname__} is a generator, which runs after its call: put "
@@ -340,15 +348,32 @@ def _decorate_class(decorated: type, given: Mapping[str, Given]) -> None:
     if not names:
         raise ConfigError(f"{decorated.__name__} has no test methods: decorate the class that has them")
     for name in names:
-        function = getattr(decorated, name)
-        if not hasattr(function, _GIVEN):
-            within = _within(lambda test, *_: _standing_in(getattr(test, _GIVEN)), function)
-            setattr(within, _GIVEN, True)
-            setattr(decorated, name, within)
+        method = getattr_static(decorated, name)
+        function = getattr(method, "__func__", method)
+        if isinstance(method, staticmethod):  # it is not told of which class it is the test
+            own = getattr(function, "__wrapped__", function) if hasattr(function, _GIVEN) else function
+            setattr(decorated, name, staticmethod(_marked(_within(lambda *_: _standing_in(_given(decorated)), own))))
+        elif not hasattr(function, _GIVEN):
+            within = _marked(_within(lambda test, *_: _standing_in(_given(test)), function))
+            setattr(decorated, name, within if method is function else classmethod(within))
+
+
+def _given(test: Any) -> Mapping[str, Given]:
+    """What the class of a test, or the class itself, is decorated with."""
+    given: Mapping[str, Given] = getattr(test, _GIVEN)
+    return given
+
+
+def _marked(within: T) -> T:
+    """The test, which is not decorated again where it is inherited."""
+    setattr(within, _GIVEN, True)
+    return within
 
 
 def _test_methods(decorated: type) -> Sequence[str]:
-    return [name for name in dir(decorated) if name.startswith("test") and isfunction(getattr_static(decorated, name))]
+    names = [name for name in dir(decorated) if name.startswith("test")]
+    kinds = (FunctionType, staticmethod, classmethod)
+    return [name for name in names if isinstance(getattr_static(decorated, name), kinds)]
 
 
 if "pytest" in sys.modules:  # who runs tests by other means needs no pytest

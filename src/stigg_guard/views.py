@@ -140,7 +140,10 @@ def _wanted(given: Callable[..., Any]) -> Callable[[Mapping[str, Any]], Mapping[
     except (ValueError, TypeError):  # some callables written in C do not tell
         return lambda _: {}
     if not parameters:
-        raise ConfigError(f"{name} takes no argument: it is called with the request")
+        raise ConfigError(
+            f"{name} takes no argument: it is called with the request. If it is a view, write @consumes_usage(1) above "
+            "it, with parentheses"
+        )
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return lambda arguments: arguments
     named = [parameter for parameter in parameters[1:] if parameter.kind is not parameter.VAR_POSITIONAL]

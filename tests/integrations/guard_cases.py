@@ -287,6 +287,37 @@ CONSUMING = {
     ),
 }
 
+TELLING = {"RATE_LIMIT_HEADERS": True}  # 3 templates are left
+
+
+def left(templates: int) -> dict[str, str]:
+    return {"RateLimit": f'"{TEMPLATES}";r={templates}'}
+
+
+RATE_LIMITS = {
+    "what is left after success": Case(guards=consuming(2), settings=TELLING, told=left(1), used={TEMPLATES: 2}),
+    "what is left after a failure": Case(
+        guards=consuming(), settings=TELLING, answers=answering(422), status=422, told=left(3)
+    ),
+    "what is left after an exception": Case(
+        guards=consuming(), settings=TELLING, answers=fail, status=500, told=left(3)
+    ),
+    "what is left of a denial": Case(guards=consuming(4), settings=TELLING, status=402, told=left(3), runs=0),
+    "what is left of what was really used": Case(
+        guards=consuming(3, actual=lambda _: 1), settings=TELLING, told=left(2), used=ONE_USED
+    ),
+    "what is left of a feature that is used twice": Case(
+        guards=lambda skin: [skin.consumes_usage(2, TEMPLATES), skin.consumes_usage(1, TEMPLATES)],
+        settings=TELLING,
+        told=left(0),
+        used={TEMPLATES: 3},
+    ),
+    "what is left while a stream is under way": Case(
+        guards=consuming(), settings=TELLING, answers=streaming(), told=left(2), held=1, used=ONE_USED
+    ),
+    "what is left by a rule": Case(settings={**BY_RULE, **TELLING}, answers=answering(409), status=409, told=left(3)),
+}
+
 STREAMING = {
     "a stream": Case(guards=consuming(), answers=streaming(), body="one two", held=1, used=ONE_USED),
     "a stream that the client leaves": Case(guards=consuming(), answers=streaming(), reads=1, body="one ", held=1),
@@ -369,4 +400,13 @@ NO_ANSWER = {
     ),
 }
 
-CASES: Mapping[str, Case] = {**REQUIRING, **NOBODY, **CONSUMING, **STREAMING, **GROUPS, **RULES, **NO_ANSWER}
+CASES: Mapping[str, Case] = {
+    **REQUIRING,
+    **NOBODY,
+    **CONSUMING,
+    **RATE_LIMITS,
+    **STREAMING,
+    **GROUPS,
+    **RULES,
+    **NO_ANSWER,
+}

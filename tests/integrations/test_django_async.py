@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -11,16 +12,19 @@ import django
 import pytest
 from asgiref.sync import iscoroutinefunction
 from django.core.handlers.asgi import ASGIHandler
+from django.db import connections
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.template import engines
 from django.template.response import TemplateResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client
 from django.urls import path
-from django.utils.decorators import method_decorator
+from django.utils.decorators import async_only_middleware, method_decorator
 from django.views import View
+from django.views.decorators.csrf import csrf_exempt
 
 from stigg_guard import Guard
 from stigg_guard.django import consumes_usage, exempt, get_guard, releases_usage, requires_feature
+from stigg_guard.django.requests import RequestPlan
 from stigg_guard.sidecar.server import Sidecar
 
 TEMPLATES = "feature-templates"
@@ -124,7 +128,30 @@ class CreateView(View):
         return HttpResponse("created", status=201)
 
 
+@method_decorator(consumes_usage(1, TEMPLATES), name="dispatch")
+@method_decorator([csrf_exempt], name="dispatch")
+class DispatchedView(View):
+    async def get(self, request: HttpRequest, status: int = 201) -> HttpResponse:
+        runs.append(f"{held()} held")
+        return HttpResponse("created", status=status)
+
+
+@method_decorator(requires_feature("feature-analytics"), name="dispatch")
+class CheckedView(View):
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        raise AssertionError("the handler must not run")
+
+
+async def shown_plan(request: HttpRequest) -> HttpResponse:
+    source = '{% load stigg_guard %}{% usage "feature-templates" %}{% feature "feature-analytics" %}!{% endfeature %}'
+    return HttpResponse(engines["django"].from_string(source).render({}, request))
+
+
 urlpatterns = [
+    path("dispatched", DispatchedView.as_view()),
+    path("dispatched/<int:status>", DispatchedView.as_view()),
+    path("checked", CheckedView.as_view()),
+    path("shown-plan", shown_plan),
     path("create", create),
     path("create/<int:status>", create),
     path("analytics", analytics),
@@ -269,6 +296,50 @@ def test_an_async_method_is_guarded_and_counted(guard: Guard) -> None:
     assert used(guard) == 4
 
 
+@pytest.mark.parametrize(("url", "counted"), [("/dispatched", 4), ("/dispatched/404", 3)])
+def test_a_dispatch_of_async_handlers_is_settled_when_they_have_run(guard: Guard, url: str, counted: int) -> None:
+    get(url)
+    assert runs == ["1 held"]
+    assert (used(guard), held()) == (counted, 0)
+
+
+def test_a_dispatch_of_async_handlers_is_counted_under_wsgi_too(guard: Guard) -> None:
+    assert Client(headers=SIGNED_IN).get("/dispatched").status_code == 201
+    assert used(guard) == 4
+
+
+@pytest.mark.parametrize("url", ["/checked", "/dispatched"])
+def test_a_dispatch_of_async_handlers_is_guarded_in_a_thread(site: Any, url: str) -> None:
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": of_gateway_awaited}
+    assert get(url).status_code == (402 if url == "/checked" else 201)
+
+
+def test_a_dispatch_that_is_not_guarded_is_awaited(guard: Guard) -> None:
+    view: Any = method_decorator(consumes_usage(1, TEMPLATES, methods=["POST"]), name="dispatch")(
+        type("Own", (View,), {"get": DispatchedView.get})
+    ).as_view()
+    assert asyncio.run(view(AsyncRequestFactory().get("/", headers=SIGNED_IN))).status_code == 201
+    assert used(guard) == 3
+
+
+@pytest.mark.parametrize(("status", "counted"), [(201, 4), (404, 3)])
+def test_what_a_plain_function_returns_is_settled_when_it_was_awaited(guard: Guard, status: int, counted: int) -> None:
+    async def answered() -> HttpResponse:
+        runs.append(f"{held()} held")
+        return HttpResponse(status=status)
+
+    @consumes_usage(1, TEMPLATES)
+    def view(request: HttpRequest) -> Awaitable[HttpResponse]:
+        return answered()
+
+    async def awaited() -> HttpResponse:
+        return await view(AsyncRequestFactory().get("/", headers=SIGNED_IN))
+
+    assert asyncio.run(awaited()).status_code == status
+    assert runs == ["1 held"]
+    assert (used(guard), held()) == (counted, 0)
+
+
 @pytest.mark.parametrize("url", ["/stream", "/stream-from-sync-view"])
 def test_a_stream_is_counted_when_it_ends_and_held_until_then(guard: Guard, url: str) -> None:
     async def visit() -> None:
@@ -323,6 +394,40 @@ def test_the_plan_is_awaited() -> None:
 
 def test_nobody_has_an_empty_plan() -> None:
     assert get("/plan", {}).json() == {"has": [False, False], "usage": None, "all": []}
+
+
+def test_a_template_of_an_async_view_finds_the_customer_by_an_async_resolver(site: Any) -> None:
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": of_gateway_awaited}
+    assert get("/shown-plan").body == b"3 of 6 templates"
+
+
+def test_a_template_of_an_async_view_may_ask_the_database(site: Any, django_sqlite: str) -> None:
+    asked: list[Any] = []
+
+    def of_database(request: HttpRequest) -> str:
+        with connections[django_sqlite].cursor() as cursor:
+            cursor.execute("SELECT %s", [DEMO])
+            asked.append(connections[django_sqlite])
+            return str(cursor.fetchone()[0])
+
+    ledger = {"LEDGER": f"django://{django_sqlite}", "DATABASE": django_sqlite}
+    site.STIGG_GUARD = {**site.STIGG_GUARD, **ledger, "CUSTOMER": of_database}
+    assert get("/shown-plan").body == b"3 of 6 templates"
+    assert [connection.connection for connection in asked] == [None]
+
+
+def test_a_project_that_allows_it_asks_in_the_event_loop(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asks(request: HttpRequest) -> str:
+        threads.append(threading.current_thread())
+        return DEMO
+
+    async def visit() -> str:
+        return RequestPlan(get_guard(), lambda: asks(HttpRequest())).usage(TEMPLATES)
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+    assert asyncio.run(visit()) == "3 of 6 templates"
+    assert threads == [threading.current_thread()]
 
 
 def test_a_rule_holds_and_counts(guard: Guard) -> None:
@@ -392,6 +497,10 @@ class Visit:
         asyncio.run(visit())
 
 
+awaiting = Visit()
+"""What middleware waits by."""
+
+
 @pytest.fixture
 def visit() -> Iterator[Visit]:
     made = Visit()
@@ -433,6 +542,18 @@ def test_a_client_that_leaves_during_the_view_leaves_nothing_held(guard: Guard, 
     assert (used(guard), held()) == (3, 0)
 
 
+def test_a_client_that_leaves_during_a_dispatched_handler_leaves_nothing_held(guard: Guard, visit: Visit) -> None:
+    class Waiting(View):
+        async def get(self, request: HttpRequest) -> HttpResponse:
+            visit.waits.set()
+            await asyncio.Event().wait()
+            raise AssertionError("nothing wakes it")
+
+    dispatched: Any = method_decorator(consumes_usage(1, TEMPLATES), name="dispatch")(Waiting)
+    visit.cancel(dispatched.as_view())
+    assert (used(guard), held()) == (3, 0)
+
+
 def test_work_that_is_done_is_counted_once_although_the_client_leaves(guard: Guard, visit: Visit) -> None:
     def actual(response: HttpResponse) -> int:
         visit.wait()
@@ -446,7 +567,51 @@ def test_work_that_is_done_is_counted_once_although_the_client_leaves(guard: Gua
     assert (used(guard), held()) == (5, 0)
 
 
-@pytest.mark.skipif(django.VERSION < (5, 0), reason="Django notices disconnects since 5.0")
+notices_disconnects = pytest.mark.skipif(django.VERSION < (5, 0), reason="Django notices disconnects since 5.0")
+
+
+def ask_and_leave(url: str, leaves: Callable[[dict[str, Any] | None], Awaitable[object]]) -> None:
+    """A whole request, whose client leaves once ``leaves`` is done: it is told of what is sent, and asked with None.
+
+    What became of no use then is dropped in the event loop.
+    """
+
+    async def receive() -> dict[str, Any]:
+        if not received:
+            received.append("request")
+            return {"type": "http.request", "body": b""}
+        await leaves(None)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        await leaves(message)
+
+    received: list[str] = []
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": url,
+        "query_string": b"",
+        "headers": [(b"x-customer", DEMO.encode()), (b"host", b"testserver")],
+    }
+
+    async def visit() -> None:
+        await ASGIHandler()(scope, receive, send)
+        gc.collect()
+
+    asyncio.run(visit())
+
+
+def leave_in(visit: Visit) -> Callable[[dict[str, Any] | None], Awaitable[object]]:
+    """A client that leaves while the visit waits."""
+
+    async def leaves(sent: dict[str, Any] | None) -> None:
+        assert sent is not None or await asyncio.to_thread(visit.waits.wait, 30)
+
+    return leaves
+
+
+@notices_disconnects
 @pytest.mark.parametrize("url", ["/create", "/stream-that-waits"])
 def test_a_disconnect_in_a_whole_request_leaves_nothing_held(site: Any, guard: Guard, visit: Visit, url: str) -> None:
     @consumes_usage(1, TEMPLATES)
@@ -468,25 +633,81 @@ def test_a_disconnect_in_a_whole_request_leaves_nothing_held(site: Any, guard: G
         yield b"never"
 
     site.ROOT_URLCONF = (path("create", create), path("stream-that-waits", stream))
-
-    async def receive() -> dict[str, Any]:
-        if not received:
-            received.append("request")
-            return {"type": "http.request", "body": b""}
-        assert await asyncio.to_thread(visit.waits.wait, 30)
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    received: list[str] = []
-    sent: list[dict[str, Any]] = []
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": url,
-        "query_string": b"",
-        "headers": [(b"x-customer", DEMO.encode()), (b"host", b"testserver")],
-    }
-    asyncio.run(ASGIHandler()(scope, receive, send))
+    ask_and_leave(url, leave_in(visit))
     assert (used(guard), held()) == (3, 0)
+
+
+@notices_disconnects
+def test_a_disconnect_is_noticed_while_a_stream_waits_for_nothing(site: Any, guard: Guard) -> None:
+    @consumes_usage(1, TEMPLATES)
+    async def stream(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(many())
+
+    async def many() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            yield b"part "
+
+    site.ROOT_URLCONF = (path("stream", stream),)
+    received_a_part = asyncio.Event()
+
+    async def leaves(sent: dict[str, Any] | None) -> None:
+        if sent is None:
+            await received_a_part.wait()
+        elif sent["type"] == "http.response.body":
+            received_a_part.set()
+
+    ask_and_leave("/stream", leaves)
+    assert (used(guard), held()) == (3, 0)
+
+
+@async_only_middleware
+def wait_with_what_was_answered(get_response: Any) -> Any:
+    async def middleware(request: HttpRequest) -> HttpResponse:
+        response: HttpResponse = await get_response(request)
+        awaiting.waits.set()
+        await asyncio.Event().wait()
+        return response
+
+    return middleware
+
+
+@async_only_middleware
+def go_on_when_cancelled(get_response: Any) -> Any:
+    async def middleware(request: HttpRequest) -> HttpResponse:
+        try:
+            response: HttpResponse = await get_response(request)
+        finally:
+            awaiting.goes_on.set()
+        return response
+
+    return middleware
+
+
+@notices_disconnects
+@pytest.mark.parametrize("url", ["/stream", "/stream-from-sync-view", "/ruled/stream"])
+def test_a_stream_that_is_dropped_before_it_is_sent_leaves_nothing_held(
+    site: Any, guard: Guard, django_sqlite: str, url: str
+) -> None:
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "LEDGER": f"django://{django_sqlite}", "DATABASE": django_sqlite}
+    site.MIDDLEWARE = [f"{__name__}.wait_with_what_was_answered", *site.MIDDLEWARE]
+    awaiting.waits.clear()
+    ask_and_leave(url, leave_in(awaiting))
+    import gc
+
+    gc.collect()
+    assert (used(guard), held()) == (3, 0)
+
+
+@notices_disconnects
+@pytest.mark.parametrize("guarding", ["decorator", "rule"])
+def test_a_sync_view_that_the_client_leaves_is_counted_since_it_goes_on(site: Any, guard: Guard, guarding: str) -> None:
+    def create(request: HttpRequest) -> HttpResponse:
+        awaiting.wait()
+        return HttpResponse("created")
+
+    site.ROOT_URLCONF = (path("create", consumes_usage(1, TEMPLATES)(create)), path("ruled/create", create))
+    site.MIDDLEWARE = [f"{__name__}.go_on_when_cancelled", *site.MIDDLEWARE]
+    awaiting.waits.clear()
+    awaiting.goes_on.clear()
+    ask_and_leave("/create" if guarding == "decorator" else "/ruled/create", leave_in(awaiting))
+    assert (used(guard), held()) == (4, 0)

@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from pytest_django.plugin import DjangoDbBlocker
 
 from conftest import in_child
 from django_databases import django_database
+from stigg_guard.django import get_guard
 from stigg_guard.django.middleware import StiggGuardMiddleware
 
 OURS = "stigg_guard.django.middleware.StiggGuardMiddleware"
 SIGNS_IN = "django.contrib.auth.middleware.AuthenticationMiddleware"
 DEPLOYABLE = {"CUSTOMER": lambda _: "customer-demo-01", "ON_OUTAGE": "allow"}
+
+OFFLINE = Path(__file__).parents[1] / "data" / "offline.json"
 
 
 class OwnMiddleware(StiggGuardMiddleware):
@@ -71,6 +75,21 @@ def test_a_missing_resolver_of_an_enabled_guard_is_found(
     assert ids() == expected
 
 
+@pytest.mark.parametrize("given", [{}, {"LOGIN_URL": "nowhere"}])
+def test_a_login_page_whose_name_no_url_has_is_found(settings: Any, given: Mapping[str, object]) -> None:
+    settings.LOGIN_URL = "nowhere"
+    settings.STIGG_GUARD = {**DEPLOYABLE, **given}
+    assert ids() == []
+    settings.STIGG_GUARD = {**DEPLOYABLE, **given, "ANONYMOUS": "login"}
+    (fault,) = found()
+    assert fault.startswith("stigg_guard.E003 settings.STIGG_GUARD of 'default': LOGIN_URL: Reverse for 'nowhere'")
+
+
+def test_a_login_page_with_an_address_is_right(settings: Any) -> None:
+    settings.STIGG_GUARD = {**DEPLOYABLE, "ANONYMOUS": "login", "LOGIN_URL": "/sign-in/"}
+    assert ids() == []
+
+
 def test_each_configuration_is_checked_and_named(settings: Any) -> None:
     settings.STIGG_GUARD = {"default": DEPLOYABLE, "eu": {}, "us": {"CUSTOMER": "nowhere.customer_of"}}
     missing, wrong = found()
@@ -84,6 +103,68 @@ def test_each_configuration_is_checked_and_named(settings: Any) -> None:
 def test_a_wrong_setting_is_found(settings: Any, wrong: Any) -> None:
     settings.STIGG_GUARD = wrong
     assert ids(deploy=True) == ["stigg_guard.E003"]
+
+
+def of_two(ledger: str, other_ledger: str, **other: object) -> dict[str, Any]:
+    """Two configurations with a ledger each, of two sidecars unless the other one says more."""
+    us = {**DEPLOYABLE, "SIDECAR": "sidecar-us:80", "LEDGER": ledger}
+    return {"default": us, "eu": {**us, "SIDECAR": "sidecar-eu:80", "LEDGER": other_ledger, **other}}
+
+
+@pytest.mark.parametrize(
+    ("ledger", "same"),
+    [
+        ("sqlite:///shared.sqlite3", f"sqlite:///{os.getcwd()}/./sh%61red.sqlite3"),
+        ("redis://redis.example", "redis://someone:secret@redis.example:6379/0"),
+        ("redis://redis.example/2", "rediss://redis.example?db=2"),
+        ("django://default", "django://default"),
+    ],
+)
+def test_a_ledger_of_two_sidecars_is_found_and_refused(settings: Any, ledger: str, same: str) -> None:
+    settings.STIGG_GUARD = of_two(ledger, same)
+    (fault,) = found()
+    assert fault.startswith("stigg_guard.E003 None: settings.STIGG_GUARD of 'eu': LEDGER: it is that of 'default'")
+    assert "secret" not in fault
+    with pytest.raises(ImproperlyConfigured, match="give each sidecar a ledger of its own"):
+        get_guard("eu")
+    assert get_guard().config.sidecar == "sidecar-us:80"
+
+
+def test_a_ledger_of_two_sidecars_in_one_database_of_two_aliases_is_found(
+    settings: Any, django_db_blocker: DjangoDbBlocker, tmp_path: Path
+) -> None:
+    shop = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "shop.sqlite3"}
+    with django_db_blocker.unblock(), django_database("shop", shop), django_database("again", shop):
+        settings.STIGG_GUARD = of_two("django://shop", "django://again")
+        assert ids() == ["stigg_guard.E003"]
+        settings.STIGG_GUARD = DEPLOYABLE
+
+
+def test_catalogs_of_local_sidecars_do_not_share_a_ledger(settings: Any, tmp_path: Path) -> None:
+    ledger = f"sqlite:///{tmp_path}/ledger.sqlite3"
+    catalog = tmp_path / "eu.toml"
+    catalog.touch()
+    local = {**DEPLOYABLE, "SIDECAR": "local", "LEDGER": ledger}
+    settings.STIGG_GUARD = {"default": local, "eu": {**local, "CATALOG": str(catalog)}}
+    assert ids() == ["stigg_guard.E003"]
+
+
+@pytest.mark.parametrize(
+    ("ledger", "other_ledger", "other"),
+    [
+        ("sqlite:///us.sqlite3", "sqlite:///eu.sqlite3", {}),
+        ("redis://redis.example/1", "redis://redis.example/2", {}),
+        ("memory://", "memory://", {}),
+        ("redis://redis.example", "redis://redis.example", {"SIDECAR": "sidecar-us"}),
+        ("redis://redis.example", "redis://redis.example", {"ENABLED": False}),
+        ("redis://redis.example", "redis://redis.example", {"SIDECAR": "offline", "OFFLINE_FILE": str(OFFLINE)}),
+    ],
+)
+def test_ledgers_whose_usage_goes_where_it_belongs_pass(
+    settings: Any, ledger: str, other_ledger: str, other: Mapping[str, object]
+) -> None:
+    settings.STIGG_GUARD = of_two(ledger, other_ledger, **other)
+    assert ids() == []
 
 
 @pytest.mark.parametrize("exists", [True, False])

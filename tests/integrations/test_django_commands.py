@@ -104,10 +104,9 @@ class TestCheck:
     def test_colours_the_answer_as_the_options_say(self, run: Run, color: str, said: str) -> None:
         assert said in run("stigg_check", ESSENTIALS, TEMPLATES, **{color: True})[1]
 
-    @pytest.mark.parametrize("command", [("stigg_check", ESSENTIALS), ("stigg_ledger", "status")])
-    def test_uses_the_configuration_that_is_named(self, run: Run, settings: Any, command: tuple[str, ...]) -> None:
+    def test_uses_the_configuration_that_is_named(self, run: Run, settings: Any) -> None:
         settings.STIGG_GUARD = {"default": {"SIDECAR": "127.0.0.1:1"}, "eu": settings.STIGG_GUARD}
-        assert run(*command, "--using", "eu")[0] == 0
+        assert run("stigg_check", ESSENTIALS, "--using", "eu")[0] == 0
 
     def test_a_configuration_that_is_not_there_is_a_command_error(self, run: Run) -> None:
         with pytest.raises(CommandError, match="no configuration 'eu'") as error:
@@ -137,6 +136,14 @@ class TestReport:
 
 
 class TestLedger:
+    @pytest.mark.parametrize("command", ["status --using eu", "--using eu status", "--using us status --using eu"])
+    def test_uses_the_configuration_that_is_named(self, run: Run, settings: Any, unsent: None, command: str) -> None:
+        settings.STIGG_GUARD = {
+            "default": {"SIDECAR": "127.0.0.1:1", "LEDGER": "memory://"},
+            "eu": settings.STIGG_GUARD,
+        }
+        assert "unsent     1" in run("stigg_ledger", *command.split())[1]
+
     @pytest.fixture
     def unsent(self, ledger_url: str) -> None:
         """Usage that another process has left in the site's ledger."""

@@ -8,7 +8,7 @@ import threading
 import unittest
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -16,7 +16,7 @@ from typing import TypeVar
 import pytest
 from django.core import mail
 from django.core.management import call_command
-from django.db import DataError, connections, transaction
+from django.db import DataError, OperationalError, connections, transaction
 from django.test import TestCase, modify_settings
 
 from conftest import ManualClock, in_child
@@ -192,11 +192,50 @@ class TestTransaction:
             assert told == []
         assert told == [1]
 
+    def test_tells_that_it_is_committed_whichever_callback_fails(self, ledger: DjangoLedger, alias: str) -> None:
+        told: list[float] = []
+        ledger.committed = lambda: told.append(unsent(ledger))
+
+        def fail() -> None:
+            raise WorkFailed
+
+        with suppress(WorkFailed), transaction.atomic(using=alias):
+            transaction.on_commit(fail, using=alias)
+            commit(ledger, held(ledger))
+        assert told == [1]
+
     def test_sends_nothing_before_it_is_committed(self, ledger: DjangoLedger, alias: str) -> None:
         with transaction.atomic(using=alias):
             commit(ledger, held(ledger))
             assert ledger.take_batch(100, LEASE) is None
         assert ledger.take_batch(100, LEASE) is not None
+
+
+def refused(ledger: DjangoLedger, hold: Hold) -> Callable[[], object]:
+    """Commits a use that the transaction cannot take; how it is done again."""
+    with pytest.raises(LedgerUnavailable) as told:
+        commit(ledger, hold)
+    again = told.value.repeat
+    assert again is not None
+    assert told.value.repeatable > 0
+    with pytest.raises(LedgerUnavailable, match="not ended yet"):
+        elsewhere(again)
+    return again
+
+
+def lose_connection(server: PostgresServer, alias: str) -> None:
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        server.execute(f"SELECT pg_terminate_backend({cursor.fetchone()[0]}, 5000)")
+
+
+@contextmanager
+def isolated(alias: str, level: str) -> Iterator[None]:
+    """A transaction of this level of isolation."""
+    with transaction.atomic(using=alias):
+        with connections[alias].cursor() as cursor:
+            cursor.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+        yield
 
 
 class TestPostgres:
@@ -293,18 +332,84 @@ class TestPostgres:
             raise WorkFailed
         assert "left to expire" in caplog.text
 
-    def test_makes_a_step_within_a_step_a_part_of_it(
+    def test_whose_connection_is_lost_before_the_use_is_committed_takes_no_usage(
         self, on_postgres: DjangoLedger, postgres_alias: str, postgres: PostgresServer
     ) -> None:
-        database = Database(postgres_alias)
+        with suppress(OperationalError), transaction.atomic(using=postgres_alias):
+            sell(postgres_alias)
+            hold = held(on_postgres)
+            lose_connection(postgres, postgres_alias)
+            again = refused(on_postgres, hold)
+        again()
+        assert on_postgres.counts() == NOTHING
         connections[postgres_alias].close()
-        with suppress(WorkFailed), database.step():
-            with database.step(), connections[postgres_alias].cursor() as cursor:
-                cursor.execute("INSERT INTO sold VALUES (1)")
-            assert are_open(postgres, 1)
-            raise WorkFailed
         assert sold(postgres_alias) == 0
-        database.close()
+
+    @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+    def test_that_does_not_see_its_hold_ends_it_after_the_commit(
+        self, on_postgres: DjangoLedger, postgres_alias: str, level: str
+    ) -> None:
+        with isolated(postgres_alias, level):
+            sold(postgres_alias)
+            commit(on_postgres, held(on_postgres))
+            assert elsewhere(on_postgres.counts) == {**NOTHING, "held": 1}
+        assert on_postgres.counts() == {**NOTHING, "unsent": 1}
+
+    def test_that_does_not_see_its_hold_lets_it_expire_when_the_ledger_is_closed(
+        self, on_postgres: DjangoLedger, postgres_alias: str, open_ledger: Open, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with isolated(postgres_alias, "REPEATABLE READ"):
+            sold(postgres_alias)
+            commit(on_postgres, held(on_postgres))
+            on_postgres.close()
+        assert open_ledger(postgres_alias).counts() == {**NOTHING, "held": 1, "unsent": 1}
+        assert "left to expire" in caplog.text
+
+    def test_that_does_not_see_that_its_hold_expired_was_late_all_the_same(
+        self, on_postgres: DjangoLedger, postgres_alias: str, clock: ManualClock
+    ) -> None:
+        with isolated(postgres_alias, "REPEATABLE READ"):
+            sold(postgres_alias)
+            hold = held(on_postgres)
+            clock.advance(61)
+            commit(on_postgres, hold)
+        assert on_postgres.counts() == {**NOTHING, "unsent": 1, "late": 1}
+
+    def test_that_cannot_end_its_hold_has_its_usage_after_the_commit(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        hold = held(on_postgres)
+        with isolated(postgres_alias, "REPEATABLE READ"):
+            sold(postgres_alias)
+            elsewhere(lambda: on_postgres.renew([hold], 60))
+            refused(on_postgres, hold)
+        assert on_postgres.counts() == {**NOTHING, "unsent": 1}
+
+    def test_is_exact_where_the_database_isolates_more_by_default(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        connections[postgres_alias].settings_dict["OPTIONS"] = {
+            "options": "-c default_transaction_isolation=serializable"
+        }
+
+        def use(_: int) -> int:
+            answers = [on_postgres.hold([claim(1, limit=10)], 60) for _ in range(5)]
+            connections[postgres_alias].close()
+            return sum(isinstance(answer, Hold) for answer in answers)
+
+        assert sum(at_once(use, 4)) == 10
+
+    def test_gives_a_hold_back_after_the_step_that_a_finalizer_interrupts(self, on_postgres: DjangoLedger) -> None:
+        hold, dropped = held(on_postgres), held(on_postgres, claim(2))
+
+        class Uses(list[Use]):
+            def __iter__(self) -> Iterator[Use]:
+                on_postgres.release(dropped)
+                raise WorkFailed
+
+        with pytest.raises(WorkFailed):
+            on_postgres.commit(hold, Uses())
+        assert [entry.id for entry in on_postgres.entries([State.HELD], 10)] == [hold.id]
 
     def test_lets_a_hold_expire_whose_connection_is_closed_within_the_transaction(
         self, on_postgres: DjangoLedger, postgres_alias: str, clock: ManualClock
@@ -595,7 +700,62 @@ class TestOwnTests:
         assert ledger.take_batch(100, LEASE) is not None
 
 
+@contextmanager
+def stale(alias: str) -> Iterator[None]:
+    """A transaction that has read before another one wrote, and may not write any more."""
+
+    def write() -> None:
+        sell(alias)
+        connections[alias].close()
+
+    make_shop(alias)
+    with connections[alias].cursor() as cursor:
+        cursor.execute("PRAGMA journal_mode = wal")
+    with transaction.atomic(using=alias):
+        sold(alias)
+        elsewhere(write)
+        yield
+
+
 class TestSqlite:
+    def test_that_is_locked_has_the_usage_of_a_transaction_after_its_commit(
+        self, open_ledger: Open, django_sqlite: str
+    ) -> None:
+        ledger = open_ledger(django_sqlite)
+        told: list[float] = []
+        ledger.committed = lambda: told.append(unsent(ledger))
+        hold = held(ledger)
+        with stale(django_sqlite):
+            again = refused(ledger, hold)
+        assert told == [1]
+        again()
+        assert ledger.counts() == {**NOTHING, "unsent": 1}
+
+    def test_that_is_locked_has_no_usage_of_a_transaction_that_is_rolled_back(
+        self, open_ledger: Open, django_sqlite: str
+    ) -> None:
+        ledger = open_ledger(django_sqlite)
+        hold = held(ledger)
+        with suppress(WorkFailed), stale(django_sqlite):
+            again = refused(ledger, hold)
+            raise WorkFailed
+        again()
+        assert ledger.counts() == NOTHING
+
+    def test_that_stays_locked_has_the_usage_later(self, open_ledger: Open, django_sqlite: str) -> None:
+        ledger = open_ledger(django_sqlite)
+        hold = held(ledger)
+        with stale(django_sqlite):
+            again = refused(ledger, hold)
+            with connections[django_sqlite].cursor() as cursor:
+                cursor.execute("PRAGMA query_only = on")
+        with pytest.raises(LedgerUnavailable, match="readonly"):
+            again()
+        with connections[django_sqlite].cursor() as cursor:
+            cursor.execute("PRAGMA query_only = off")
+        again()
+        assert ledger.counts() == {**NOTHING, "unsent": 1}
+
     def test_that_is_locked_is_told_of(self, open_ledger: Open, django_sqlite: str) -> None:
         ledger = open_ledger(django_sqlite)
         connections[django_sqlite].settings_dict["OPTIONS"]["timeout"] = 0.01

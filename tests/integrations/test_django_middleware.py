@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.test import Client, RequestFactory
+from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 
+from conftest import in_child
 from stigg_guard import Guard, InvalidRequest
 from stigg_guard.django import consumes_usage, customer_of, exempt, get_guard, requires_feature
 from stigg_guard.django.middleware import StiggGuardMiddleware
@@ -169,6 +174,85 @@ def test_other_middleware_goes_before_a_rule(site: Any, web: Client, guard: Guar
     assert (used(guard), held()) == (3, 0)
 
 
+class RedirectsViews:
+    """Middleware that answers in place of a view."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self.get_response(request)
+
+    def process_view(self, request: HttpRequest, *_: Any) -> HttpResponse:
+        return HttpResponse(status=302, headers={"Location": "/elsewhere"})
+
+
+def hide_failure(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Middleware that answers in place of a view that has failed."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        return HttpResponse("sorry") if response.status_code >= 400 else response
+
+    return middleware
+
+
+@pytest.mark.parametrize(("middleware", "url"), [(RedirectsViews, "/ruled/page"), (hide_failure, "/ruled/page/500")])
+def test_what_other_middleware_answers_is_not_counted(
+    site: Any, web: Client, guard: Guard, middleware: Any, url: str
+) -> None:
+    site.MIDDLEWARE = [*site.MIDDLEWARE, f"{__name__}.{middleware.__name__}"]
+    assert web.get(url).status_code < 400
+    assert (used(guard), held()) == (3, 0)
+
+
+def leave_when_answered(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Middleware that ends the process once the view has answered and its transaction is committed."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        os._exit(0 if response.status_code == 200 else 1)
+
+    return middleware
+
+
+def test_a_process_that_is_killed_after_the_commit_loses_nothing_under_a_rule(
+    site: Any, web: Client, guard: Guard, django_sqlite: str
+) -> None:
+    connections.settings[django_sqlite]["ATOMIC_REQUESTS"] = True
+    change(site, LEDGER=f"django://{django_sqlite}", DATABASE=django_sqlite)
+    site.MIDDLEWARE = [*site.MIDDLEWARE, f"{__name__}.leave_when_answered"]
+    connections[django_sqlite].close()
+    assert in_child(lambda: bool(web.get("/ruled/page")))
+    assert get_guard().flush(30) == 0
+    assert (used(guard), held()) == (5, 0)
+
+
+def other_urls(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Middleware that chooses the URLs of a request."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        if "other" in request.GET:
+            request.urlconf = (path("ruled/other", page), path("ruled/exempt", exempt(page)), path("other", page))
+        return get_response(request)
+
+    return middleware
+
+
+def test_rules_guard_the_urls_that_earlier_middleware_chose(site: Any, web: Client, guard: Guard) -> None:
+    site.MIDDLEWARE = [f"{__name__}.other_urls", *site.MIDDLEWARE]
+    assert web.get("/ruled/other?other").status_code == 200
+    assert used(guard) == 5
+
+
+@pytest.mark.parametrize("ask", [Client.get, lambda client, url: asyncio.run(AsyncClient().get(url))])
+def test_urls_that_later_middleware_chooses_are_refused_where_a_rule_is_met(site: Any, ask: Any) -> None:
+    site.MIDDLEWARE = [*site.MIDDLEWARE, f"{__name__}.other_urls"]
+    with pytest.raises(ImproperlyConfigured, match="put StiggGuardMiddleware below it"):
+        ask(Client(), "/ruled/other?other")
+    assert [ask(Client(), f"{url}?other").status_code for url in ["/other", "/ruled/exempt"]] == [200, 200]
+
+
 def test_a_wrong_resource_of_the_site_is_no_answer_to_the_client(site: Any, client: Client) -> None:
     change(site, CUSTOMER=lambda _: "")
     with pytest.raises(InvalidRequest, match="customer_id"):
@@ -204,9 +288,15 @@ def test_anonymous_browsers_are_sent_to_the_login_page_of_the_project(site: Any,
     assert client.get(url).status_code == 401
 
 
-def test_the_login_page_may_be_named_for_the_guard_alone(site: Any, client: Client) -> None:
-    change(site, ANONYMOUS="login", LOGIN_URL="/customers/")
-    assert client.get("/analytics", headers=BROWSER)["Location"].startswith("/customers/?next=")
+@pytest.mark.parametrize(("given", "address"), [("/customers/", "/customers/"), ("sign-in", "/sign-in/")])
+def test_the_login_page_may_be_named_for_the_guard_alone(site: Any, client: Client, given: str, address: str) -> None:
+    change(site, ANONYMOUS="login", LOGIN_URL=given)
+    assert client.get("/analytics", headers=BROWSER)["Location"].startswith(f"{address}?next=")
+
+
+def test_a_login_page_without_an_address_spoils_no_other_denial(site: Any, web: Client) -> None:
+    change(site, ANONYMOUS="login", LOGIN_URL="nowhere")
+    assert web.get("/analytics").status_code == 402
 
 
 def test_anonymous_requests_may_have_what_a_free_customer_has(site: Any, client: Client) -> None:

@@ -14,10 +14,12 @@ from django.test import Client
 from django.urls import path
 from pytest_django.plugin import DjangoDbBlocker
 
+from conftest import in_child
 from django_databases import django_database, make_ledger_tables
 from stigg_guard import Guard
 from stigg_guard.django import consumes_usage, get_guard
 from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.testing import override_entitlements
 
 TEMPLATES = "feature-templates"
 DEMO = "customer-demo-01"  # essentials: 3 of 6 templates used
@@ -211,6 +213,61 @@ def test_a_callback_that_fails_before_does_not_lose_what_was_committed(counted: 
     assert (sold(), counted()) == (1, (4, 0))
 
 
+def test_a_failed_callback_that_is_remembered_does_not_lose_what_was_committed(counted: Counted) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of stamps")
+
+    remembered: list[Exception] = []
+    try:
+        with transaction.atomic(using=SHOP):
+            transaction.on_commit(fail, using=SHOP)
+            with get_guard().consume(TEMPLATES, 1, customer=DEMO):
+                sell()
+    except RuntimeError as error:
+        remembered.append(error)
+    with transaction.atomic(using=SHOP):
+        remembered.clear()  # and with it Django's list of the callbacks
+    assert (sold(), counted()) == (1, (4, 0))
+
+
+def test_the_callbacks_of_a_block_find_its_usage_counted(counted: Counted) -> None:
+    found: list[tuple[float, int]] = []
+    with transaction.atomic(using=SHOP):
+        transaction.on_commit(lambda: found.append(counted()), using=SHOP)
+        with get_guard().consume(TEMPLATES, 1, customer=DEMO):
+            sell()
+    assert found == [(4, 0)]
+
+
+def test_the_reports_of_a_block_are_taken_in_their_order(counted: Counted) -> None:
+    with transaction.atomic(using=SHOP):
+        get_guard().report(TEMPLATES, 1, customer=DEMO, set_total=True)
+        get_guard().report(TEMPLATES, 1, customer=DEMO)
+    assert counted() == (2, 0)
+
+
+def test_a_block_without_autocommit_is_counted_at_once(counted: Counted) -> None:
+    transaction.set_autocommit(False, using=SHOP)
+    with transaction.atomic(using=SHOP), get_guard().consume(TEMPLATES, 1, customer=DEMO):
+        sell()
+    transaction.commit(using=SHOP)
+    connections[SHOP].close()
+    assert (sold(), counted()) == (1, (4, 0))
+
+
+def test_a_forked_child_that_drops_its_copy_of_the_transaction_gives_nothing_back(counted: Counted) -> None:
+    def drop() -> bool:
+        connections[SHOP].run_on_commit.clear()  # as closing it does, which with SQLite ends the parent's, too
+        return True
+
+    with transaction.atomic(using=SHOP):
+        with get_guard().consume(TEMPLATES, 1, customer=DEMO):
+            sell()
+        assert in_child(drop)
+        assert counted() == (3, 1)
+    assert (sold(), counted()) == (1, (4, 0))
+
+
 def test_the_callbacks_after_it_run_although_the_guard_was_closed(caplog: pytest.LogCaptureFixture) -> None:
     ran: list[str] = []
     with transaction.atomic(using=SHOP):
@@ -252,6 +309,16 @@ def test_a_test_case_counts_what_it_has_committed(
 
 
 @pytest.mark.django_db
+def test_what_is_captured_twice_is_counted_once(
+    site: Any, web: Client, counted: Counted, django_capture_on_commit_callbacks: Any
+) -> None:
+    site.STIGG_GUARD = {**site.STIGG_GUARD, "DATABASE": "default"}
+    with django_capture_on_commit_callbacks(execute=True), django_capture_on_commit_callbacks(execute=True):
+        web.post("/create")
+    assert counted() == (4, 0)
+
+
+@pytest.mark.django_db
 def test_a_test_case_leaves_open_what_it_does_not_commit(site: Any, web: Client, counted: Counted) -> None:
     site.STIGG_GUARD = {**site.STIGG_GUARD, "DATABASE": "default"}
     assert web.post("/create").status_code == 201
@@ -289,6 +356,17 @@ def test_a_ledger_in_the_database_follows_atomic_requests(
 ) -> None:
     web.post(url)
     assert (sold(), counted()) == (rows, (usage, 0))
+
+
+@pytest.mark.usefixtures("in_shop")
+@pytest.mark.parametrize(("undone", "usage"), [(False, 1), (True, 0)])
+def test_an_override_follows_the_transaction_whatever_the_ledger(undone: bool, usage: float) -> None:
+    with override_entitlements({TEMPLATES: {"limit": 6}}) as stigg:
+        with transaction.atomic(using=SHOP):
+            with get_guard().consume(TEMPLATES, 1, customer=DEMO):
+                sell()
+            transaction.set_rollback(undone, using=SHOP)
+        stigg.assert_usage_reported(TEMPLATES, usage)
 
 
 def test_a_ledger_in_one_database_may_follow_another(in_shop: Any, counted: Counted, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
@@ -60,6 +61,15 @@ def create_some(request: HttpRequest) -> HttpResponse:
 
 
 @consumes_usage(1, TEMPLATES)
+def create_and_lose_connection(request: HttpRequest) -> HttpResponse:
+    insert("postgres")
+    with psycopg.connect(**connections["postgres"].get_connection_params()) as other:
+        pid = connections["postgres"].connection.info.backend_pid
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    return HttpResponse(status=201)
+
+
+@consumes_usage(1, TEMPLATES)
 def create_in_other(request: HttpRequest) -> HttpResponse:
     insert("other")
     if "fail" in request.GET:
@@ -73,6 +83,7 @@ urlpatterns = [
     path("create-and-fail", create_and_fail),
     path("create-and-undo", create_and_undo),
     path("create-some", create_some),
+    path("create-and-lose-connection", create_and_lose_connection),
     path("create-in-other", create_in_other),
 ]
 
@@ -129,6 +140,12 @@ def test_a_request_that_succeeds_is_counted(web: Client) -> None:
 def test_a_request_that_consumes_twice_is_counted_twice(web: Client) -> None:
     assert web.post("/create-two").status_code == 201
     assert counted() == rows("postgres") == 2
+
+
+def test_a_request_whose_transaction_is_lost_before_its_use_is_not_counted(web: Client) -> None:
+    assert web.post("/create-and-lose-connection").status_code == 500
+    connections["postgres"].close()
+    assert counted() == rows("postgres") == 0
 
 
 @pytest.mark.parametrize("url", ["/create-and-fail", "/create-and-undo"])

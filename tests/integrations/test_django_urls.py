@@ -67,6 +67,7 @@ def of_number(request: HttpRequest, n: int) -> HttpResponse:
 urlpatterns = [
     path("public", page),
     path("closed/", protect(inner, "feature-analytics")),
+    path("pair/", protect((inner, "pair"), "feature-analytics")),
     path("open/", protect(include((inner, "inner")), "feature-custom-domain")),
     path("module/", protect(module, "feature-analytics")),
     path("counted/<int:n>/", protect([path("", of_number)], TEMPLATES, lambda request, n: n)),
@@ -93,7 +94,7 @@ def used(guard: Guard) -> float:
     return guard.check(TEMPLATES, customer=DEMO).current_usage
 
 
-@pytest.mark.parametrize("group", ["closed", "module", "outer/inner"])
+@pytest.mark.parametrize("group", ["closed", "module", "pair", "outer/inner"])
 @pytest.mark.parametrize("view", ["page", "awaited"])
 def test_all_views_of_a_group_are_closed_to_customers_without_the_feature(
     client: Client, group: str, view: str

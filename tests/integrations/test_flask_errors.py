@@ -13,8 +13,9 @@ from werkzeug.exceptions import HTTPException
 import stigg_guard
 from conftest import full_disk
 from integrations.flask_shop import ESSENTIALS, HTML, NOBODY_LISTENS, TEMPLATES, add_view, client_of, guard_of
-from stigg_guard import StiggGuardError
+from stigg_guard import InvalidRequest, SidecarError, SignInRequired, StiggGuardError
 from stigg_guard.flask import FeatureDenied, Refused, StiggGuard, consumes_usage, requires_feature
+from stigg_guard.flask.errors import refusing
 from stigg_guard.wording import Wording
 
 MakeApp = Callable[..., Flask]
@@ -43,6 +44,14 @@ def test_denial_page_of_the_app_replaces_the_built_in_one(make_app: MakeApp, tmp
     app.template_folder = str(tmp_path)
     add_view(app, ANALYTICS)
     assert client_of(app).get("/", headers=HTML).text == "Ours: feature-analytics"
+
+
+def test_denial_page_of_a_blueprint_that_comes_later_replaces_the_built_in_one(app: Flask, tmp_path: Path) -> None:
+    (tmp_path / "stigg_guard").mkdir()
+    (tmp_path / "stigg_guard" / "denied.html").write_text("Theirs: {{ denial.entitlement.feature_id }}")
+    app.register_blueprint(Blueprint("theme", __name__, template_folder=str(tmp_path)))
+    add_view(app, ANALYTICS)
+    assert client_of(app).get("/", headers=HTML).text == "Theirs: feature-analytics"
 
 
 def test_denial_is_worded_as_the_extension_is_told(make_app: MakeApp) -> None:
@@ -190,6 +199,79 @@ def test_handler_of_every_exception_leaves_denials_to_the_guard(app: Flask) -> N
     assert client_of(app).get("/").status_code == 402
 
 
+def only_http_errors(error: Exception) -> Any:
+    """What many apps answer an errorhandler of all exceptions with."""
+    return (f"refused: {error.code}", error.code) if isinstance(error, HTTPException) else ("broken", 500)
+
+
+@pytest.mark.parametrize("where", ["on the view", "deep in it", "before it", "by its group"])
+def test_handler_of_every_exception_in_a_blueprint_gets_denials_as_http_errors(app: Flask, where: str) -> None:
+    blueprint = Blueprint("api", __name__)
+    blueprint.register_error_handler(Exception, only_http_errors)
+
+    def view() -> str:
+        if where == "deep in it":
+            guard_of(app).require("feature-analytics", customer=ESSENTIALS)
+        return "figures"
+
+    if where == "before it":
+        blueprint.before_request(ANALYTICS(lambda: None))
+    if where == "by its group":
+        StiggGuard.protect(blueprint, "feature-analytics")
+    blueprint.add_url_rule("/api", "view", ANALYTICS(view) if where == "on the view" else view)
+    app.register_blueprint(blueprint)
+    assert client_of(app).get("/api").text == "refused: 402"
+
+
+@pytest.mark.parametrize("guard", [ANALYTICS, consumes_usage(4, TEMPLATES)])
+def test_denial_leaves_the_guard_as_an_http_error(app: Flask, guard: Callable[..., Any]) -> None:
+    def by_hand(view: Callable[[], Any]) -> Callable[[], Any]:
+        def called() -> Any:
+            try:
+                return view()
+            except Exception as error:
+                return only_http_errors(error)
+
+        return called
+
+    add_view(app, by_hand, guard)
+    assert client_of(app).get("/").text == "refused: 402"
+
+
+@pytest.mark.parametrize(
+    ("error", "guard", "settings"),
+    [
+        (SignInRequired, ANALYTICS, {"CUSTOMER": lambda _: None}),
+        (InvalidRequest, consumes_usage(lambda _: -1, TEMPLATES), {}),
+        (SidecarError, ANALYTICS, {"SIDECAR": NOBODY_LISTENS}),
+        (stigg_guard.FeatureDenied, ANALYTICS, {}),
+    ],
+)
+def test_handler_of_an_error_of_the_guard_goes_before_that_of_http_errors(
+    make_app: MakeApp, error: type[StiggGuardError], guard: Callable[..., Any], settings: dict[str, Any]
+) -> None:
+    app = make_app(**settings)
+    app.register_error_handler(HTTPException, lambda error: ("any", 418))
+    app.register_error_handler(error, lambda error: (type(error.error).__name__, error.code))
+    add_view(app, guard)
+    response = client_of(app).get("/")
+    assert response.status_code in (400, 401, 402, 503)
+    assert issubclass(getattr(stigg_guard, response.text), error)
+
+
+def test_guard_around_one_that_sends_to_the_login_page_counts_nothing(make_app: MakeApp) -> None:
+    app = make_app(ANONYMOUS="login", LOGIN_URL="/login")
+
+    def deep() -> None:
+        raise SignInRequired("of another kind")
+
+    add_view(app, consumes_usage(1, TEMPLATES), answer=requires_feature(TEMPLATES)(refusing(deep)))
+    assert client_of(app).get("/", headers=HTML).status_code == 302
+    assert (guard_of(app).flush(), guard_of(app).stats()["held"]) == (0, 0)
+    assert guard_of(app).reload(ESSENTIALS)
+    assert guard_of(app).check(TEMPLATES, customer=ESSENTIALS).current_usage == 3
+
+
 def test_denial_deep_in_a_view_is_answered_as_a_decorators_is(app: Flask) -> None:
     def deep() -> Any:
         with guard_of(app).consume(TEMPLATES, 9, customer=ESSENTIALS):
@@ -198,6 +280,13 @@ def test_denial_deep_in_a_view_is_answered_as_a_decorators_is(app: Flask) -> Non
     app.register_error_handler(402, lambda error: (f"{error.entitlement.requested_usage:g} are too many", 402))
     add_view(app, answer=deep)
     assert client_of(app).get("/").text == "9 are too many"
+
+
+def test_denial_before_the_view_is_answered_as_a_decorators_is(app: Flask) -> None:
+    app.before_request(lambda: guard_of(app).require("feature-analytics", customer=ESSENTIALS) and None)
+    runs = add_view(app)
+    assert client_of(app).get("/", headers=HTML).status_code == 402
+    assert runs == []
 
 
 def test_402_of_the_apps_own_is_known_too(app: Flask) -> None:

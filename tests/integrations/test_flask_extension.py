@@ -100,6 +100,12 @@ def test_ledger_is_in_the_instance_folder(app: Flask) -> None:
     assert [file.suffix for file in Path(app.instance_path).iterdir() if file.is_file()]
 
 
+def test_folder_that_cannot_be_made_is_told_by_the_settings_full_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"^STIGG_GUARD_LEDGER: the folder"):
+        StiggGuard(Flask("shop", instance_path=str(tmp_path / "file" / "instance")))
+
+
 def test_import_and_init_app_start_no_thread_and_open_nothing() -> None:
     watched = """
 import sys, threading, flask
@@ -269,6 +275,25 @@ def test_guard_that_outlives_its_app_signals_nothing(sidecar: Sidecar, tmp_path:
         with pytest.raises(stigg_guard.FeatureDenied):
             guard.require("feature-analytics", customer=ESSENTIALS)
     assert told == []
+
+
+def test_async_receiver_without_asgiref_keeps_no_other_from_being_told(app: Flask, caplog: Any) -> None:
+    told: list[str] = []
+
+    def without_asgiref(_: Any) -> Any:
+        raise RuntimeError("Install Flask with the 'async' extra")
+
+    async def receive(sender: Flask, **_: Any) -> None: ...
+
+    def listen(sender: Flask, **_: Any) -> None:
+        told.append("told")
+
+    app.async_to_sync = without_asgiref  # type: ignore[method-assign] # what Flask's own says without it
+    add_view(app, requires_feature("feature-analytics"))
+    with feature_denied.connected_to(receive), feature_denied.connected_to(listen):
+        assert client_of(app).get("/").status_code == 402
+    assert told == ["told"]
+    assert "extra" in caplog.text
 
 
 def test_receiver_that_raises_changes_nothing_for_the_request_and_the_others(app: Flask, caplog: Any) -> None:

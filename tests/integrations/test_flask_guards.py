@@ -64,7 +64,9 @@ def test_exception_of_success_is_answered_by_the_apps_handler(app: Flask, used: 
     assert used() == 4
 
 
-def test_view_that_returns_nothing_is_refused_with_the_remedy_and_holds_nothing(app: Flask, used: Used) -> None:
+def test_before_request_function_that_consumes_is_refused_with_the_remedy_and_holds_nothing(
+    app: Flask, used: Used
+) -> None:
     @app.before_request
     @consumes_usage(1, TEMPLATES)
     def counting() -> None:
@@ -74,6 +76,23 @@ def test_view_that_returns_nothing_is_refused_with_the_remedy_and_holds_nothing(
     with pytest.raises(ConfigError, match="protect the blueprint"):
         client_of(app).get("/")
     assert (used(), guard_of(app).stats()["held"]) == (3, 0)
+
+
+def test_view_that_returns_nothing_is_refused_with_the_remedy(app: Flask, used: Used) -> None:
+    add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: None)
+    app.testing = True
+    with pytest.raises(ConfigError, match=r"nothing for /\. A view has to return its answer"):
+        client_of(app).get("/")
+    assert (used(), guard_of(app).stats()["held"]) == (3, 0)
+
+
+@pytest.mark.parametrize("guard", [requires_feature, consumes_usage])
+def test_decorator_without_its_parentheses_is_refused_with_the_remedy(guard: Callable[..., Any]) -> None:
+    def view() -> str:
+        return "made"
+
+    with pytest.raises(ConfigError, match=f"view .*write @{guard.__name__}.* with parentheses"):
+        guard(view)
 
 
 def test_concurrent_requests_use_no_more_than_the_limit(app: Flask, used: Used) -> None:
@@ -197,6 +216,17 @@ def test_blueprint_may_be_protected_and_registered_before_init_app(make_app: Mak
         app.register_blueprint(blueprint)
     assert client_of(here).get("/analytics").status_code == 402
     assert client_of(there).get("/analytics").status_code == 200
+
+
+@pytest.mark.parametrize("n", [None, 1])
+def test_group_of_an_app_without_the_extension_runs_no_view(n: int | None) -> None:
+    app = Flask("shop")
+    app.testing = True
+    protect(app, "feature-analytics", n)
+    runs = add_view(app)
+    with pytest.raises(ConfigError, match=r"'shop' has no guard.*init_app"):
+        app.test_client().get("/")
+    assert runs == []
 
 
 def test_app_is_guarded_but_for_addresses_that_are_not_there(app: Flask, used: Used) -> None:

@@ -43,6 +43,16 @@ def render(sidecar: Sidecar) -> Iterator[Render]:
             extension.guard.close()
 
 
+def test_outside_of_a_request_there_is_the_plan_of_nobody() -> None:
+    app = Flask("shop")
+    app.config.update(STIGG_GUARD_LEDGER="memory://", STIGG_GUARD_UPGRADE_URL="/plans")
+    StiggGuard(app)
+    template = """{{ has_feature("f") }} {{ "f" is entitled }} {{ entitlement("f") }} [{{ usage("f") }}]
+        [{{ usage_bar("f") }}] [{{ plan_limits() }}] {{ plan_lines() }} {{ upgrade_url("f") }}"""
+    with app.app_context():
+        assert render_template_string(template).split() == ["False", "False", "None", "[]", "[]", "[]", "[]", "/plans"]
+
+
 @pytest.mark.parametrize(("feature", "shown"), [("feature-exports", "yes"), ("feature-analytics", "no")])
 def test_has_feature_follows_the_plan(render: Render, feature: str, shown: str) -> None:
     assert render(f"{{{{ 'yes' if has_feature('{feature}') else 'no' }}}}") == shown

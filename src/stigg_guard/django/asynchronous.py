@@ -1,19 +1,48 @@
-"""Guarded calls and streams that are awaited: what blocks runs in a thread, and what was begun there is ended once."""
+"""Where an event loop runs: what blocks runs in a thread, and what was begun there is ended once."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.db import connections
 
 from stigg_guard.consumption import SettlingStream
-from stigg_guard.decorators import Ending, HoldOpen
+from stigg_guard.decorators import Begin, Ending, HoldOpen
 
 T = TypeVar("T")
 Settle = Callable[[Any, HoldOpen], tuple[Any, bool]]
+
+
+def may_block() -> bool:
+    """Whether Django lets this thread wait for a database: no event loop runs in it, or the project allows it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
+
+
+def beside_loop(work: Callable[[], T]) -> T:
+    """What blocking work comes to that cannot be awaited. The event loop stands still meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, _with_own_connections, work).result()
+
+
+def ended_anywhere(begin: Begin) -> Begin:
+    """``begin``, whose ending a thread takes on when it is called in an event loop, as by a stream that is dropped."""
+
+    def beginning(*args: Any, **kwargs: Any) -> Ending | None:
+        ending = begin(*args, **kwargs)
+        return None if ending is None else partial(_end, ending)
+
+    return beginning
 
 
 async def begun(begin: Callable[[], Ending | None]) -> Ending | None:
@@ -63,6 +92,7 @@ class AsyncSettlingStream(AsyncIterator[bytes]):
 
     async def __anext__(self) -> bytes:
         try:
+            await asyncio.sleep(0)  # parts that wait for nothing would keep the server from noticing who has left
             return await anext(self._parts)
         except StopAsyncIteration:
             await in_thread(partial(next, self._settlement, None))
@@ -74,6 +104,24 @@ class AsyncSettlingStream(AsyncIterator[bytes]):
     def close(self) -> None:
         """Cuts the stream off, unless it has ended."""
         self._settlement.close()
+
+
+def _end(ending: Ending, succeeded: bool, result: Any) -> None:
+    work = partial(ending, succeeded, result)
+    if in_event_loop():
+        loop = asyncio.get_running_loop()
+        # A stream may be dropped amid anything, so that the thread is only asked for here.
+        loop.call_soon(loop.run_in_executor, None, _with_own_connections, work)
+    else:
+        work()
+
+
+def _with_own_connections(work: Callable[[], T]) -> T:
+    """What the work comes to in a thread that leaves no connection to a database open."""
+    try:
+        return work()
+    finally:
+        connections.close_all()
 
 
 async def _done(work: Callable[[], T]) -> tuple[T, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable
 from functools import partial, wraps
+from inspect import isawaitable, unwrap
 from typing import Any, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
@@ -11,9 +12,10 @@ from django.db import connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase, StreamingHttpResponse
 from django.template.response import SimpleTemplateResponse
+from django.views import View
 
 from stigg_guard.consumption import Consumption, SettlingStream
-from stigg_guard.decorators import Begin, HoldOpen, is_asynchronous
+from stigg_guard.decorators import Begin, HoldOpen, is_asynchronous, settled_call
 from stigg_guard.django import asynchronous
 from stigg_guard.django.asynchronous import AsyncSettlingStream
 from stigg_guard.django.conf import DEFAULT, get_guard
@@ -62,14 +64,12 @@ class DjangoCalls(ViewCalls):
         return connections[get_guard(self._using).config.database].in_atomic_block
 
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
-        if is_awaited(function):
-            return cast("Callable[P, R]", self._awaiting(function, check))
-        return super().check_first(function, check)
+        return self._awaiting(function, check) if is_awaited(function) else super().check_first(function, check)
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
-        if is_awaited(function):
-            return cast("Callable[P, R]", self._awaiting(function, begin))
-        return super().settle_after(function, begin)
+        beginning = asynchronous.ended_anywhere(begin)
+        awaiting = self._awaiting(function, beginning)
+        return awaiting if is_awaited(function) else _as_called(awaiting, self._blocking(function, beginning))
 
     def _awaiting(self, function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         @wraps(function)
@@ -80,6 +80,23 @@ class DjangoCalls(ViewCalls):
             return await asynchronous.settled_call(partial(function, *args, **kwargs), self.settle, ending)
 
         return awaiting
+
+    def _blocking(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
+        @wraps(function)
+        def blocking(*args: P.args, **kwargs: P.kwargs) -> R:
+            ending = begin(*args, **kwargs)
+            if ending is None:
+                return function(*args, **kwargs)
+            try:
+                response = function(*args, **kwargs)
+            except BaseException:
+                ending(False, None)
+                raise
+            if isawaitable(response):
+                return cast(R, asynchronous.settled_call(lambda: response, self.settle, ending))
+            return cast(R, settled_call(lambda: response, self.settle, ending))
+
+        return blocking
 
 
 def settle(response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
@@ -115,5 +132,12 @@ def _settle_rendered(response: SimpleTemplateResponse, settlement: SettlingStrea
 
 
 def is_awaited(function: Callable[..., Any]) -> bool:
-    """Whether Django awaits the view; some are only marked as coroutine functions."""
-    return iscoroutinefunction(function) or is_asynchronous(function)
+    """Whether Django awaits the view. Some are only marked as coroutine functions, and ``dispatch`` not even that."""
+    return iscoroutinefunction(function) or is_asynchronous(function) or _dispatches_awaited(function)
+
+
+def _dispatches_awaited(function: Callable[..., Any]) -> bool:
+    bound = unwrap(function, stop=lambda one: isinstance(one, partial))  # method_decorator binds by a partial
+    method = bound.func if isinstance(bound, partial) else bound
+    view = getattr(method, "__self__", None)
+    return isinstance(view, View) and view.view_is_async and method.__name__ == View.dispatch.__name__

@@ -24,12 +24,13 @@ from urllib.parse import unquote
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - as Django names it
 from django.db import connections
+from django.urls import NoReverseMatch
 from django.utils.module_loading import import_string
 
-from stigg_guard.config import Config
+from stigg_guard.config import Anonymous, Config
 from stigg_guard.django.conf import DATABASE_LEDGER, configurations, faults, given_settings
 from stigg_guard.django.folders import project_folders
-from stigg_guard.django.middleware import StiggGuardMiddleware
+from stigg_guard.django.middleware import StiggGuardMiddleware, login_page
 from stigg_guard.errors import ConfigError
 from stigg_guard.features import Comparison, known_features
 from stigg_guard.mentions import mentions, own_folders
@@ -45,7 +46,7 @@ _SIGNS_IN = (
 
 def register_checks() -> None:
     """Registers all checks under the tag ``stigg_guard``."""
-    for check in (check_settings, check_middleware, check_customer, check_ledger):
+    for check in (check_settings, check_middleware, check_customer, check_login, check_ledger):
         register(check, TAG)
     for check in (check_outage_policy, check_workers, check_features):
         register(check, TAG, deploy=True)
@@ -78,6 +79,11 @@ def check_customer(**_: Any) -> Sequence[CheckMessage]:
         for place, config in _configs()
         if config.customer is None and config.enabled
     ]
+
+
+def check_login(**_: Any) -> Sequence[CheckMessage]:
+    """Without the login page there is no way to answer who is to go there."""
+    return [fault for place, config in _configs() for fault in _login_faults(place, config)]
 
 
 def check_ledger(**_: Any) -> Sequence[CheckMessage]:
@@ -126,6 +132,15 @@ def check_features(**_: Any) -> Sequence[CheckMessage]:
 def _configs() -> list[tuple[str, Config]]:
     """The configurations that are right, each with where it stands."""
     return [(f"settings.STIGG_GUARD of {using!r}", made.guard.config) for using, made in configurations().items()]
+
+
+def _login_faults(place: str, config: Config) -> Iterator[CheckMessage]:
+    if config.anonymous is Anonymous.LOGIN:
+        try:
+            login_page(config)
+        except NoReverseMatch as error:
+            hint = "Set LOGIN_URL to the path of the login page, or to the name of its URL."
+            yield Error(f"LOGIN_URL: {error}", hint=hint, obj=place, id="stigg_guard.E003")
 
 
 def _ledger_faults(place: str, url: str) -> Iterator[CheckMessage]:

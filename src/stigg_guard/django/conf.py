@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -14,7 +16,7 @@ from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
 from stigg_guard.clock import Clock
-from stigg_guard.config import Config
+from stigg_guard.config import Config, split_address
 from stigg_guard.consumption import confirm_now
 from stigg_guard.decorators import is_asynchronous
 from stigg_guard.django.signals import SignalObserver
@@ -91,7 +93,9 @@ def configure() -> None:
     faulty: dict[str, str] = {}
     for using, given in given_settings().items():
         try:
-            made[using] = _made(using, given)
+            new = _made(using, given)
+            _require_own_ledger(new.guard.config, made)
+            made[using] = new
         except (ConfigError, MissingExtra) as error:
             faulty[using] = f"settings.STIGG_GUARD of {using!r}: {error}"
     before, _configured, _faults = _configured, made, faulty
@@ -118,15 +122,55 @@ def _made(using: str, given: Any) -> Configured:
     return Configured(guard, resolver)
 
 
+def _require_own_ledger(config: Config, made: Mapping[str, Configured]) -> None:
+    """Whoever drains a ledger sends to his own sidecar all that is in it.
+
+    Raises:
+        ConfigError: a configuration made before has this ledger, and another sidecar.
+    """
+    for using, other in made.items():
+        theirs = other.guard.config
+        if _ledger_place(config) == _ledger_place(theirs) is not None and _target(config) != _target(theirs):
+            raise ConfigError(
+                f"LEDGER: it is that of {using!r}, which has another SIDECAR, and usage would be reported to either; "
+                "give each sidecar a ledger of its own"
+            )
+
+
+def _ledger_place(config: Config) -> tuple[object, ...] | None:
+    """What all URLs of one ledger have in common; none for a ledger that nobody else can have."""
+    url = urlsplit(config.ledger or "")
+    if not config.enabled or config.sidecar == "offline":
+        return None
+    if url.scheme == "sqlite":
+        return ("sqlite", os.path.realpath(unquote(url.path.removeprefix("/"))))
+    if url.scheme == "django":
+        database = connections.settings[url.netloc]
+        return tuple(str(database[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
+    if url.scheme in ("redis", "rediss"):
+        number = parse_qs(url.query).get("db", [url.path.strip("/") or "0"])[0]
+        return ("redis", url.hostname, url.port or 6379, number)
+    return None
+
+
+def _target(config: Config) -> tuple[object, ...]:
+    """The sidecar that usage is reported to."""
+    return ("local", config.catalog) if config.sidecar == "local" else split_address(config.sidecar)
+
+
 def _guard_over_database(config: Config, url: str, observer: SignalObserver) -> Guard:
     # The models behind it are importable only when the ledger's app is installed.
     from stigg_guard.django.ledger.ledger import django_ledger_from_url
 
     clock = Clock()
     ledger = django_ledger_from_url(url, clock, settle_grace=config.settle_grace)
-    # In the database whose transactions usage follows, usage is a part of them.
-    follows = url == f"{DATABASE_LEDGER}{config.database}"
-    confirm = confirm_now if follows else confirm_on_commit(config.database)
+    on_commit = confirm_on_commit(config.database)
+    in_same_database = url == f"{DATABASE_LEDGER}{config.database}"
+
+    def confirm(end: Callable[[bool], None]) -> None:
+        """At once where usage is a part of the transaction that it follows; the ledger of an override is not."""
+        (confirm_now if in_same_database and guard.ledger is ledger else on_commit)(end)
+
     guard = Guard(config, clock=clock, ledger=ledger, confirm=confirm, observer=observer)
     ledger.committed = guard.send
     return guard

@@ -15,13 +15,13 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
 from django.template import Context, Engine, TemplateDoesNotExist, loader
 
-from stigg_guard.config import Anonymous
+from stigg_guard.config import Anonymous, Config
 from stigg_guard.denial import Denial, Refusal, is_answered, page_source, rate_limit_headers
 from stigg_guard.django.conf import configurations, faults, get_guard
 from stigg_guard.django.requests import asked_configuration, displayed_plan, note_use, noted_use
-from stigg_guard.django.urls import RuledUrls, met_rules
+from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
-from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError
+from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError, SignInRequired
 from stigg_guard.views import EXEMPT
 
 logger = logging.getLogger("stigg_guard")
@@ -49,7 +49,8 @@ class StiggGuardMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         request.stigg = displayed_plan(request)  # type: ignore[attr-defined] # it is new to Django's requests
         if any(made.guard.config.rules for made in configurations().values()):
-            request.urlconf = RuledUrls(getattr(request, "urlconf", None) or settings.ROOT_URLCONF)  # type: ignore[attr-defined] # Django asks for it
+            original = getattr(request, "urlconf", None) or settings.ROOT_URLCONF
+            request.urlconf = ruled(original)  # type: ignore[assignment] # the stubs know paths of modules only
         if self._is_awaited:
             return self._awaited(request)
         return _with_headers(request, self._get_response(request))
@@ -68,7 +69,7 @@ class StiggGuardMiddleware:
 
 
 def _refuse_unruled(request: HttpRequest, view: Callable[..., Any], *_: Any) -> None:
-    is_ruled = isinstance(getattr(request, "urlconf", None), RuledUrls)
+    is_ruled = isinstance(getattr(request, "urlconf", None), GuardedUrls)
     if not is_ruled and met_rules(request) and not getattr(view, EXEMPT, False):
         raise ImproperlyConfigured(
             f"the rules for {request.path_info} are not in force, because a middleware has set request.urlconf after "
@@ -94,8 +95,17 @@ def denial_of(request: HttpRequest, error: Refusal) -> Denial:
         logger.warning("%s cannot be guarded: %s", request.path, error)
     if isinstance(error, FeatureDenied):
         note_use(request, error, using)
-    login_url = resolve_url(settings.LOGIN_URL) if config.anonymous is Anonymous.LOGIN else None
-    return Denial.of(error, config, WORDING, login_url=login_url)
+    signs_in = isinstance(error, SignInRequired) and config.anonymous is Anonymous.LOGIN
+    return Denial.of(error, config, WORDING, login_url=login_page(config) if signs_in else None)
+
+
+def login_page(config: Config) -> str:
+    """The address of the page where customers sign in.
+
+    Raises:
+        NoReverseMatch: it is named, and no URL has this name.
+    """
+    return resolve_url(config.login_url or settings.LOGIN_URL)
 
 
 def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from asgiref.sync import markcoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -40,21 +39,13 @@ class _GuardedView(View):
         """The id of the customer's resource that is asked about, if any."""
         return None
 
-    def _dispatch(self, dispatch: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
-        """The dispatch of the classes to the right, as what it is: it returns an awaitable for async handlers."""
-
-        def dispatched(*args: Any, **kwargs: Any) -> Any:
-            return dispatch(*args, **kwargs)
-
-        return markcoroutinefunction(dispatched) if self.view_is_async else dispatched
-
 
 class RequiresFeatureMixin(_GuardedView):
     """Runs the view only for customers who may use the feature; the middleware answers the others."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         requiring = decorators.requires_feature(self.get_feature(), calls=_MixinCalls(self))
-        return requiring(self._dispatch(super().dispatch))(request, *args, **kwargs)
+        return requiring(super().dispatch)(request, *args, **kwargs)
 
 
 class ConsumesUsageMixin(_GuardedView):
@@ -80,7 +71,7 @@ class ConsumesUsageMixin(_GuardedView):
         consuming = decorators.consumes_usage(
             lambda _: self.get_usage_amount(), self.get_feature(), calls=_MixinCalls(self), actual=self.get_actual_usage
         )
-        return consuming(self._dispatch(super().dispatch))(request, *args, **kwargs)
+        return consuming(super().dispatch)(request, *args, **kwargs)
 
 
 class _MixinCalls(DjangoCalls):

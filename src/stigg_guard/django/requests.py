@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
@@ -11,10 +12,13 @@ from django.http import HttpRequest
 
 from stigg_guard.consumption import Consumption
 from stigg_guard.display import DisplayedPlan
+from stigg_guard.django import asynchronous
 from stigg_guard.django.conf import DEFAULT, configured, get_guard
 from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import FeatureDenied, SignInRequired
+
+T = TypeVar("T")
 
 _ANYBODY = Customer("anybody")
 _CUSTOMER = "_stigg_guard_customer_"
@@ -27,8 +31,8 @@ class RequestPlan(DisplayedPlan):
     """``request.stigg``: the plan of the request's customer, who is looked up when something is asked first.
 
     An ``async def`` view awaits ``ahas``, ``aentitlement`` and ``aall``, which wait in a thread. What was asked once is
-    known: after ``await request.stigg.aall()`` templates of an async view ask about nothing that the plan has. What it
-    lacks is asked for alone, so await ``ahas`` of that as well, or render in a thread.
+    known: after ``await request.stigg.aall()`` templates of an async view ask about nothing that the plan has. What is
+    not known is looked up all the same, in a thread with connections of its own, and keeps the event loop waiting.
     """
 
     async def ahas(self, feature: str) -> bool:
@@ -42,6 +46,10 @@ class RequestPlan(DisplayedPlan):
     async def aall(self) -> Mapping[str, Entitlement]:
         """As ``all``."""
         return await sync_to_async(lambda: self.all)()
+
+    def _asked(self, ask: Callable[[str | Customer], T]) -> T | None:
+        look_up = partial(super()._asked, ask)
+        return look_up() if asynchronous.may_block() else asynchronous.beside_loop(look_up)
 
 
 def find_customer(request: HttpRequest, using: str = DEFAULT) -> str | Customer | None:

@@ -22,7 +22,7 @@ def confirm_on_commit(alias: str) -> Confirm:
 
     def confirm(end: Callable[[bool], None]) -> None:
         connection = connections[alias]
-        if connection.in_atomic_block:
+        if connection.in_atomic_block and connection.commit_on_exit:
             follow_transaction(connection, end)
         else:
             end(True)
@@ -33,9 +33,10 @@ def confirm_on_commit(alias: str) -> Confirm:
 def follow_transaction(connection: BaseDatabaseWrapper, end: Callable[[bool], None]) -> None:
     """Calls ``end`` once: with True when the transaction that is open on the connection is committed, before all
     callbacks of others, whichever of them fails; with False when it, or its savepoint, is undone."""
-    callbacks = connection.run_on_commit
+    # The stubs know neither of robust callbacks nor of the mark that test cases leave on their blocks.
+    callbacks: list[Any] = connection.run_on_commit
+    blocks: list[Any] = connection.atomic_blocks
     hook = (set(connection.savepoint_ids), _Undecided(end).commit, True)
-    blocks: list[Any] = connection.atomic_blocks  # the stubs know nothing of the mark that tests leave on them
     if any(block._from_testcase for block in blocks):
         callbacks.append(hook)  # a test captures those that were added last, and commits nothing
     else:

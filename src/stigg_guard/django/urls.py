@@ -10,8 +10,10 @@ from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 from asgiref.sync import markcoroutinefunction
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
-from django.urls import ResolverMatch, URLPattern, URLResolver, get_resolver, include
+from django.urls import ResolverMatch, URLPattern, URLResolver, include
+from django.urls.resolvers import RoutePattern
 
 from stigg_guard import decorators
 from stigg_guard.decorators import OneOrComputed
@@ -28,7 +30,7 @@ View: TypeAlias = Callable[..., Any]
 
 
 def protect(
-    urls: Included | str | ModuleType | Patterns,
+    urls: Included | tuple[Any, str] | str | ModuleType | Patterns,
     feature: str,
     n: OneOrComputed[Amount] | None = None,
     *,
@@ -50,10 +52,18 @@ def protect(
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite, or the feature's id is empty.
     """
-    urlconf, app_name, namespace = urls if isinstance(urls, tuple) else include(urls)
-    guard = cache(_guard(feature, n, DjangoCalls(using, methods=methods, resource=resource)))
-    patterns = getattr(urlconf, "urlpatterns", urlconf)
-    return [_guarded(pattern, guard) for pattern in patterns], app_name, namespace
+    given: Any = urls
+    urlconf, app_name, namespace = given if isinstance(given, tuple) and len(given) == 3 else include(given)
+    guard = _guard(feature, n, DjangoCalls(using, methods=methods, resource=resource))
+    return GuardedUrls(urlconf, guard), app_name, namespace
+
+
+def ruled(urlconf: Any) -> GuardedUrls:
+    """The URLconf, with its views under the rules that their requests meet.
+
+    They are guarded where decorators would: inside of the view's transaction, and of what other middleware does.
+    """
+    return GuardedUrls(urlconf, _ruled)
 
 
 def met_rules(request: HttpRequest) -> tuple[tuple[str, Rule], ...]:
@@ -64,26 +74,31 @@ def met_rules(request: HttpRequest) -> tuple[tuple[str, Rule], ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class RuledUrls:
-    """A URLconf like ``original``, in which rules guard the views.
-
-    They are guarded where decorators would: inside of the view's transaction, and of what other middleware does.
-    """
+class GuardedUrls:
+    """A URLconf like ``original``, whose views are guarded but for those that are exempt."""
 
     original: Any
+    guard: Callable[[View], View]
 
     @property
     def urlpatterns(self) -> Patterns:
-        guard = cache(_ruled)
-        return [_guarded(pattern, guard) for pattern in get_resolver(self.original).url_patterns]
+        guard = cache(self.guard)
+        try:
+            return [_guarded(pattern, guard) for pattern in self._resolver.url_patterns]
+        except AttributeError as error:  # Django would take it to mean that this has no patterns
+            raise ImproperlyConfigured(f"the URLconf {self} cannot be loaded: {error}") from error
 
     def __getattr__(self, name: str) -> Any:
         """What else a URLconf may have: handlers of errors."""
-        return getattr(get_resolver(self.original).urlconf_module, name)
+        return getattr(self._resolver.urlconf_module, name)
 
     def __str__(self) -> str:
-        """As Django's own pages for developers name the original."""
+        """As Django's pages for developers name the original."""
         return self.original.__name__ if isinstance(self.original, ModuleType) else str(self.original)
+
+    @property
+    def _resolver(self) -> URLResolver:
+        return URLResolver(RoutePattern(""), self.original)
 
 
 def _guard(feature: str, n: OneOrComputed[Amount] | None, calls: DjangoCalls) -> Callable[[View], View]:
@@ -115,10 +130,10 @@ def _ruled(view: View) -> View:
         return reduce(_under, reversed(rules), view)
 
     @wraps(view)
-    def ruled(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+    def chosen(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         return under(met_rules(request))(request, *args, **kwargs)
 
-    return markcoroutinefunction(ruled) if is_awaited(view) else ruled
+    return markcoroutinefunction(chosen) if is_awaited(view) else chosen
 
 
 def _under(view: View, named_rule: tuple[str, Rule]) -> View:

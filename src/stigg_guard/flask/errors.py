@@ -113,7 +113,8 @@ def refused(error: Refusal) -> Refused:
         current_app.logger.warning("%s was answered 503: %s", request.endpoint, error)
     if isinstance(error, errors.FeatureDenied):
         of_request().noted.append(error)
-    return _class_of(type(error), denial.status)(error, denial)
+    made = _class_of(type(error), denial.status)  # type: ignore[arg-type] # mypy: the hash of a class is no hash
+    return made(error, denial)
 
 
 def with_pages(loader: BaseLoader | None) -> BaseLoader:

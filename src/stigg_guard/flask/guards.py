@@ -154,9 +154,9 @@ class _ViewCalls(ViewCalls):
     def settle(self, returned: Any, hold_open: HoldOpen) -> tuple[Response, bool]:
         if returned is None:
             raise ConfigError(
-                f"what consumes usage for {request.endpoint} returned nothing. A view has to return its answer; a "
+                f"what is under consumes_usage returned nothing for {request.path}. A view has to return its answer; a "
                 "before_request function cannot know whether the view will succeed, so decorate the view, or protect "
-                "its blueprint"
+                "the blueprint"
             )
         response = current_app.make_response(returned)
         success = succeeded(response.status_code)

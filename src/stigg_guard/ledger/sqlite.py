@@ -131,7 +131,7 @@ class SqliteLedger:
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._stepping: int | None = None  # the thread that makes a step
-        self._released: deque[Hold] = deque()  # each step that writes ends these first
+        self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
         with _lock:
             _ledgers.add(self)
         if path is None:
@@ -168,11 +168,11 @@ class SqliteLedger:
             return [_record(db, use, now) for use in uses]
 
     def release(self, hold: Hold) -> None:
-        self._released.append(hold)
-        if self._stepping == threading.get_ident():
-            return  # a finalizer came by in the middle of a step
-        with self._connected(writing=True):
-            pass
+        if self._stepping == threading.get_ident():  # a finalizer came by in the middle of a step
+            self._dropped.append(hold)
+            return
+        with self._connected(writing=True) as db:
+            _end(db, hold, self._time())
 
     def record(self, use: Use) -> float:
         with self._connected(writing=True) as db:
@@ -322,7 +322,7 @@ class SqliteLedger:
 
     @contextmanager
     def _connected(self, *, writing: bool = False) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time; ``writing`` in a transaction, after what was released."""
+        """The connection, for one thread at a time; ``writing`` in a transaction."""
         if self._stepping == threading.get_ident():
             raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} is in the middle of a step of this thread")
         if not _lock.acquire(timeout=BUSY_SECONDS):
@@ -331,12 +331,12 @@ class SqliteLedger:
             self._stepping = threading.get_ident()
             db = self._own_connection()
             try:
-                released = self._begin(db) if writing else 0
+                dropped = self._begin(db) if writing else 0
                 yield db
                 if db.in_transaction:
                     db.execute("COMMIT")
-                    for _ in range(released):
-                        self._released.popleft()
+                    for _ in range(dropped):
+                        self._dropped.popleft()
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -347,12 +347,12 @@ class SqliteLedger:
             _lock.release()
 
     def _begin(self, db: sqlite3.Connection) -> int:
-        """Begins a transaction with the end of what was released; how many holds that were."""
+        """Begins a transaction with the end of the holds that were dropped; how many those were."""
         db.execute("BEGIN IMMEDIATE")
-        released = list(self._released)
-        for hold in released:
+        dropped = list(self._dropped)
+        for hold in dropped:
             _end(db, hold, self._time())
-        return len(released)
+        return len(dropped)
 
     def _own_connection(self) -> sqlite3.Connection:
         if self._closed:
@@ -378,7 +378,7 @@ class SqliteLedger:
 
     def _forget_parent(self) -> None:
         self._pid = os.getpid()
-        self._released.clear()
+        self._dropped.clear()
         self._disconnect()  # what a parent has in its memory is the parent's to report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 from weakref import WeakSet
@@ -18,6 +18,8 @@ from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
 
 BUSY_SECONDS = 5
 PROVEN = ("postgresql", "sqlite")
+# The rows that the ledger has locked are to be read as they are then.
+_AS_OURS = f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{BUSY_SECONDS}s'"
 _TURN = 0x53474C47  # "SGLG": the number of an advisory lock that nobody else is likely to take
 
 
@@ -55,6 +57,8 @@ class Database:
         """
         if self._closed:
             raise ClientClosed("the guard or its ledger is closed; make a new one")
+        put_off: list[Callable[[], None]] = []
+        self._thread.put_off = put_off
         try:
             with self._joined() if self._joins(with_data) else self._apart():
                 if alone and self._users.vendor == "postgresql":
@@ -63,6 +67,18 @@ class Database:
                 yield
         except Error as error:
             raise LedgerUnavailable(f"the ledger in the database {self.alias!r} {self._fault(error)}") from error
+        finally:
+            self._thread.put_off = None
+            for work in put_off:
+                work()
+
+    def put_off(self, work: Callable[[], None]) -> bool:
+        """Whether this thread is in the middle of a step, and does the work at the end of it: a finalizer came by, and
+        the connection is busy."""
+        if self._thread.put_off is None:
+            return False
+        self._thread.put_off.append(work)
+        return True
 
     def users_transaction(self) -> BaseDatabaseWrapper | None:
         """The user's connection if a block of his is open on it; the blocks around a test are not his."""
@@ -108,7 +124,6 @@ class Database:
             users.vendor == "sqlite"
             or _blocks(users, of_tests=True)  # what a test leaves behind is to be rolled back with it
             or (with_data and _blocks(users, of_tests=False))
-            or users is self._thread.connection  # a finalizer came by in the middle of a step
         )
 
     @contextmanager
@@ -131,7 +146,7 @@ class Database:
         connections[self.alias] = own.connection
         try:
             with transaction.atomic(using=self.alias), own.connection.cursor() as cursor:
-                cursor.execute(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'")
+                cursor.execute(_AS_OURS)
                 yield
         finally:
             connections[self.alias] = users
@@ -162,9 +177,8 @@ class _Own:
 
     def __init__(self, users: BaseDatabaseWrapper) -> None:
         given = users.settings_dict
-        # A pool may have no second connection for a thread that waits with its first. The rows that the ledger has
-        # locked are to be read as they are then.
-        options = {name: value for name, value in given["OPTIONS"].items() if name not in ("pool", "isolation_level")}
+        # A pool may have no second connection for a thread that waits with its first.
+        options = {name: value for name, value in given["OPTIONS"].items() if name != "pool"}
         settings = {**given, "OPTIONS": options, "AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": True}
         self.connection = type(users)(settings, users.alias)
         self.is_closed = False
@@ -194,10 +208,7 @@ _inherited: list[_Own] = []  # a connection is the parent's: to close it, or to 
 
 class _Thread(threading.local):
     own: _Own | None = None
-
-    @property
-    def connection(self) -> BaseDatabaseWrapper | None:
-        return None if self.own is None else self.own.connection
+    put_off: list[Callable[[], None]] | None = None
 
 
 def _blocks(connection: BaseDatabaseWrapper, *, of_tests: bool) -> bool:

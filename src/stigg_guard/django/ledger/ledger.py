@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.apps import apps
 from django.db import InternalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, TextField, Value
 from django.db.models.functions import Cast, Concat
 from django.db.transaction import TransactionManagementError
@@ -20,7 +21,8 @@ from stigg_guard.clock import Clock
 from stigg_guard.django.ledger.database import Database
 from stigg_guard.django.ledger.models import Entry, HeldUnits, LateCommit, Ticket, Usage
 from stigg_guard.django.ledger.rows import entry_of, held_report_of, report_of, text_of
-from stigg_guard.errors import ConfigError, LedgerUnavailable
+from stigg_guard.django.transactions import follow_transaction
+from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
 from stigg_guard.ledger import Acknowledged, Batch, Claim, Hold, Refused, State, UsageKey, Use
 from stigg_guard.ledger import Entry as Report
 from stigg_guard.ledger.sqlite import EVENTS_PER_USAGE, EXPIRED_HOLDS_KEPT_SECONDS
@@ -101,8 +103,9 @@ class DjangoLedger:
         return self._settle(hold, uses)
 
     def release(self, hold: Hold) -> None:
-        with self._database.step():
-            self._held.filter(pk__in=self._free(hold=hold.id)).delete()
+        if not self._database.put_off(partial(self._give_back, hold)):
+            with self._database.step():
+                self._held.filter(pk__in=self._free(hold=hold.id)).delete()
 
     def record(self, use: Use) -> float:
         return self._settle(None, [use])[0]
@@ -288,13 +291,32 @@ class DjangoLedger:
             return self._settle_apart(hold, uses, [])
         try:
             with self._database.step(with_data=True):
-                usages = self._write(hold, uses)
+                is_ended = self._is_ended(hold)
+                usages = self._write(uses)
         except LedgerUnavailable as error:
             if isinstance(error.__cause__, _UNDONE):
-                return self._give_up(hold, uses)
+                with suppress(LedgerUnavailable):
+                    return self._give_up(hold, uses)
+            self._settle_afterwards(users, hold, uses, error)
             raise
-        users.on_commit(_Outcome(self, hold).commit, robust=True)
+        follow_transaction(users, partial(self._follow, hold, is_ended))
         return usages
+
+    def _follow(self, hold: Hold | None, is_ended: bool, is_committed: bool) -> None:
+        """A transaction with usage in it has ended, and the hold with it if it ``is_ended``."""
+        if not is_committed:
+            self._give_back(hold)
+            return
+        if hold is not None and not is_ended:
+            self._end_afterwards(hold)
+        self.committed()
+
+    def _end_afterwards(self, hold: Hold) -> None:
+        try:
+            with self._database.step():
+                self._end(hold)
+        except (LedgerUnavailable, ClientClosed) as error:
+            logger.warning("a hold whose units are counted cannot be ended and is left to expire: %s", error)
 
     def _give_up(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
         """The transaction that the uses belong to will be rolled back, and takes nothing any more."""
@@ -303,11 +325,37 @@ class DjangoLedger:
         with self._database.step():
             return self._usages_with(uses)
 
+    def _give_back(self, hold: Hold | None) -> None:
+        """As :meth:`release`, where nobody can be told of a failure."""
+        try:
+            if hold is not None:
+                self.release(hold)
+        except (LedgerUnavailable, ClientClosed) as error:
+            logger.warning("a hold cannot be given back and is left to expire: %s", error)
+
+    def _settle_afterwards(
+        self, users: BaseDatabaseWrapper, hold: Hold | None, uses: Sequence[Use], error: LedgerUnavailable
+    ) -> None:
+        """Settles when the transaction that could not take the uses is committed after all, and never if it is not."""
+        tried: list[int] = []
+        postponed = _Postponed(
+            partial(self._settle_apart, hold, uses, tried), partial(self._settle_unless_done, hold, uses, tried)
+        )
+
+        def follow(is_committed: bool) -> None:
+            postponed.decide(is_committed)
+            self._follow(None if is_committed else hold, True, is_committed)
+
+        follow_transaction(users, follow)
+        error.repeat, error.repeatable = postponed.repeat, COMMITS_REMEMBERED_SECONDS
+
     def _settle_apart(self, hold: Hold | None, uses: Sequence[Use], tried: list[int]) -> list[float]:
         """As :meth:`_settle`, in a transaction of its own. ``tried`` are the transactions in which it may be done."""
         try:
-            with self._database.step(with_data=True):
-                usages = self._write(hold, uses)
+            with self._database.step():
+                if hold is not None:
+                    self._end(hold)
+                usages = self._write(uses)
                 tried += self._database.transaction_ids()
         except LedgerUnavailable as error:
             if tried:
@@ -320,19 +368,28 @@ class DjangoLedger:
         if not any(self._database.was_committed(transaction_id) for transaction_id in tried):
             self._settle_apart(hold, uses, tried)
 
-    def _write(self, hold: Hold | None, uses: Sequence[Use]) -> list[float]:
+    def _write(self, uses: Sequence[Use]) -> list[float]:
         now = self._time()
-        if hold is not None:
-            self._end(hold, now)
         self._entries.bulk_create([entry_of(use, now) for use in uses if use.amount or use.is_set])
         return self._usages_with(uses)
 
-    def _end(self, hold: Hold, now: float) -> None:
+    def _end(self, hold: Hold) -> None:
+        """Ends the hold, late if it is not there any more."""
+        if not self._is_ended(hold):
+            self._late.bulk_create([LateCommit()])
+
+    def _is_ended(self, hold: Hold | None) -> bool:
+        """Ends the hold, unless nothing is to be seen of it: it is newer than a transaction above READ COMMITTED."""
+        if hold is None:
+            return True
         rows = self._held.filter(hold=hold.id)
         until = dict(rows.values_list("key", "until"))
+        if not until:
+            return not hold.claims
         rows.delete()
-        if min((until.get(text_of(claim.key), 0.0) for claim in hold.claims), default=0.0) <= now:
+        if min(until.get(text_of(claim.key), 0.0) for claim in hold.claims) <= self._time():
             self._late.bulk_create([LateCommit()])
+        return True
 
     def _usages_with(self, uses: Sequence[Use]) -> list[float]:
         """The usage of each use's key, with what is on its way."""
@@ -426,26 +483,32 @@ class _Counted(NamedTuple):
         return max(used or 0.0, self.total) + self.more
 
 
-class _Outcome:
-    """Usage in a user's transaction. Django calls ``commit``, or drops this when the transaction or its savepoint is
-    undone: the hold is back then, and is released."""
+class _Postponed:
+    """A settlement that waits for the end of a user's transaction. ``again`` makes it unless ``settle`` has made it."""
 
-    def __init__(self, ledger: DjangoLedger, hold: Hold | None) -> None:
-        self._ledger = ledger
-        self._hold = hold
-        self._pid = os.getpid()
+    def __init__(self, settle: Callable[[], object], again: Callable[[], object]) -> None:
+        self._settle = settle
+        self._again = again
+        self._is_due: bool | None = None  # nobody knows while the transaction is open
 
-    def commit(self) -> None:
-        self._hold = None
-        self._ledger.committed()
-
-    def __del__(self) -> None:
-        if self._hold is None or self._pid != os.getpid():
-            return
+    def decide(self, is_committed: bool) -> None:
+        """The transaction has ended."""
+        is_due = is_committed
         try:
-            self._ledger.release(self._hold)
-        except Exception as error:  # noqa: BLE001 - a finalizer may run anywhere, even when the interpreter is ending
-            logger.warning("a hold cannot be given back and is left to expire: %s", error)
+            if is_committed:
+                self._settle()
+                is_due = False
+        except LedgerUnavailable as error:
+            logger.warning("usage that was committed is not in the ledger yet: %s", error)
+        finally:
+            self._is_due = is_due
+
+    def repeat(self) -> None:
+        """For a thread that knows nothing of the transaction."""
+        if self._is_due is None:
+            raise LedgerUnavailable("the transaction that the usage belongs to has not ended yet")
+        if self._is_due:
+            self._again()
 
 
 def _is_believed(claim: Claim, usage: Usage, grace: float, *, is_under_way: bool) -> bool:

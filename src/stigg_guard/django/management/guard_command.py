@@ -46,8 +46,8 @@ class GuardCommand(BaseCommand):
             sys.exit(status)
 
 
-def add_using(parser: ArgumentParser) -> None:
+def add_using(parser: ArgumentParser, default: str = DEFAULT) -> None:
     """Gives the parser the option that chooses one of the site's configurations."""
     parser.add_argument(
-        "--using", default=DEFAULT, metavar="NAME", help="which configuration of STIGG_GUARD (default: %(default)s)"
+        "--using", default=default, metavar="NAME", help=f"which configuration of STIGG_GUARD (default: {DEFAULT})"
     )

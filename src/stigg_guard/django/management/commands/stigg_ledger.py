@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 
 from django.core.management.base import CommandParser
 
@@ -14,6 +14,7 @@ class Command(GuardCommand):
     help = "Look after usage that is on its way to the sidecar, in the site's own ledger."
 
     def add_arguments(self, parser: CommandParser) -> None:
+        add_using(parser)
         using = ArgumentParser(add_help=False)
-        add_using(using)
+        add_using(using, default=SUPPRESS)  # without it an action leaves what stands before it
         configure_ledger(parser, using)
