@@ -20,13 +20,18 @@ T = TypeVar("T")
 Settle = Callable[[Any, HoldOpen], tuple[Any, bool]]
 
 
-def may_block() -> bool:
-    """Whether Django lets this thread wait for a database: no event loop runs in it, or the project allows it."""
+def in_event_loop() -> bool:
+    """Whether one runs in this thread, where nothing is to block."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return True
-    return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
+        return False
+    return True
+
+
+def may_block() -> bool:
+    """Whether Django lets this thread wait for a database: no event loop runs in it, or the project allows it."""
+    return not in_event_loop() or bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
 
 
 def beside_loop(work: Callable[[], T]) -> T:

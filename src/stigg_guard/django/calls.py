@@ -68,8 +68,7 @@ class DjangoCalls(ViewCalls):
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
         beginning = asynchronous.ended_anywhere(begin)
-        awaiting = self._awaiting(function, beginning)
-        return awaiting if is_awaited(function) else _as_called(awaiting, self._blocking(function, beginning))
+        return self._awaiting(function, beginning) if is_awaited(function) else self._blocking(function, beginning)
 
     def _awaiting(self, function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         @wraps(function)
