@@ -683,12 +683,20 @@ def go_on_when_cancelled(get_response: Any) -> Any:
     return middleware
 
 
+@pytest.fixture
+def ledger_in_database(site: Any, django_sqlite: str) -> Iterator[None]:
+    """Usage is kept in a database."""
+    before = site.STIGG_GUARD
+    site.STIGG_GUARD = {**before, "LEDGER": f"django://{django_sqlite}", "DATABASE": django_sqlite}
+    yield
+    site.STIGG_GUARD = before
+
+
 @notices_disconnects
 @pytest.mark.parametrize("url", ["/stream", "/stream-from-sync-view", "/ruled/stream"])
 def test_a_stream_that_is_dropped_before_it_is_sent_leaves_nothing_held(
-    site: Any, guard: Guard, django_sqlite: str, url: str
+    site: Any, ledger_in_database: None, guard: Guard, url: str
 ) -> None:
-    site.STIGG_GUARD = {**site.STIGG_GUARD, "LEDGER": f"django://{django_sqlite}", "DATABASE": django_sqlite}
     site.MIDDLEWARE = [f"{__name__}.wait_with_what_was_answered", *site.MIDDLEWARE]
     awaiting.waits.clear()
     ask_and_leave(url, leave_in(awaiting))

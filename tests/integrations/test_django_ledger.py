@@ -375,6 +375,22 @@ class TestPostgres:
             commit(on_postgres, hold)
         assert on_postgres.counts() == {**NOTHING, "unsent": 1, "late": 1}
 
+    def test_is_exact_among_serializable_transactions_that_fail_each_other(
+        self, on_postgres: DjangoLedger, postgres_alias: str
+    ) -> None:
+        def use(_: int) -> None:
+            for _ in range(5):
+                with suppress(OperationalError), isolated(postgres_alias, "SERIALIZABLE"):
+                    sold(postgres_alias)
+                    sell(postgres_alias)
+                    with suppress(LedgerUnavailable):
+                        commit(on_postgres, held(on_postgres, claim(1, limit=None)))
+            connections[postgres_alias].close()
+
+        at_once(use, 4)
+        assert unsent(on_postgres) == sold(postgres_alias) > 0
+        assert on_postgres.counts()["held"] == 0
+
     def test_that_cannot_end_its_hold_has_its_usage_after_the_commit(
         self, on_postgres: DjangoLedger, postgres_alias: str
     ) -> None:

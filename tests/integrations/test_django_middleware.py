@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from html import unescape
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from django.conf.urls.i18n import i18n_patterns
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.template import engines
+from django.template.response import TemplateResponse
 from django.test import AsyncClient, Client, RequestFactory
-from django.urls import path
+from django.urls import include, path, reverse
+from django.views.decorators.csrf import csrf_exempt
 
 from conftest import in_child
 from stigg_guard import Guard, InvalidRequest
@@ -70,7 +79,33 @@ def plan(request: Any) -> HttpResponse:
     return HttpResponse(f"{request.stigg.has(TEMPLATES)} {request.stigg.has('feature-analytics')}")
 
 
+def sheet(request: HttpRequest) -> TemplateResponse:
+    def made() -> str:
+        if "fail" in request.GET:
+            raise OSError("out of ink")
+        return "made"
+
+    return TemplateResponse(request, engines["django"].from_string("{{ made }}"), {"made": made})
+
+
+@csrf_exempt
+def hook(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("hooked")
+
+
+def where(request: HttpRequest) -> HttpResponse:
+    match = request.resolver_match
+    assert match is not None
+    addresses = [reverse("sign-in"), reverse("inner:page"), match.view_name, reverse("inner:where")]
+    return HttpResponse(" ".join(addresses))
+
+
+inner = [path("page", page, name="page"), path("where", where, name="where")]
 urlpatterns = [
+    path("ruled/sheet", sheet),
+    path("ruled/create", create),
+    path("ruled/hook", hook),
+    path("inner/", include((inner, "inner"))),
     path("ruled/page", page),
     path("ruled/page/<int:status>", page),
     path("ruled/stream", stream),
@@ -216,13 +251,21 @@ def leave_when_answered(get_response: Callable[[HttpRequest], HttpResponse]) -> 
     return middleware
 
 
-def test_a_process_that_is_killed_after_the_commit_loses_nothing_under_a_rule(
-    site: Any, web: Client, guard: Guard, django_sqlite: str
-) -> None:
+@pytest.fixture
+def atomic_requests(site: Any, django_sqlite: str) -> Iterator[None]:
+    """Requests are atomic in a database that has the ledger."""
+    before = site.STIGG_GUARD
     connections.settings[django_sqlite]["ATOMIC_REQUESTS"] = True
     change(site, LEDGER=f"django://{django_sqlite}", DATABASE=django_sqlite)
-    site.MIDDLEWARE = [*site.MIDDLEWARE, f"{__name__}.leave_when_answered"]
     connections[django_sqlite].close()
+    yield
+    site.STIGG_GUARD = before
+
+
+def test_a_process_that_is_killed_after_the_commit_loses_nothing_under_a_rule(
+    site: Any, atomic_requests: None, web: Client, guard: Guard
+) -> None:
+    site.MIDDLEWARE = [*site.MIDDLEWARE, f"{__name__}.leave_when_answered"]
     assert in_child(lambda: bool(web.get("/ruled/page")))
     assert get_guard().flush(30) == 0
     assert (used(guard), held()) == (5, 0)
@@ -243,6 +286,59 @@ def test_rules_guard_the_urls_that_earlier_middleware_chose(site: Any, web: Clie
     site.MIDDLEWARE = [f"{__name__}.other_urls", *site.MIDDLEWARE]
     assert web.get("/ruled/other?other").status_code == 200
     assert used(guard) == 5
+
+
+def test_a_rule_counts_a_page_when_it_is_rendered(web: Client, guard: Guard) -> None:
+    assert web.get("/ruled/sheet?fail").status_code == 500
+    assert (used(guard), held()) == (3, 0)
+    assert web.get("/ruled/sheet").content == b"made"
+    assert used(guard) == 5
+
+
+def test_a_rule_and_the_guard_of_a_view_are_both_in_force(web: Client, guard: Guard) -> None:
+    assert web.get("/ruled/create").status_code == 200
+    assert used(guard) == 6
+
+
+def test_rules_leave_what_is_known_of_views_as_it_is(web: Client) -> None:
+    assert Client(REMOTE_USER=DEMO, enforce_csrf_checks=True).post("/ruled/hook").content == b"hooked"
+    assert web.get("/inner/where").content == b"/sign-in/ /inner/page inner:where /inner/where"
+
+
+def test_a_site_under_rules_has_its_own_pages_for_errors(site: Any, web: Client) -> None:
+    urls = ModuleType("shop_urls")
+    vars(urls).update(urlpatterns=urlpatterns, handler404=lambda request, exception: HttpResponse("lost", status=404))
+    site.ROOT_URLCONF = urls
+    assert web.get("/nowhere").content == b"lost"
+
+
+@pytest.mark.parametrize("urlconf", ["its path", "a module"])
+def test_the_page_for_developers_names_the_urls_of_the_site(site: Any, web: Client, urlconf: str) -> None:
+    site.DEBUG = True
+    if urlconf == "a module":
+        site.ROOT_URLCONF = import_module(__name__)
+    told = web.get("/nowhere", headers=BROWSER).content.decode()
+    assert f"Using the URLconf defined in <code>{__name__}</code>" in told
+    assert re.search(r"sign-in/\s*\[name='sign-in'\]", unescape(told))
+
+
+def test_pages_in_several_languages_are_found_under_rules(site: Any, web: Client) -> None:
+    site.MIDDLEWARE = ["django.middleware.locale.LocaleMiddleware", *site.MIDDLEWARE]
+    site.ROOT_URLCONF = tuple(i18n_patterns(path("page", page), prefix_default_language=True))
+    change(site, RULES=[{"path": "/en/", "feature": "feature-analytics"}])
+    assert web.get("/page")["Location"] == "/en/page"
+    assert web.get("/de/page").status_code == 200
+    assert web.get("/en/page").status_code == 402
+
+
+def test_urls_that_cannot_be_loaded_are_told_under_rules(
+    site: Any, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_urls.py").write_text("import os\nos.no_such_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    site.ROOT_URLCONF = "broken_urls"
+    with pytest.raises(ImproperlyConfigured, match=r"the URLconf broken_urls cannot be loaded: .*no_such_name"):
+        client.get("/page")
 
 
 @pytest.mark.parametrize("ask", [Client.get, lambda client, url: asyncio.run(AsyncClient().get(url))])

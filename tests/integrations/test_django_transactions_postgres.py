@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connections, transaction
+from django.db import ProgrammingError, connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
@@ -49,6 +50,14 @@ def create_and_undo(request: HttpRequest) -> HttpResponse:
     return response
 
 
+def create_and_swallow(request: HttpRequest) -> HttpResponse:
+    """Catches an error of SQL, so that PostgreSQL rolls back where Django commits."""
+    response = create(request)
+    with suppress(ProgrammingError), connections["postgres"].cursor() as cursor:
+        cursor.execute("SELECT nothing")
+    return response
+
+
 def create_some(request: HttpRequest) -> HttpResponse:
     """Creates three, and thinks better of the second."""
     create(request)
@@ -82,6 +91,7 @@ urlpatterns = [
     path("create-two", create_two),
     path("create-and-fail", create_and_fail),
     path("create-and-undo", create_and_undo),
+    path("create-and-swallow", create_and_swallow),
     path("create-some", create_some),
     path("create-and-lose-connection", create_and_lose_connection),
     path("create-in-other", create_in_other),
@@ -148,7 +158,7 @@ def test_a_request_whose_transaction_is_lost_before_its_use_is_not_counted(web: 
     assert counted() == rows("postgres") == 0
 
 
-@pytest.mark.parametrize("url", ["/create-and-fail", "/create-and-undo"])
+@pytest.mark.parametrize("url", ["/create-and-fail", "/create-and-undo", "/create-and-swallow"])
 def test_a_request_that_is_rolled_back_after_its_use_is_not_counted(web: Client, url: str) -> None:
     web.post(url)
     assert counted() == rows("postgres") == 0

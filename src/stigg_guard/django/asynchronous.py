@@ -14,7 +14,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 
 from stigg_guard.consumption import SettlingStream
-from stigg_guard.decorators import Begin, Ending, HoldOpen
+from stigg_guard.decorators import Ending, HoldOpen
 
 T = TypeVar("T")
 Settle = Callable[[Any, HoldOpen], tuple[Any, bool]]
@@ -36,18 +36,15 @@ def may_block() -> bool:
 
 def beside_loop(work: Callable[[], T]) -> T:
     """What blocking work comes to that cannot be awaited. The event loop stands still meanwhile."""
+
+    def with_own_connections() -> T:
+        try:
+            return work()
+        finally:
+            connections.close_all()
+
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(copy_context().run, _with_own_connections, work).result()
-
-
-def ended_anywhere(begin: Begin) -> Begin:
-    """``begin``, whose ending a thread takes on when it is called in an event loop, as by a stream that is dropped."""
-
-    def beginning(*args: Any, **kwargs: Any) -> Ending | None:
-        ending = begin(*args, **kwargs)
-        return None if ending is None else partial(_end, ending)
-
-    return beginning
+        return thread.submit(copy_context().run, with_own_connections).result()
 
 
 async def begun(begin: Callable[[], Ending | None]) -> Ending | None:
@@ -109,24 +106,6 @@ class AsyncSettlingStream(AsyncIterator[bytes]):
     def close(self) -> None:
         """Cuts the stream off, unless it has ended."""
         self._settlement.close()
-
-
-def _end(ending: Ending, succeeded: bool, result: Any) -> None:
-    work = partial(ending, succeeded, result)
-    if in_event_loop():
-        loop = asyncio.get_running_loop()
-        # A stream may be dropped amid anything, so that the thread is only asked for here.
-        loop.call_soon(loop.run_in_executor, None, _with_own_connections, work)
-    else:
-        work()
-
-
-def _with_own_connections(work: Callable[[], T]) -> T:
-    """What the work comes to in a thread that leaves no connection to a database open."""
-    try:
-        return work()
-    finally:
-        connections.close_all()
 
 
 async def _done(work: Callable[[], T]) -> tuple[T, bool]:

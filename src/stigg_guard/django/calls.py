@@ -67,8 +67,7 @@ class DjangoCalls(ViewCalls):
         return self._awaiting(function, check) if is_awaited(function) else super().check_first(function, check)
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
-        beginning = asynchronous.ended_anywhere(begin)
-        return self._awaiting(function, beginning) if is_awaited(function) else self._blocking(function, beginning)
+        return self._awaiting(function, begin) if is_awaited(function) else self._blocking(function, begin)
 
     def _awaiting(self, function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         @wraps(function)

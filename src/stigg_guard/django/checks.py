@@ -3,7 +3,7 @@
 =========================  =====================================================================
 ``stigg_guard.E001``       the middleware is missing
 ``stigg_guard.E002``       there is no resolver ``CUSTOMER``
-``stigg_guard.E003``       a setting is unknown or wrong
+``stigg_guard.E003``       a setting is unknown or wrong, or two sidecars have one ledger
 ``stigg_guard.E004``       the file of the ledger cannot be written
 ``stigg_guard.W001``       the middleware stands above the one that tells who is signed in
 ``stigg_guard.W002``       ``ON_OUTAGE`` is not decided (``--deploy``)

@@ -67,10 +67,10 @@ class DjangoLedger:
 
     Holds and reports are kept by transactions of the ledger's own. But within an atomic block of the user on this
     alias, :meth:`commit` and :meth:`record` are part of it: their usage is there when the block is committed, and never
-    was when it is rolled back, be it by a savepoint; the hold is released then.
+    was when it is rolled back, be it by a savepoint; the hold is released then. What such a block cannot take though it
+    goes on is written after its commit.
 
-    On PostgreSQL set ``CONN_MAX_AGE``, or each step connects anew. A block there is to be READ COMMITTED, as is the
-    default; else the hold of a committed use counts on until it expires. On SQLite give the alias ``"OPTIONS":
+    On PostgreSQL set ``CONN_MAX_AGE``, or each step connects anew. On SQLite give the alias ``"OPTIONS":
     {"transaction_mode": "IMMEDIATE"}`` (Django 5.1) if it has ``ATOMIC_REQUESTS``: a transaction that turns from
     reading to writing after another one wrote is refused at once. Holds and leases are timed by the hosts' clocks,
     which may differ by much less than ``HOLD_TTL``.
@@ -337,14 +337,14 @@ class DjangoLedger:
         self, users: BaseDatabaseWrapper, hold: Hold | None, uses: Sequence[Use], error: LedgerUnavailable
     ) -> None:
         """Settles when the transaction that could not take the uses is committed after all, and never if it is not."""
-        tried: list[int] = []
-        postponed = _Postponed(
-            partial(self._settle_apart, hold, uses, tried), partial(self._settle_unless_done, hold, uses, tried)
-        )
+        postponed = _Postponed(partial(self._settle_unless_done, hold, uses, []))
 
         def follow(is_committed: bool) -> None:
             postponed.decide(is_committed)
-            self._follow(None if is_committed else hold, True, is_committed)
+            if is_committed:
+                self.committed()
+            else:
+                self._give_back(hold)
 
         follow_transaction(users, follow)
         error.repeat, error.repeatable = postponed.repeat, COMMITS_REMEMBERED_SECONDS
@@ -484,31 +484,29 @@ class _Counted(NamedTuple):
 
 
 class _Postponed:
-    """A settlement that waits for the end of a user's transaction. ``again`` makes it unless ``settle`` has made it."""
+    """A settlement that waits for the end of a user's transaction; ``settle`` does nothing where it is done."""
 
-    def __init__(self, settle: Callable[[], object], again: Callable[[], object]) -> None:
+    def __init__(self, settle: Callable[[], None]) -> None:
         self._settle = settle
-        self._again = again
         self._is_due: bool | None = None  # nobody knows while the transaction is open
 
     def decide(self, is_committed: bool) -> None:
         """The transaction has ended."""
         is_due = is_committed
-        try:
-            if is_committed:
+        if is_committed:
+            try:
                 self._settle()
                 is_due = False
-        except LedgerUnavailable as error:
-            logger.warning("usage that was committed is not in the ledger yet: %s", error)
-        finally:
-            self._is_due = is_due
+            except LedgerUnavailable as error:
+                logger.warning("usage that was committed is not in the ledger yet: %s", error)
+        self._is_due = is_due
 
     def repeat(self) -> None:
         """For a thread that knows nothing of the transaction."""
         if self._is_due is None:
             raise LedgerUnavailable("the transaction that the usage belongs to has not ended yet")
         if self._is_due:
-            self._again()
+            self._settle()
 
 
 def _is_believed(claim: Claim, usage: Usage, grace: float, *, is_under_way: bool) -> bool:
