@@ -158,10 +158,17 @@ def test_a_request_whose_transaction_is_lost_before_its_use_is_not_counted(web: 
     assert counted() == rows("postgres") == 0
 
 
-@pytest.mark.parametrize("url", ["/create-and-fail", "/create-and-undo", "/create-and-swallow"])
+@pytest.mark.parametrize("url", ["/create-and-fail", "/create-and-undo"])
 def test_a_request_that_is_rolled_back_after_its_use_is_not_counted(web: Client, url: str) -> None:
     web.post(url)
     assert counted() == rows("postgres") == 0
+
+
+def test_a_commit_that_postgresql_turns_into_a_rollback_is_not_counted(web: Client) -> None:
+    web.post("/create-and-swallow")
+    get_guard().flush(10)
+    get_guard().reload(DEMO)
+    assert get_guard().check(TEMPLATES, customer=DEMO).current_usage - USED == rows("postgres") == 0
 
 
 def test_a_savepoint_that_is_rolled_back_is_not_counted(web: Client) -> None:
