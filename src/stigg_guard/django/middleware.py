@@ -82,8 +82,10 @@ async def _refuse_unruled_awaited(request: HttpRequest, view: Callable[..., Any]
 
 
 def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    for name, value in rate_limit_headers(noted_use(request), datetime.now(timezone.utc)).items():
-        response[name] = value
+    used = noted_use(request)
+    if used:
+        for name, value in rate_limit_headers(used, datetime.now(timezone.utc)).items():
+            response[name] = value
     return response
 
 
