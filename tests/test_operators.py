@@ -450,7 +450,7 @@ class TestErrors:
         (tmp_path / "text.db").write_text("this is no database, although it is a file" * 100)
         status, _, told = run("ledger", "status", "--url", f"sqlite:///{tmp_path}/text.db")
         assert (status, told.count("\n")) == (2, 1)
-        assert "cannot be used as a ledger" in told
+        assert "cannot be used: file is not a database" in told
 
     @pytest.mark.parametrize("command", [["ledger", "drain"], ["report", "c0", "f", "1"]])
     @pytest.mark.parametrize(

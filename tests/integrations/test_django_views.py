@@ -379,6 +379,7 @@ def test_what_is_left_is_shared_exactly_between_threads(guard: Guard) -> None:
     with ThreadPoolExecutor(8) as threads:
         statuses = list(threads.map(ask, range(16)))
     assert sorted(statuses) == [201] * 3 + [402] * 13
+    assert get_guard().flush(30) == 0
     assert used(guard) == 6
 
 
