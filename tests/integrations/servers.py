@@ -82,7 +82,7 @@ def serving(shop: Shop, command: Sequence[str]) -> Iterator[tuple[str, subproces
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         process = subprocess.Popen(
-            [sys.executable, "-m", *(part.format(listener.fileno()) for part in command)],
+            [sys.executable, "-u", "-m", *(part.format(listener.fileno()) for part in command)],
             env={**os.environ, **shop.environ, "PYTHONPATH": str(SITE)},
             cwd=shop.folder,
             stdout=subprocess.PIPE,
