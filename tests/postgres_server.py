@@ -67,9 +67,15 @@ class PostgresServer:
                 self.execute("SELECT 1")
                 return
             except psycopg.OperationalError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
+                if time.monotonic() > deadline or self._has_ended(within=0.02):
                     raise RuntimeError((self.folder / "log").read_text()) from None
-                time.sleep(0.02)
+
+    def _has_ended(self, within: float) -> bool:
+        try:
+            self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def kill(self) -> None:
         """Ends the server and all its connections at once."""
