@@ -386,7 +386,7 @@ class TestStreams:
             stream = SettlingStream((), lambda _: ended_in.append(threading.get_ident()))
             del stream
             assert ended_in == []
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one turn of the loop, which hands the ending on
 
         asyncio.run(drop())
         assert len(ended_in) == 1

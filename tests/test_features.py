@@ -53,7 +53,7 @@ def run(guard: Guard, views: Path) -> Run:
     def run(*, json: bool = False, **known: object) -> tuple[int, str]:
         said: list[str] = []
         console = Console(ledger="stigg-guard ledger", json=json, say=said.append)
-        return check_features(guard, console, [views], **known), "\n".join(said)  # type: ignore[arg-type]
+        return check_features(guard, console, [views], **known), "\n".join(said)
 
     return run
 

@@ -412,7 +412,7 @@ def test_a_decorated_test_has_its_fixtures_and_changes_what_it_runs_in(unreachab
 def test_an_async_function_runs_within_the_override_to_its_end(unreachable: Guard) -> None:
     @override_entitlements({"f": True})
     async def work() -> bool:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop: the function is not done when it is called
         return bool(unreachable.check("f", customer=ACME))
 
     assert asyncio.run(work())

@@ -97,7 +97,7 @@ def test_callable_that_hides_its_signature_gets_the_request(calls: MakeCalls) ->
         lambda _: len(None),
         lambda _: [].get("n"),
         nested,
-    ],  # type: ignore[arg-type]
+    ],
 )
 def test_what_the_request_does_not_say_is_a_bad_request(
     calls: MakeCalls, guard: Guard, given: Any, caplog: pytest.LogCaptureFixture

@@ -47,8 +47,8 @@ def decorators_keep_the_signature(guard: Guard) -> None:
 
     assert_type(view(1), list[str])
     assert_type(view(1, loud=True), list[str])
-    view("1")  # type: ignore[arg-type]
-    view(1, quiet=True)  # type: ignore[call-arg]
+    view("1")  # type: ignore[arg-type] # wrong on purpose
+    view(1, quiet=True)  # type: ignore[call-arg] # wrong on purpose
 
 
 def answers_are_values(guard: Guard) -> None:
@@ -62,8 +62,8 @@ def answers_are_values(guard: Guard) -> None:
     assert_type(guard.entitlements("c"), Mapping[str, Entitlement])
     assert_type(guard.reload("c"), bool)
     assert_type(guard.flush(), int)
-    guard.check("f")  # type: ignore[call-arg]
-    answer.has_access = True  # type: ignore[misc]
+    guard.check("f")  # type: ignore[call-arg] # wrong on purpose
+    answer.has_access = True  # type: ignore[misc] # wrong on purpose
 
 
 def consumption_is_a_context_with_an_amount() -> None:
@@ -99,7 +99,7 @@ def client_answers_each_request_with_its_response() -> None:
         )
         assert_type(stigg.report_usage(report), ReportUsageResponse)
         assert_type(stigg.report_usage_bulk(ReportUsageBulkRequest(usages=[report])), ReportUsageBulkResponse)
-        stigg.report_usage(metered)  # type: ignore[arg-type]
+        stigg.report_usage(metered)  # type: ignore[arg-type] # wrong on purpose
 
 
 async def decorators_of_django_keep_the_signature(request: HttpRequest) -> None:
@@ -113,13 +113,13 @@ async def decorators_of_django_keep_the_signature(request: HttpRequest) -> None:
     async def awaited(request: HttpRequest) -> HttpResponse:
         return HttpResponse()
 
-    @in_django.requires_feature("feature-exports")  # type: ignore[type-var]
+    @in_django.requires_feature("feature-exports")  # type: ignore[type-var] # wrong on purpose
     def no_view(request: HttpRequest) -> str:
         return ""
 
     assert_type(view(request, 1), JsonResponse)
     assert_type(await awaited(request), HttpResponse)
-    view(request, "1")  # type: ignore[arg-type]
+    view(request, "1")  # type: ignore[arg-type] # wrong on purpose
     assert_type(in_django.customer_of(request), str | Customer)
     assert_type(in_django.get_guard("eu"), Guard)
 
@@ -149,7 +149,7 @@ def decorators_of_flask_keep_the_signature(app: Flask) -> None:
         return Response()
 
     assert_type(view(1), str)
-    view("1")  # type: ignore[arg-type]
+    view("1")  # type: ignore[arg-type] # wrong on purpose
 
 
 def extension_of_flask(app: Flask, database: SQLAlchemy) -> None:
@@ -159,7 +159,7 @@ def extension_of_flask(app: Flask, database: SQLAlchemy) -> None:
     async def load(request: Request) -> Customer | None:
         return Customer(request.headers["X-Customer"])
 
-    @guard.customer_loader  # type: ignore[type-var]
+    @guard.customer_loader  # type: ignore[type-var] # wrong on purpose
     def no_customer(request: Request) -> int:
         return 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -28,7 +29,7 @@ EXEMPT = "stigg_guard_exempt"
 """The attribute of views that no group's guard and no rule applies to."""
 
 
-class ViewCalls(Calls):
+class ViewCalls(Calls, ABC):
     """How views are called. ``methods`` are the HTTP methods that are guarded: all but OPTIONS when none are named.
 
     ``resource`` is the name of the view's argument that has the resource id, or a callable of the request.
@@ -53,9 +54,9 @@ class ViewCalls(Calls):
         if resource is not None:
             self.customer = _of_resource(customer, self._resource_of(resource))
 
+    @abstractmethod
     def request(self, *args: Any, **kwargs: Any) -> Any:
         """The request of a call; the framework has it somewhere."""
-        raise NotImplementedError
 
     def view_arguments(self, *_args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """What the URL says to the view, by name."""

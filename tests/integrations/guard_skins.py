@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from itertools import islice
@@ -29,7 +30,7 @@ T = TypeVar("T")
 METHODS = ["GET", "POST", "OPTIONS"]
 
 
-class Site:
+class Site(ABC):
     """A site with the case's view, which leaves a mark in ``runs`` at each run, and a server to ask it through."""
 
     guard: Guard
@@ -52,9 +53,9 @@ class Site:
             view = decorate(view)
         return view
 
+    @abstractmethod
     def ask(self) -> Answer:
         """What the case's client is answered."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Ends the guard."""

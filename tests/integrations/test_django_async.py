@@ -461,7 +461,7 @@ def test_what_no_rule_guards_waits_for_no_thread(site: Any) -> None:
 
     async def visit() -> None:
         loop = asyncio.get_running_loop()
-        loop.run_in_executor = lambda *work: hops.append(work)  # type: ignore[method-assign,assignment]
+        loop.run_in_executor = lambda *work: hops.append(work)
         handler = ASGIHandler()
         request = AsyncRequestFactory().get("/ping")
         assert (await handler.get_response_async(request)).status_code == 200
@@ -528,7 +528,7 @@ def test_a_client_that_leaves_before_a_check_is_answered_is_not_served(site: Any
         return DEMO
 
     site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": slow}
-    visit.cancel(requires_feature("feature-custom-domain")(analytics.__wrapped__))  # type: ignore[attr-defined]
+    visit.cancel(requires_feature("feature-custom-domain")(analytics.__wrapped__))
 
 
 def test_a_client_that_leaves_during_the_view_leaves_nothing_held(guard: Guard, visit: Visit) -> None:
