@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 
 def utc_now() -> datetime:
@@ -19,3 +19,12 @@ class Clock:
 
     monotonic: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = utc_now
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(instant: datetime) -> int:
+    """An instant as whole microseconds since the epoch."""
+    return (instant - _EPOCH) // _MICROSECOND

@@ -12,10 +12,11 @@ from math import inf
 from types import MappingProxyType, TracebackType
 from typing import TypeAlias, TypeVar
 
+from stigg_guard.amounts import Amount, finite_number, usage_amount
 from stigg_guard.cache import Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
-from stigg_guard.entitlements import Amount, Customer, Entitlement, Kind, finite_number, require_id, usage_amount
+from stigg_guard.entitlements import Customer, Entitlement, Kind, require_id
 from stigg_guard.errors import ClientClosed, FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, Refused, UsageKey, Use
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed

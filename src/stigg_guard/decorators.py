@@ -8,8 +8,9 @@ from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
+from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.consumption import Consumption, SettlingStream
-from stigg_guard.entitlements import Amount, Customer, require_id, usage_amount
+from stigg_guard.entitlements import Customer, require_id
 from stigg_guard.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,20 +7,25 @@ Unlimited is always open. Behind a soft limit the sidecar's own answer stands an
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from decimal import Decimal
 from enum import Enum
-from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any
 
+from stigg_guard.amounts import (
+    MAX_AMOUNT,
+    Amount,
+    fits,
+    quanta,
+    quanta_allowed,
+    quanta_used,
+    units,
+    usage_amount,
+)
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.wire import sidecar_pb2 as wire
-
-Amount: TypeAlias = "float | int | Decimal"
 
 
 class _Name(str, Enum):
@@ -145,6 +150,8 @@ class Entitlement:
     usage_period_anchor: datetime | None = None
     usage_period_start: datetime | None = None
     usage_period_end: datetime | None = None
+    usage_period_ns: tuple[int | None, int | None] = field(default=(None, None), repr=False, compare=False)
+    """Both ends as they were told, in whole nanoseconds since the epoch: they identify the period."""
     units: str | None = None
     units_plural: str | None = None
     currency: str | None = None
@@ -155,9 +162,9 @@ class Entitlement:
     @property
     def remaining(self) -> float | None:
         """Units left below the limit, never negative; None when nothing limits the usage."""
-        if self.is_unlimited or self.usage_limit is None:
+        if self.is_unlimited or self.usage_limit is None or self.usage_limit > MAX_AMOUNT:
             return None
-        return max(0.0, self.usage_limit - self.current_usage)
+        return units(max(0, quanta(self.usage_limit) - quanta(self.current_usage)))
 
     @property
     def used_fraction(self) -> float | None:
@@ -168,8 +175,11 @@ class Entitlement:
 
     @property
     def hard_limit(self) -> float | None:
-        """The limit that usage must not pass; None when it is unlimited, soft, or there is none."""
-        return None if self.is_unlimited or self.has_soft_limit else self.usage_limit
+        """The limit that usage must not pass; None when it is unlimited, soft, too large to be met, or there is none."""
+        limit = self.usage_limit
+        if self.is_unlimited or self.has_soft_limit or limit is None or limit > MAX_AMOUNT:
+            return None
+        return limit
 
     @property
     def is_limited(self) -> bool:
@@ -211,7 +221,7 @@ class Entitlement:
         limit = self.hard_limit
         if self.kind is not Kind.METERED or limit is None or not self.is_limited:
             return changed(self, current_usage=current_usage)
-        return self._answered(current_usage < limit, current_usage=current_usage)
+        return self._answered(quanta(current_usage) < quanta(limit), current_usage=current_usage)
 
     def _asked_for(self, amount: float) -> Entitlement:
         limit = self.hard_limit
@@ -219,7 +229,7 @@ class Entitlement:
             return changed(self._denied(Reason.FEATURE_TYPE_MISMATCH), requested_usage=amount)
         if limit is None or not self.is_limited:
             return changed(self, requested_usage=amount)
-        return self._answered(self.current_usage + amount <= limit, requested_usage=amount)
+        return self._answered(fits(self.current_usage, amount, limit), requested_usage=amount)
 
     def _denied(self, reason: Reason) -> Entitlement:
         """Denied for this reason, unless it is denied already or is a fallback, which has no type to mismatch."""
@@ -237,10 +247,6 @@ def changed(answer: Entitlement, **changes: Any) -> Entitlement:
     return made
 
 
-MAX_AMOUNT = 2**53
-"""The largest amount of usage: beyond it a float does not tell a number from the next."""
-
-
 def require_id(value: object, field: str) -> None:
     """Raises ``InvalidRequest`` unless the value is an id: text that is not empty and that the wire can carry."""
     if not isinstance(value, str) or not value:
@@ -249,38 +255,6 @@ def require_id(value: object, field: str) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise InvalidRequest(field, f"an id is valid Unicode, not {reprlib.repr(value)}") from None
-
-
-def usage_amount(amount: Amount, field: str = "value", *, negative: bool = False) -> float:
-    """The float of an amount of usage: not below 0 unless ``negative`` is allowed, and small enough that a float tells
-    it from one unit more, so that sums are right.
-
-    Raises:
-        InvalidRequest: it is not such a number. ``True`` is not 1 here: a bool is a forgotten comparison.
-    """
-    number = finite_number(amount, field)
-    if abs(number) > MAX_AMOUNT:
-        raise InvalidRequest(field, f"usage is at most {MAX_AMOUNT} units at once, not {reprlib.repr(amount)}")
-    if number < 0 and not negative:
-        raise InvalidRequest(field, f"usage is not negative, and this is {reprlib.repr(amount)}")
-    return number
-
-
-def finite_number(amount: Amount, field: str) -> float:
-    """The float of a number that is finite.
-
-    Raises:
-        InvalidRequest: it is not such a number.
-    """
-    if isinstance(amount, bool) or not isinstance(amount, (Real, Decimal)):
-        raise InvalidRequest(field, f"usage is a number, not {reprlib.repr(amount)}")
-    try:
-        number = float(amount)
-    except (OverflowError, ValueError):  # a huge int, a signalling NaN
-        number = math.inf
-    if not math.isfinite(number):
-        raise InvalidRequest(field, f"usage is a finite number, not {reprlib.repr(amount)}")
-    return number
 
 
 def entitlement_from_wire(message: Any, *, feature_id: str = "", source: Source = Source.SIDECAR) -> Entitlement:
@@ -318,14 +292,17 @@ def entitlements_by_id(messages: Iterable[Any]) -> tuple[dict[str, Any], list[fl
 
 
 def _access(message: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    told = fields.get("usage_limit")
+    if not fields.get("is_unlimited") and quanta_allowed(told) == -1:
+        fields["usage_limit"] = 0.0
+        return {"has_access": False, "reason": Reason.UNKNOWN}
     if "has_access" in message.DESCRIPTOR.fields_by_name:
         reason = message.access_denied_reason if message.HasField("access_denied_reason") else 0
         denied = None if message.has_access else Reason.from_wire(reason)
         return {"has_access": message.has_access, "is_fallback": message.is_fallback, "reason": denied}
-    limit = fields.get("usage_limit")
-    exempt = limit is None or fields.get("is_unlimited") or fields.get("has_soft_limit")
-    fits = exempt or fields["current_usage"] < limit
-    return {"has_access": fits, "reason": None if fits else Reason.REQUESTED_USAGE_EXCEEDING_LIMIT}
+    exempt = told is None or fields.get("is_unlimited") or fields.get("has_soft_limit")
+    is_free = exempt or fields["current_usage"] < told
+    return {"has_access": is_free, "reason": None if is_free else Reason.REQUESTED_USAGE_EXCEEDING_LIMIT}
 
 
 def _feature_fields(body: Any) -> dict[str, Any]:
@@ -353,12 +330,13 @@ def _metered_fields(body: Any) -> dict[str, Any]:
         **_feature_fields(body),
         "usage_limit": body.usage_limit if body.HasField("usage_limit") else None,
         "is_unlimited": body.is_unlimited,
-        "current_usage": body.current_usage,
+        "current_usage": units(quanta_used(body.current_usage)),
         "has_soft_limit": body.has_soft_limit,
         "reset_period": _RESETS.get(body.reset_period),
         "usage_period_anchor": _instant(body, "usage_period_anchor"),
         "usage_period_start": _instant(body, "usage_period_start"),
         "usage_period_end": _instant(body, "usage_period_end"),
+        "usage_period_ns": (_nanoseconds(body, "usage_period_start"), _nanoseconds(body, "usage_period_end")),
     }
 
 
@@ -370,10 +348,24 @@ def _credit_fields(body: Any) -> dict[str, Any]:
         "units": currency.unit_singular if currency.HasField("unit_singular") else None,
         "units_plural": currency.unit_plural if currency.HasField("unit_plural") else None,
         "usage_limit": body.usage_limit,
-        "current_usage": body.current_usage,
+        "current_usage": units(quanta_used(body.current_usage)),
         "has_soft_limit": body.has_soft_limit,
         "usage_period_end": _instant(body, "usage_period_end"),
+        "usage_period_ns": (None, _nanoseconds(body, "usage_period_end")),
     }
+
+
+YEAR_9999_SECONDS = 253_402_300_799
+
+
+def _nanoseconds(body: Any, field: str) -> int | None:
+    """A timestamp of the wire as it was told; None where it was not, or lies outside the years 1 to 9999."""
+    if not body.HasField(field):
+        return None
+    stamp = getattr(body, field)
+    if not -62_135_596_800 <= stamp.seconds <= YEAR_9999_SECONDS:
+        return None
+    return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)
 
 
 def _instant(body: Any, field: str) -> datetime | None:

@@ -8,12 +8,13 @@ from math import inf
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from stigg_guard import decorators
+from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.consumption import Book, Confirm, Consumption, confirm_now, make_event
 from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
-from stigg_guard.entitlements import Amount, Customer, Entitlement, require_id, usage_amount
+from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import FeatureDenied, InvalidRequest
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, UsageKey, Use, default_ledger, ledger_from_url, user_state_folder

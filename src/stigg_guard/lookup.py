@@ -9,12 +9,12 @@ from math import inf
 from types import MappingProxyType
 from typing import Any
 
+from stigg_guard.amounts import Amount
 from stigg_guard.cache import NOT_SHARED, SharedSnapshots, Snapshot, SnapshotCache, cache_key, snapshot_of
 from stigg_guard.client import ApiConfig, LocalSidecarConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, split_address
 from stigg_guard.entitlements import (
-    Amount,
     Customer,
     Entitlement,
     Reason,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stigg_guard.entitlements import require_id, usage_amount
+from stigg_guard.amounts import usage_amount
+from stigg_guard.entitlements import require_id
 
 _KEYS = ("path", "feature", "consume", "methods")
 

@@ -26,11 +26,12 @@ from math import isclose
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
+from stigg_guard.amounts import Amount
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.consumption import Book
-from stigg_guard.entitlements import Amount, Customer
+from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, FeatureDenied
 from stigg_guard.guard import Workings, work_with
 from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url

@@ -16,10 +16,10 @@ from typing import Any, ParamSpec, TypeVar
 from django.http.response import HttpResponseBase
 
 from stigg_guard import decorators
+from stigg_guard.amounts import Amount
 from stigg_guard.decorators import Dimensions, OneOrComputed
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
-from stigg_guard.entitlements import Amount
 
 P = ParamSpec("P")
 R = TypeVar("R", bound="HttpResponseBase | Awaitable[HttpResponseBase]")

@@ -11,11 +11,12 @@ from django.http.response import HttpResponseBase
 from django.views import View
 
 from stigg_guard import decorators
+from stigg_guard.amounts import Amount
 from stigg_guard.consumption import Consumption
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.requests import customer_of
-from stigg_guard.entitlements import Amount, Customer
+from stigg_guard.entitlements import Customer
 
 
 class _GuardedView(View):

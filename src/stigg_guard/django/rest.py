@@ -30,12 +30,12 @@ from rest_framework.throttling import BaseThrottle
 from rest_framework.views import APIView
 
 from stigg_guard import decorators
+from stigg_guard.amounts import Amount
 from stigg_guard.decorators import Dimensions, OneOrComputed
 from stigg_guard.denial import PROBLEM_TYPE, REFUSALS, Refusal, is_answered
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of
-from stigg_guard.entitlements import Amount
 
 
 class Problem(APIException):

@@ -16,10 +16,10 @@ from django.urls import ResolverMatch, URLPattern, URLResolver, include
 from django.urls.resolvers import RoutePattern
 
 from stigg_guard import decorators
+from stigg_guard.amounts import Amount
 from stigg_guard.decorators import OneOrComputed
 from stigg_guard.django.calls import DjangoCalls, is_awaited
 from stigg_guard.django.conf import DEFAULT, configurations
-from stigg_guard.entitlements import Amount
 from stigg_guard.rules import Rule, rule_of
 from stigg_guard.views import EXEMPT
 

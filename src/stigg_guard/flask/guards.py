@@ -10,9 +10,10 @@ from flask import Blueprint, Flask, Request, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
 from stigg_guard import decorators
+from stigg_guard.amounts import Amount
 from stigg_guard.consumption import Consumption
 from stigg_guard.decorators import Begin, Dimensions, HoldOpen, is_asynchronous
-from stigg_guard.entitlements import Amount, Customer
+from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask.current import Group, app_guard, of_request, this_request
 from stigg_guard.flask.errors import Refused, refusing

@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote
 
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ConfigError
+from stigg_guard.ledger.accounting import News, Period, Row
 from stigg_guard.ledger.entries import (
     Acknowledged,
     Batch,
@@ -18,6 +19,7 @@ from stigg_guard.ledger.entries import (
     Ledger,
     Refused,
     State,
+    Ticket,
     UsageKey,
     Use,
 )
@@ -31,8 +33,12 @@ __all__ = [
     "Event",
     "Hold",
     "Ledger",
+    "News",
+    "Period",
     "Refused",
+    "Row",
     "State",
+    "Ticket",
     "UsageKey",
     "Use",
     "default_ledger",

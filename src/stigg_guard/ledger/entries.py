@@ -1,22 +1,25 @@
-"""What a ledger keeps and what it promises.
+"""What a ledger keeps and what it promises: the protocol of all its homes, and how its values are written as text.
 
 An entry is *held* while the work runs, *unsent* once it succeeded, *sending* while a report is under way, *uncertain*
 when nobody knows whether a report was counted, and gone once it is settled; a report that the sidecar refuses is *dead*
 and stays visible. What is held, unsent, being sent or uncertain counts against the limit, together with the last known
-usage of the key.
+usage of the key. ``accounting`` has the rules of that, one for all homes.
 
-Snapshots and reports of a customer are ordered by *tickets*, numbers that only grow: a snapshot's figure is believed
-only if its fetch began after the last report of that key began or ended. No clock takes part in that. Only how long a
-sidecar may lag behind its own acknowledgement is a matter of time: until ``settle_grace`` seconds after one, a newer
-snapshot may raise the usage and not lower it.
+Users see amounts as floats; the homes store and add up whole quanta.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
+
+from stigg_guard.amounts import quanta
+from stigg_guard.ledger.accounting import Before, News, Pending, Period, Row
+
+Dimensions: TypeAlias = Mapping[str, "str | float | bool"]
 
 
 class State(str, Enum):
@@ -42,26 +45,20 @@ class UsageKey:
         return f"{owner} {self.feature_id}"
 
 
+class Ticket(NamedTuple):
+    """The sequence number of a snapshot or a report, and when it was drawn: microseconds on the ledger's clock."""
+
+    number: int
+    at: int
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A wish to use ``amount`` units, with what the asker's snapshot says.
-
-    ``limit`` is None when nothing limits the usage. ``period_start`` and ``period_end`` are those of the usage period,
-    and ``fetched_at`` is the beginning of the snapshot's fetch, in seconds since the epoch; 0 where there is none.
-    """
+    """A wish to use ``amount`` units, with what the asker's snapshot says of the key."""
 
     key: UsageKey
     amount: float
-    limit: float | None
-    known_usage: float
-    period_start: float
-    ticket: int
-    fetched_at: float = 0.0
-    period_end: float = 0.0
-
-    def period_at(self, instant: float) -> float:
-        """The beginning of the usage period at an instant: a hold may outlast the period in which it was taken."""
-        return self.period_end if 0 < self.period_end <= instant else self.period_start
+    news: News
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +71,12 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """There was not enough left for one of the claims: ``counted`` units are used, held or on their way."""
+    """There was not enough left for one of the claims: ``counted`` of ``limit`` units are used, held or on their
+    way."""
 
     claim: Claim
     counted: float
+    limit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +85,32 @@ class Event:
 
     name: str
     idempotency_key: str
-    dimensions: Mapping[str, str | float | bool]
+    dimensions: Dimensions
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
     """``amount`` units that were used, fewer given back when negative; the new total with ``is_set``.
 
-    ``period_start`` is that of the usage period in which it happened, 0 when unknown.
+    ``dimensions`` go with the usage report; those of an event are the event's own.
     """
 
     key: UsageKey
     amount: float
     is_set: bool = False
-    period_start: float = 0.0
     event: Event | None = None
+    dimensions: Dimensions = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger. ``used_at`` is the time of the use, in seconds since the epoch.
+    """One line of the ledger.
 
-    ``reason`` says why it is uncertain or dead. ``attempts`` is how often it was sent since it was last known not to be
-    counted: from the second on, nobody knows what became of the one before.
+    ``used_at`` is the time of the use as it is reported, in nanoseconds since the epoch; ``first_at`` that of the first
+    use in it, in microseconds on the ledger's clock. ``period`` is the usage period in which its units were held.
+    ``reason`` says why it is uncertain, dead or waits. ``attempts`` is how often it was sent since it was last known
+    not to be counted: from the second on, nobody knows whether the one before was. ``ticket`` is that of the first
+    sending, and ``before`` what was known of the usage then.
     """
 
     id: str
@@ -116,10 +118,21 @@ class Entry:
     key: UsageKey
     amount: float
     is_set: bool
-    used_at: float
+    used_at: int
     event: Event | None = None
     reason: str = ""
     attempts: int = 0
+    dimensions: Dimensions = field(default_factory=dict)
+    period: Period = Period()
+    first_at: int = 0
+    ticket: int = 0
+    before: Before | None = None
+
+    @property
+    def pending(self) -> Pending:
+        """The entry as the accounting sees it."""
+        amount = quanta(self.amount)
+        return Pending(amount, self.period, self.used_at, self.is_set, self.ticket, dimensions_text(self.dimensions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,24 +149,25 @@ class Acknowledged:
 
     report: Entry
     current_usage: float | None
-    period_start: float
+    period: Period = Period()
 
 
 class Ledger(Protocol):
     """Where holds and unsent usage live. Every method is one step: it happens wholly or not at all.
 
     Each may raise ``LedgerUnavailable`` when the step could not be made and nothing happened, and ``ClientClosed``
-    after ``close``.
+    after ``close``. Seconds are floats; each step has a deadline of its own.
     """
 
-    def ticket(self, customer_id: str) -> int:
-        """A number higher than all that this customer had before."""
+    def ticket(self, customer_id: str) -> Ticket:
+        """A number higher than all that this customer had before, and the present time of the ledger's clock."""
         ...
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
         """Takes the claimed units for ``ttl`` seconds, if used + held + on their way + amount <= limit for each key.
 
-        All of them, or none: the first claim that does not fit is told.
+        All of them, or none: the first claim that does not fit is returned. What the claims' news tell is noted either
+        way.
         """
         ...
 
@@ -161,10 +175,11 @@ class Ledger(Protocol):
         """Lets the holds last ``ttl`` seconds from now, those that expired and were not ended too."""
         ...
 
-    def commit(self, hold: Hold, uses: Sequence[Use]) -> Sequence[float]:
+    def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         """Turns the hold into unsent usage; the usage of each key with it.
 
         A hold that expired is recorded all the same, and counted as late. Uses of 0 units leave nothing to report.
+        ``repeated`` says that this commit may have been made before: then it is made only if the hold is still there.
         """
         ...
 
@@ -179,9 +194,9 @@ class Ledger(Protocol):
     def take_batch(self, size: int, lease: float) -> Batch | None:
         """The next reports to send, for ``lease`` seconds this caller's own; None when there is nothing to send.
 
-        Usages come in the order of their use, one report of each key, and no key has two reports under way. Events
-        come in batches of their own. A batch whose lease ended comes again, unchanged. What was unsent for one key and
-        period may have been added up.
+        Usages come one report of each key, the oldest first, and no key has two reports under way. Events come in
+        batches of their own. A batch whose lease ended comes again, unchanged. Unsent usage of one key is added up
+        where ``accounting.may_add_up`` allows it. A time of use that lies ahead of the clock is corrected.
         """
         ...
 
@@ -189,8 +204,9 @@ class Ledger(Protocol):
         """Forgets the reports that the sidecar has counted, and notes the usage that it told."""
         ...
 
-    def put_back(self, reports: Sequence[Entry]) -> None:
-        """Makes the reports unsent again: they were certainly not counted. Their attempts begin anew."""
+    def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
+        """Makes the reports unsent again: they were certainly not counted. Their attempts begin anew, after this
+        time."""
         ...
 
     def postpone(self, batch: Batch, seconds: float) -> None:
@@ -216,12 +232,12 @@ class Ledger(Protocol):
         """Sets aside a report that the sidecar refuses; it is kept, and no longer counts."""
         ...
 
-    def known_usage(self, key: UsageKey) -> float | None:
-        """The usage that the sidecar last told of; None if it never did."""
+    def known(self, key: UsageKey) -> Row | None:
+        """What the ledger believes of a key; None if nobody ever asked for it."""
         ...
 
     def entries(self, states: Sequence[State], limit: int) -> Sequence[Entry]:
-        """Entries in these states, oldest first."""
+        """Entries in these states, those whose first use is oldest first."""
         ...
 
     def retry(self, ids: Sequence[str]) -> int:
@@ -237,3 +253,63 @@ class Ledger(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+_WIDTH = 22
+_OFFSET = 10 ** (_WIDTH - 1)
+
+
+def instant_text(instant: int) -> str:
+    """Nanoseconds since the epoch as text of one width, in which what is earlier comes first."""
+    return f"{_OFFSET + instant:0{_WIDTH}d}"
+
+
+def instant_of(text: str) -> int:
+    return int(text) - _OFFSET
+
+
+def period_text(period: Period) -> str:
+    """A period as text: its start, a slash, its end; nothing for an end that was not told."""
+    return "/".join("" if end is None else instant_text(end) for end in period)
+
+
+def period_of(text: str) -> Period:
+    start, _, end = text.partition("/")
+    return Period(instant_of(start) if start else None, instant_of(end) if end else None)
+
+
+def before_text(before: Before | None) -> str:
+    """What was known before a report: usage, when the row moved, period; empty for nothing."""
+    if before is None:
+        return ""
+    moved = "" if before.moved_at is None else before.moved_at
+    return f"{before.used} {moved} {period_text(before.period)}"
+
+
+def before_of(text: str) -> Before | None:
+    if not text:
+        return None
+    used, moved, period = text.split(" ")
+    return Before(period_of(period), int(used), int(moved) if moved else None)
+
+
+def event_text(event: Event | None) -> str:
+    """An event as JSON; empty for none."""
+    if event is None:
+        return ""
+    fields = {"name": event.name, "idempotency_key": event.idempotency_key, "dimensions": dict(event.dimensions)}
+    return json.dumps(fields)
+
+
+def event_of(text: str | None) -> Event | None:
+    return Event(**json.loads(text)) if text else None
+
+
+def dimensions_text(dimensions: Dimensions) -> str:
+    """Dimensions as JSON, the same text for the same ones; empty for none."""
+    return json.dumps(dict(dimensions), sort_keys=True) if dimensions else ""
+
+
+def dimensions_of(text: str) -> Dimensions:
+    found: Dimensions = json.loads(text) if text else {}
+    return found

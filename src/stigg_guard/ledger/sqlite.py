@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -10,111 +9,115 @@ import sqlite3
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from time import monotonic
+from typing import Any, TypeVar
 
-from stigg_guard.clock import Clock
+from stigg_guard.amounts import quanta, quanta_used, units
+from stigg_guard.clock import Clock, microseconds
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
-from stigg_guard.ledger.entries import Acknowledged, Batch, Claim, Entry, Event, Hold, Refused, State, UsageKey, Use
+from stigg_guard.ledger.accounting import (
+    BATCH_EVENTS_PER_USAGE,
+    EXPIRED_HOLDS_KEPT,
+    Pending,
+    Period,
+    Row,
+    believed,
+    counted,
+    discarded,
+    is_free,
+    learned,
+    may_add_up,
+    sent_at,
+    stamped,
+    taken,
+)
+from stigg_guard.ledger.entries import (
+    Acknowledged,
+    Batch,
+    Claim,
+    Entry,
+    Hold,
+    Refused,
+    State,
+    Ticket,
+    UsageKey,
+    Use,
+    before_of,
+    before_text,
+    dimensions_of,
+    dimensions_text,
+    event_of,
+    event_text,
+    instant_of,
+    instant_text,
+    period_of,
+    period_text,
+)
+from stigg_guard.ledger.sqlite_schema import prepare
 
 logger = logging.getLogger("stigg_guard")
 
-SCHEMA_VERSION = 2
-APPLICATION_ID = 0x53474C47  # marks the file as a ledger, so that no other program's database is taken for one
 BUSY_SECONDS = 1.0
-EXPIRED_HOLDS_KEPT_SECONDS = 86_400.0
-EVENTS_PER_USAGE = 10  # the contract takes 1000 events or 100 usages at once
 
-_SCHEMA = """
-CREATE TABLE entry (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
-    state TEXT NOT NULL,
-    amount REAL NOT NULL,
-    is_set INTEGER NOT NULL DEFAULT 0,
-    used_at REAL NOT NULL,
-    until REAL DEFAULT 0,               -- end of the lease, NULL while a person must decide
-    batch TEXT,
-    reason TEXT NOT NULL DEFAULT '',
-    event TEXT,                         -- JSON: name, idempotency key, dimensions
-    attempts INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE hold (
-    customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
-    id TEXT NOT NULL, amount REAL NOT NULL, taken_at REAL NOT NULL, until REAL NOT NULL,
-    PRIMARY KEY (customer, resource, feature, id)
-) WITHOUT ROWID;
-CREATE TABLE usage (
-    customer TEXT NOT NULL, resource TEXT NOT NULL, feature TEXT NOT NULL,
-    used REAL NOT NULL, period_start REAL NOT NULL, ticket INTEGER NOT NULL,
-    settled_at REAL NOT NULL DEFAULT 0, -- when the sidecar last acknowledged a report of the key
-    PRIMARY KEY (customer, resource, feature)
-) WITHOUT ROWID;
-CREATE TABLE ticket (id INTEGER PRIMARY KEY CHECK (id = 1), last INTEGER NOT NULL);
-INSERT INTO ticket VALUES (1, 0);
-CREATE TABLE late (id INTEGER PRIMARY KEY CHECK (id = 1), holds INTEGER NOT NULL);
-INSERT INTO late VALUES (1, 0)
-"""
-_INDEXES = """
-CREATE INDEX entry_by_key ON entry (customer, resource, feature, state);
-CREATE INDEX entry_by_state ON entry (state, id);
-CREATE INDEX entry_by_batch ON entry (batch) WHERE batch IS NOT NULL
-"""
-_FROM_VERSION_1 = """
-DROP INDEX entry_by_key; DROP INDEX entry_by_state; DROP INDEX entry_by_batch;
-ALTER TABLE entry RENAME TO entry_1; ALTER TABLE usage RENAME TO usage_1; ALTER TABLE ticket RENAME TO ticket_1;
-{schema};
-INSERT INTO entry (id, customer, resource, feature, state, amount, is_set, used_at, until, batch, reason)
-    SELECT id, customer, resource, feature, state, amount, is_set, used_at, until, batch, coalesce(reason, '')
-    FROM entry_1 WHERE state <> 'held';
-INSERT INTO usage SELECT *, 0 FROM usage_1;
-UPDATE ticket SET last = (SELECT last FROM ticket_1);
-DROP TABLE entry_1; DROP TABLE usage_1; DROP TABLE ticket_1
-"""
+T = TypeVar("T")
 
-_NEXT_TICKET = "UPDATE ticket SET last = last + 1 RETURNING last"
 _KEY = "customer = ? AND resource = ? AND feature = ?"
 _SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
-_KEY_COLUMNS = "customer, resource, feature"
 _WAITS = "state IN ('dead', 'uncertain')"
 _ON_ITS_WAY = "state > 'dead'"  # sending, uncertain, unsent: one range of the index, where IN would search thrice
-_HELD = f"SELECT coalesce(sum(amount), 0) FROM hold WHERE {_KEY} AND until > ?"
-_END_HOLD = f"DELETE FROM hold WHERE {_KEY} AND id = ?"
+_NEXT_TICKET = "UPDATE numbers SET ticket = ticket + 1 RETURNING ticket"
+_ROW = "period, used, allowed, seen, settled, settled_at, moved_at, added"
+# What decides a claim: the units held, by how much one of their ends lies too far ahead, whether there is more, the row.
+_STANDING = f"""
+SELECT held, ahead, EXISTS (SELECT 1 FROM entries WHERE {_KEY} AND {_ON_ITS_WAY}), {_ROW}
+FROM (
+    SELECT coalesce(sum(CASE WHEN until > ? THEN amount END), 0) AS held, max(until - lasts) AS ahead
+    FROM holds WHERE {_KEY}
+) LEFT JOIN usages ON {_KEY}
+"""
 _PENDING = f"""
-SELECT coalesce(sum(CASE WHEN is_set THEN 0 ELSE max(amount, 0) END), 0),
-    coalesce(max(CASE WHEN is_set THEN amount END), 0)
-FROM entry WHERE {_KEY} AND {_ON_ITS_WAY} AND used_at >= ?
+SELECT sum(CASE WHEN is_set THEN 0 ELSE max(amount, 0) END), max(CASE WHEN is_set THEN amount END), period, max(used_at)
+FROM entries WHERE {_KEY} AND {_ON_ITS_WAY} GROUP BY period, used_at < ?
 """
-_ADD_TO_NEWEST = f"""
-UPDATE entry SET amount = amount + ?1, used_at = ?2
-WHERE id = (SELECT max(id) FROM entry WHERE {_KEY} AND state = 'unsent')
-AND NOT is_set AND event IS NULL AND used_at >= ?6 AND (amount > 0) = (?1 > 0)
+_NEWEST = f"""
+SELECT id, amount, period, used_at, is_set, ticket, dimensions FROM entries
+WHERE {_KEY} AND state = 'unsent' AND event = '' ORDER BY id DESC LIMIT 1
 """
-_HELD_REPORT = "id, 'held' AS state, customer, resource, feature, amount, 0, taken_at, NULL, '', 0"
-_REPORT = "id, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts"
+_REPORT = (
+    "id, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts, dimensions, period, "
+    "first_at, ticket, before"
+)
+_HELD_REPORT = "id, 'held', customer, resource, feature, amount, 0, '', '', '', 0, '', period, taken_at, 0, ''"
 _DUE_BATCH = f"""
-SELECT batch FROM entry AS one WHERE state = 'sending' AND until <= ?1 AND NOT EXISTS (
-    SELECT 1 FROM entry AS other WHERE {_SAME_KEY} AND other.state = 'sending' AND other.until > ?1
-        AND one.event IS NULL AND other.event IS NULL
+SELECT batch FROM entries AS one WHERE state = 'sending' AND until <= :now AND NOT EXISTS (
+    SELECT 1 FROM entries AS other WHERE {_SAME_KEY} AND other.state = 'sending' AND other.until > :now
+        AND one.event = '' AND other.event = ''
 ) ORDER BY id LIMIT 1
 """
 _NEXT_USAGES = f"""
-SELECT id FROM entry AS one WHERE state = 'unsent' AND event IS NULL AND NOT EXISTS (
-    SELECT 1 FROM entry AS other WHERE {_SAME_KEY} AND other.event IS NULL AND (
+SELECT {_REPORT} FROM entries AS one WHERE state = 'unsent' AND event = '' AND until <= ? AND NOT EXISTS (
+    SELECT 1 FROM entries AS other WHERE {_SAME_KEY} AND other.event = '' AND (
         other.state = 'sending' OR other.state = 'unsent' AND other.id < one.id
         OR other.state = 'uncertain' AND other.until IS NOT NULL)
 ) ORDER BY id LIMIT ?
 """
-_NEXT_EVENTS = "SELECT id FROM entry WHERE state = 'unsent' AND event IS NOT NULL ORDER BY id LIMIT ?"
+_NEXT_EVENTS = f"""
+SELECT {_REPORT} FROM entries WHERE state = 'unsent' AND event <> '' AND until <= ? ORDER BY id LIMIT ?
+"""
+_UNSENT = "state = 'unsent', batch = NULL, attempts = 0"
+
+_Key = tuple[str, str, str]
 
 
 class SqliteLedger:
     """A ledger in a SQLite file (WAL), or in this process's memory when ``path`` is None.
 
     A file survives kill -9 with everything that was committed; ``synchronous=NORMAL`` may lose the last commits when
-    the machine itself loses power. Safe between threads, processes and across forks. The first use of each process
-    opens it.
+    the machine itself loses power. Thread-safe, safe between processes and across forks, and under exceptions that come
+    from outside at any moment. The first use of each process opens it. A step waits ``BUSY_SECONDS`` for its turn in
+    this process, and as long for other processes.
 
     Raises:
         ConfigError: on first use, when the file cannot be opened, is no ledger, or is of a newer version.
@@ -125,234 +128,245 @@ class SqliteLedger:
             raise ConfigError(f"LEDGER: there is no folder for {path}; make it, or name another file")
         self._path = path
         self._now = clock.now
-        self._grace = settle_grace
+        self._grace = _microseconds(settle_grace)
         self._closed = False
         self._pid = os.getpid()
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._stepping: int | None = None  # the thread that makes a step
+        self._is_stepping = False
         self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
         with _lock:
             _ledgers.add(self)
         if path is None:
             logger.info("the ledger is in memory: usage that was not reported yet is lost when this process ends")
 
-    def ticket(self, customer_id: str) -> int:
-        with self._connected() as db:
-            return _next_ticket(db)
+    def ticket(self, customer_id: str) -> Ticket:
+        return Ticket(self._read(_next_ticket), self._time())
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
-        now = self._time()
-        hold = Hold(secrets.token_hex(8), tuple(claims))
-        with self._connected(writing=True) as db:
-            for claim in claims:
-                refused = self._take(db, hold.id, claim, now, ttl)
-                if refused is not None:
-                    db.execute("ROLLBACK")
-                    return refused
-            return hold
+        hold, now, lasts = Hold(secrets.token_hex(8), tuple(claims)), self._time(), _microseconds(ttl)
+        return self._write(lambda db: self._take(db, hold, now, lasts))
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
-        until = self._time() + ttl
-        with self._connected(writing=True) as db:
-            db.executemany(
-                f"UPDATE hold SET until = ? WHERE {_KEY} AND id = ?",
-                [(until, *_columns(claim.key), hold.id) for hold in holds for claim in hold.claims],
-            )
+        lasts = _microseconds(ttl)
+        until = self._time() + lasts
+        held = [(until, lasts, *_columns(claim.key), hold.id) for hold in holds for claim in hold.claims]
+        self._write(lambda db: db.executemany(f"UPDATE holds SET until = ?, lasts = ? WHERE {_KEY} AND id = ?", held))
 
-    def commit(self, hold: Hold, uses: Sequence[Use]) -> Sequence[float]:
+    def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         now = self._time()
-        with self._connected(writing=True) as db:
-            if not _end(db, hold, now):
-                db.execute("UPDATE late SET holds = holds + 1")
-            return [_record(db, use, now) for use in uses]
+
+        def step(db: sqlite3.Connection) -> list[float]:
+            periods, is_late = _end(db, hold, now)
+            if not periods and repeated:
+                return [_usage(db, use.key) for use in uses]
+            if is_late:
+                db.execute("UPDATE numbers SET late = late + 1")
+            return [_record(db, use, periods.get(_columns(use.key)), now) for use in uses]
+
+        return self._write(step)
 
     def release(self, hold: Hold) -> None:
-        if self._stepping == threading.get_ident():  # a finalizer came by in the middle of a step
+        if self._is_in_step():  # a finalizer came by in the middle of a step
             self._dropped.append(hold)
             return
-        with self._connected(writing=True) as db:
-            _end(db, hold, self._time())
+        self._write(lambda db: _end(db, hold, self._time()))
 
     def record(self, use: Use) -> float:
-        with self._connected(writing=True) as db:
-            return _record(db, use, self._time())
+        return self._write(lambda db: _record(db, use, None, self._time()))
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
-        now = self._time()
-        with self._connected(writing=True) as db:
-            db.execute("DELETE FROM hold WHERE until < ?", (now - EXPIRED_HOLDS_KEPT_SECONDS,))
-            row = db.execute(_DUE_BATCH, (now,)).fetchone()
-            batch = row[0] if row else _new_batch(db, size)
+        now, lasts = self._time(), _microseconds(lease)
+
+        def step(db: sqlite3.Connection) -> Batch | None:
+            db.execute("DELETE FROM holds WHERE until < ?", (now - EXPIRED_HOLDS_KEPT,))
+            _bring_back(db, now)
+            due = db.execute(_DUE_BATCH, {"now": now}).fetchone()
+            batch = due[0] if due else _new_batch(db, size, now)
             if batch is None:
                 return None
-            db.execute("UPDATE entry SET until = ?, attempts = attempts + 1 WHERE batch = ?", (now + lease, batch))
-            rows = db.execute(f"SELECT {_REPORT} FROM entry WHERE batch = ? ORDER BY id", (batch,))
+            leased = (now + lasts, lasts, batch)
+            db.execute("UPDATE entries SET until = ?, lasts = ?, attempts = attempts + 1 WHERE batch = ?", leased)
+            rows = db.execute(f"SELECT {_REPORT} FROM entries WHERE batch = ? ORDER BY id", (batch,))
             return Batch(batch, [_entry(row) for row in rows])
+
+        return self._write(step)
 
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         now = self._time()
-        with self._connected(writing=True) as db:
+
+        def step(db: sqlite3.Connection) -> None:
             ticket = _next_ticket(db)
             for answer in answers:
-                if _forget(db, answer.report):
-                    _learn(db, answer, ticket, now)
+                _learn(db, answer, ticket, now)
 
-    def put_back(self, reports: Sequence[Entry]) -> None:
-        with self._connected(writing=True) as db:
-            db.executemany(
-                "UPDATE entry SET state = 'unsent', batch = NULL, reason = '', attempts = 0 "
-                "WHERE id = ? AND state IN ('sending', 'uncertain')",
-                [(report.id,) for report in reports],
-            )
+        self._write(step)
+
+    def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
+        lasts = _microseconds(seconds)
+        given = [(self._time() + lasts if lasts else 0, lasts, reason, report.id) for report in reports]
+        statement = f"UPDATE entries SET {_UNSENT}, until = ?, lasts = ?, reason = ? WHERE id = ? AND state IN ('sending', 'uncertain')"
+        self._write(lambda db: db.executemany(statement, given))
 
     def postpone(self, batch: Batch, seconds: float) -> None:
-        with self._connected(writing=True) as db:
-            db.execute("UPDATE entry SET until = ? WHERE batch = ?", (self._time() + seconds, batch.id))
+        lasts = _microseconds(seconds)
+        given = (self._time() + lasts, lasts, batch.id)
+        self._write(lambda db: db.execute("UPDATE entries SET until = ?, lasts = ? WHERE batch = ?", given))
 
     def split(self, batch: Batch) -> None:
-        with self._connected(writing=True) as db:
-            db.execute(
-                "UPDATE entry SET batch = batch || '/' || id, until = 0, attempts = 0 WHERE batch = ?", (batch.id,)
-            )
+        statement = "UPDATE entries SET batch = batch || '/' || id, until = 0, attempts = 0 WHERE batch = ?"
+        self._write(lambda db: db.execute(statement, (batch.id,)))
 
     def doubt(self, reports: Sequence[Entry], seconds: float | None, reason: str) -> None:
-        until = None if seconds is None else self._time() + seconds
-        with self._connected(writing=True) as db:
-            db.executemany(
-                "UPDATE entry SET state = 'uncertain', batch = NULL, until = ?, reason = ? "
-                "WHERE id = ? AND state IN ('sending', 'uncertain')",
-                [(until, reason, report.id) for report in reports],
-            )
+        lasts = _microseconds(seconds or 0.0)
+        until = None if seconds is None else self._time() + lasts
+        given = [(until, lasts, reason, report.id) for report in reports]
+        statement = (
+            "UPDATE entries SET state = 'uncertain', batch = NULL, until = ?, lasts = ?, reason = ? "
+            "WHERE id = ? AND state IN ('sending', 'uncertain')"
+        )
+        self._write(lambda db: db.executemany(statement, given))
 
     def take_uncertain(self, size: int, lease: float) -> Sequence[Entry]:
-        now = self._time()
-        with self._connected(writing=True) as db:
-            rows = db.execute(
-                f"SELECT {_REPORT} FROM entry WHERE state = 'uncertain' AND until <= ? ORDER BY id LIMIT ?", (now, size)
-            ).fetchall()
-            db.executemany("UPDATE entry SET until = ? WHERE id = ?", [(now + lease, row[0]) for row in rows])
+        now, lasts = self._time(), _microseconds(lease)
+
+        def step(db: sqlite3.Connection) -> list[Entry]:
+            _bring_back(db, now)
+            due = f"SELECT {_REPORT} FROM entries WHERE state = 'uncertain' AND until <= ? ORDER BY id LIMIT ?"
+            rows = db.execute(due, (now, size)).fetchall()
+            leased = [(now + lasts, lasts, row[0]) for row in rows]
+            db.executemany("UPDATE entries SET until = ?, lasts = ? WHERE id = ?", leased)
             return [_entry(row) for row in rows]
 
-    def bury(self, report: Entry, reason: str) -> None:
-        with self._connected(writing=True) as db:
-            db.execute("UPDATE entry SET state = 'dead', batch = NULL, reason = ? WHERE id = ?", (reason, report.id))
+        return self._write(step)
 
-    def known_usage(self, key: UsageKey) -> float | None:
-        with self._connected() as db:
-            row = db.execute(f"SELECT used FROM usage WHERE {_KEY}", _columns(key)).fetchone()
-            return row and float(row[0])
+    def bury(self, report: Entry, reason: str) -> None:
+        statement = "UPDATE entries SET state = 'dead', batch = NULL, reason = ? WHERE id = ?"
+        self._write(lambda db: db.execute(statement, (reason, report.id)))
+
+    def known(self, key: UsageKey) -> Row | None:
+        return self._read(lambda db: _row(db, _columns(key)))
 
     def entries(self, states: Sequence[State], limit: int) -> Sequence[Entry]:
         marks = ", ".join("?" * len(states))
-        with self._connected() as db:
-            rows = db.execute(
-                f"SELECT * FROM (SELECT {_REPORT} FROM entry UNION ALL SELECT {_HELD_REPORT} FROM hold "
-                f"WHERE until > ?) WHERE state IN ({marks}) ORDER BY used_at, id LIMIT ?",
-                (self._time(), *(state.value for state in states), limit),
-            ).fetchall()
-        return [_entry(row) for row in rows]
+        statement = (
+            f"SELECT * FROM (SELECT {_REPORT} FROM entries UNION ALL SELECT {_HELD_REPORT} FROM holds WHERE until > ?) "
+            f"WHERE state IN ({marks}) ORDER BY first_at, id LIMIT ?"
+        )
+        given = (self._time(), *(state.value for state in states), limit)
+        return self._read(lambda db: [_entry(row) for row in db.execute(statement, given)])
 
     def retry(self, ids: Sequence[str]) -> int:
-        with self._connected(writing=True) as db:
-            return _change(db, "UPDATE entry SET state = 'unsent', batch = NULL, reason = '', attempts = 0", ids)
+        return self._write(lambda db: _change(db, f"UPDATE entries SET {_UNSENT}, reason = '', until = 0", ids))
 
     def discard(self, ids: Sequence[str]) -> int:
-        """The sidecar may have counted what is discarded: no snapshot from before now may lower the usage."""
         now = self._time()
-        with self._connected(writing=True) as db:
+
+        def step(db: sqlite3.Connection) -> int:
             ticket = _next_ticket(db)
-            for entry in ids:
-                for key in db.execute(f"SELECT {_KEY_COLUMNS} FROM entry WHERE id = ? AND {_WAITS}", (entry,)):
-                    db.execute(f"UPDATE usage SET ticket = ?, settled_at = ? WHERE {_KEY}", (ticket, now, *key))
-            return _change(db, "DELETE FROM entry", ids)
+            statement = f"SELECT customer, resource, feature FROM entries WHERE id = ? AND {_WAITS}"
+            for key in [key for entry in ids for key in db.execute(statement, (entry,))]:
+                row = _row(db, key)
+                if row is not None:
+                    _note(db, key, discarded(row, ticket, now))
+            return _change(db, "DELETE FROM entries", ids)
+
+        return self._write(step)
 
     def counts(self) -> Mapping[str, int]:
-        with self._connected() as db:
-            rows = db.execute("SELECT state, count(*) FROM entry GROUP BY state").fetchall()
-            (held,) = db.execute("SELECT count(*) FROM hold WHERE until > ?", (self._time(),)).fetchone()
-            (late,) = db.execute("SELECT holds FROM late").fetchone()
-        return {**{state.value: 0 for state in State}, **dict(rows), "held": held, "late": late}
+        now = self._time()
+
+        def step(db: sqlite3.Connection) -> dict[str, int]:
+            states = db.execute("SELECT state, count(*) FROM entries GROUP BY state").fetchall()
+            (held,) = db.execute("SELECT count(*) FROM holds WHERE until > ?", (now,)).fetchone()
+            (late,) = db.execute("SELECT late FROM numbers").fetchone()
+            return {**{state.value: 0 for state in State}, **dict(states), "held": held, "late": late}
+
+        return self._read(step)
 
     def close(self) -> None:
         with _lock:
             self._closed = True
             self._disconnect()
 
-    def _take(self, db: sqlite3.Connection, hold: str, claim: Claim, now: float, ttl: float) -> Refused | None:
-        key = _columns(claim.key)
-        used = self._believed(db, claim)
-        (held,) = db.execute(_HELD, (*key, now)).fetchone()
-        pending, total = db.execute(_PENDING, (*key, claim.period_start)).fetchone()
-        counted = max(used, total) + held + pending
-        if claim.limit is not None and counted + claim.amount > claim.limit:
-            return Refused(claim, counted)
-        db.execute(
-            "INSERT INTO hold VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET amount = amount + excluded.amount",
-            (*key, hold, claim.amount, now, now + ttl),
-        )
-        return None
+    def _take(self, db: sqlite3.Connection, hold: Hold, now: int, lasts: int) -> Hold | Refused:
+        parts: dict[_Key, tuple[int, Row]] = {}
+        refused = None
+        for claim in hold.claims:
+            key = _columns(claim.key)
+            held, is_more, known = _standing(db, key, now)
+            row, limit = believed(known, claim.news, now, self._grace)
+            if row != known:
+                _note(db, key, row)
+            amount, before = quanta(claim.amount), parts.get(key, (0, row))[0]
+            total = counted(row, held + before, _pending(db, key, row.period) if is_more else ())
+            if refused is None and not is_free(total, amount, limit):
+                refused = Refused(claim, units(total), units(max(limit or 0, 0)))
+            parts[key] = amount + before, row
+        if refused is not None:
+            return refused
+        rows = [
+            (*key, hold.id, amount, period_text(row.period), now, now + lasts, lasts)
+            for key, (amount, row) in parts.items()
+        ]
+        db.executemany("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        return hold
 
-    def _believed(self, db: sqlite3.Connection, claim: Claim) -> float:
-        """The usage to count from: the ledger's own, or the snapshot's if that is newer, which is noted then."""
-        key = _columns(claim.key)
-        row = db.execute(f"SELECT used, period_start, ticket, settled_at FROM usage WHERE {_KEY}", key).fetchone()
-        if row is None:
-            db.execute(
-                "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, 0)",
-                (*key, claim.known_usage, claim.period_start, claim.ticket),
-            )
-            return claim.known_usage
-        used, period_start, ticket, settled_at = row
-        if claim.period_start == period_start:
-            if claim.ticket <= ticket or _is_under_way(db, key):
-                return float(used)
-            if claim.known_usage < used and claim.fetched_at < settled_at + self._grace:
-                return float(used)
-        elif claim.period_start < period_start:
-            return float(used)
-        db.execute(
-            f"UPDATE usage SET used = ?, period_start = ?, ticket = ? WHERE {_KEY}",
-            (claim.known_usage, claim.period_start, max(ticket, claim.ticket), *key),
-        )
-        return claim.known_usage
+    def _time(self) -> int:
+        return microseconds(self._now())
 
-    def _time(self) -> float:
-        return self._now().timestamp()
+    def _is_in_step(self) -> bool:
+        """Whether this thread is in the middle of a step on this ledger. A mark that an interrupted step has left
+        behind says nothing: the lock is free then."""
+        return self._is_stepping and _lock._is_owned()  # type: ignore[attr-defined] # known to all locks, not to stubs
 
-    @contextmanager
-    def _connected(self, *, writing: bool = False) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time; ``writing`` in a transaction."""
-        if self._stepping == threading.get_ident():
-            raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} is in the middle of a step of this thread")
-        if not _lock.acquire(timeout=BUSY_SECONDS):
-            raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} is busy")
-        try:
-            self._stepping = threading.get_ident()
-            db = self._own_connection()
+    def _read(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """What one statement, or one that needs no transaction, says."""
+        return self._with_connection(step)
+
+    def _write(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """What a transaction of its own answers; it is undone if it fails. It begins with the end of the holds that
+        were dropped."""
+
+        def transaction(db: sqlite3.Connection) -> T:
             try:
-                dropped = self._begin(db) if writing else 0
-                yield db
-                if db.in_transaction:
-                    db.execute("COMMIT")
-                    for _ in range(dropped):
-                        self._dropped.popleft()
+                db.execute("BEGIN IMMEDIATE")
+                dropped = list(self._dropped)
+                for hold in dropped:
+                    _end(db, hold, self._time())
+                answer = step(db)
+                db.execute("COMMIT")
             finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise LedgerUnavailable(f"the ledger {self._path or 'in memory'} cannot be used: {error}") from error
-        finally:
-            self._stepping = None
-            _lock.release()
+                _undo(db)
+            for _ in dropped:
+                self._dropped.popleft()
+            return answer
 
-    def _begin(self, db: sqlite3.Connection) -> int:
-        """Begins a transaction with the end of the holds that were dropped; how many those were."""
-        db.execute("BEGIN IMMEDIATE")
-        dropped = list(self._dropped)
-        for hold in dropped:
-            _end(db, hold, self._time())
-        return len(dropped)
+        return self._with_connection(transaction)
+
+    def _with_connection(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Gives the work the connection, one thread at a time.
+
+        An exception from outside may end this anywhere. So the lock is taken by a statement that cannot be torn, and
+        what is left of an interrupted step is undone by the next one.
+        """
+        where = self._path or "in memory"
+        if self._is_in_step():
+            raise LedgerUnavailable(f"the ledger {where} is in the middle of a step of this thread")
+        asked_at = monotonic()
+        try:
+            with _lock:
+                if monotonic() - asked_at > BUSY_SECONDS:
+                    raise LedgerUnavailable(f"the ledger {where} is busy: its other threads took {BUSY_SECONDS:g} s")
+                self._is_stepping = True
+                try:
+                    db = self._own_connection()
+                    _undo(db)
+                    return work(db)
+                finally:
+                    self._is_stepping = False
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(f"the ledger {where} cannot be used: {error}") from error
 
     def _own_connection(self) -> sqlite3.Connection:
         if self._closed:
@@ -380,6 +394,11 @@ class SqliteLedger:
         self._pid = os.getpid()
         self._dropped.clear()
         self._disconnect()  # what a parent has in its memory is the parent's to report
+
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)
+        if connection is not None:
+            connection.close()
 
 
 # SQLite's own notes about the locks of a process are copied by a fork, and wrong in the child. So nothing is open while
@@ -412,14 +431,16 @@ os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in
 def _opened(path: str | None) -> sqlite3.Connection:
     with ExitStack() as on_failure:
         try:
-            db = sqlite3.connect(path or ":memory:", BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            db = sqlite3.connect(
+                path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
             on_failure.enter_context(closing(db))
             db.execute("PRAGMA schema_version")  # fails unless it is a database
         except sqlite3.Error as error:
             if os.path.isdir(path or ""):
                 raise ConfigError(f"LEDGER: {path} is a folder; name a file") from error
             raise  # damaged, read-only, busy or out of descriptors: nothing is wrong with the setting
-        _prepare(db, path)
+        prepare(db, path)
         on_failure.pop_all()
         return db
 
@@ -433,29 +454,16 @@ def _file_of(path: str | None) -> tuple[int, int] | None:
     return found and (found.st_dev, found.st_ino)
 
 
-def _prepare(db: sqlite3.Connection, path: str | None) -> None:
-    """Makes an empty database a ledger, brings an older one up to date, and refuses every other one."""
-    db.execute("BEGIN IMMEDIATE")
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if tables and application != APPLICATION_ID:
-        raise ConfigError(f"LEDGER: {path} is the database of another program; name a file of the ledger's own")
-    if version > SCHEMA_VERSION:
-        raise ConfigError(f"LEDGER: {path} was written by a newer version of stigg-guard; update this one")
-    if version < SCHEMA_VERSION:
-        tables_made = _FROM_VERSION_1.format(schema=_SCHEMA) if tables else _SCHEMA
-        for statement in f"{tables_made}; {_INDEXES}".split(";"):
-            db.execute(statement)
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    db.execute("COMMIT")
-    if path is not None:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
+def _undo(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        db.execute("ROLLBACK")
 
 
-def _columns(key: UsageKey) -> tuple[str, str, str]:
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def _columns(key: UsageKey) -> _Key:
     return key.customer_id, key.resource_id, key.feature_id
 
 
@@ -467,89 +475,153 @@ def _change(db: sqlite3.Connection, statement: str, ids: Sequence[str]) -> int:
     return sum(db.execute(f"{statement} WHERE id = ? AND {_WAITS}", (entry,)).rowcount for entry in ids)
 
 
-def _forget(db: sqlite3.Connection, report: Entry) -> bool:
-    """Whether the report was still there. What was added since it was sent, by somebody who put it back, stays."""
-    sent = (report.id, report.amount)
-    if db.execute("DELETE FROM entry WHERE id = ? AND amount = ?", sent).rowcount:
-        return True
-    return bool(db.execute("UPDATE entry SET amount = amount - ?2 WHERE id = ?1", sent).rowcount)
+def _standing(db: sqlite3.Connection, key: _Key, now: int) -> tuple[int, bool, Row | None]:
+    """The units of the key that are held, whether more are on their way, and its row."""
+    held, ahead, is_more, *row = db.execute(_STANDING, (*key, now, *key, *key)).fetchone()
+    if ahead is not None and ahead > now:
+        db.execute(f"UPDATE holds SET until = ? + lasts WHERE {_KEY} AND until > ? + lasts", (now, *key, now))
+    return held, bool(is_more), _row_of(row)
 
 
-def _end(db: sqlite3.Connection, hold: Hold, now: float) -> bool:
-    """Ends the hold; whether all of it has lasted until now."""
-    parts = [(*_columns(key), hold.id) for key in {claim.key for claim in hold.claims}]
-    lasted = sum(db.execute(f"{_END_HOLD} AND until > ?", (*part, now)).rowcount for part in parts)
-    if lasted < len(parts):
-        db.executemany(_END_HOLD, parts)
-    return lasted == len(parts)
+def _row(db: sqlite3.Connection, key: _Key) -> Row | None:
+    found = db.execute(f"SELECT {_ROW} FROM usages WHERE {_KEY}", key).fetchone()
+    return found and _row_of(found)
 
 
-def _is_under_way(db: sqlite3.Connection, key: tuple[str, str, str]) -> bool:
-    found = db.execute(f"SELECT 1 FROM entry WHERE {_KEY} AND state IN ('sending', 'uncertain') LIMIT 1", key)
-    return found.fetchone() is not None
+def _row_of(columns: Sequence[Any]) -> Row | None:
+    period, *others = columns
+    return None if period is None else Row(period_of(period), *others)
 
 
-def _record(db: sqlite3.Connection, use: Use, now: float) -> float:
-    """Writes the use, added to what is unsent where that loses nothing; the key's usage with it."""
+def _note(db: sqlite3.Connection, key: _Key, row: Row) -> None:
+    period, *others = row
+    columns = (*key, period_text(period), *others)
+    db.execute("INSERT OR REPLACE INTO usages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
+
+
+def _pending(db: sqlite3.Connection, key: _Key, period: Period) -> Iterable[Pending]:
+    """What is on its way, added up where the accounting makes no difference."""
+    start = "" if period.start is None else instant_text(period.start)
+    for more, total, told, used_at in db.execute(_PENDING, (*key, start)):
+        yield Pending(more, period_of(told), instant_of(used_at))
+        if total is not None:
+            yield Pending(total, period_of(told), instant_of(used_at), is_set=True)
+
+
+def _usage(db: sqlite3.Connection, key: UsageKey) -> float:
+    """The usage of a key with all that is on its way."""
+    columns = _columns(key)
+    row = _row(db, columns) or Row(Period(), 0)
+    return units(counted(row, 0, _pending(db, columns, row.period)))
+
+
+def _end(db: sqlite3.Connection, hold: Hold, now: int) -> tuple[dict[_Key, Period], bool]:
+    """Ends the hold: the periods of the parts that were still there, and whether it is late."""
+    keys = {_columns(claim.key) for claim in hold.claims}
+    statement = f"DELETE FROM holds WHERE {_KEY} AND id = ? RETURNING period, until"
+    ended = {key: row for key in keys for row in db.execute(statement, (*key, hold.id)).fetchall()}
+    lasted = [key for key, (_, until) in ended.items() if until > now]
+    return {key: period_of(period) for key, (period, _) in ended.items()}, len(lasted) < len(keys)
+
+
+def _record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) -> float:
+    """Writes the use, added to what is unsent where that loses nothing; the key's usage with it. Without the period of
+    a hold it belongs to the present one."""
     key = _columns(use.key)
-    row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
-    used, period_start = row or (0.0, use.period_start)
-    if period_start < use.period_start:
-        used, period_start = 0.0, use.period_start
-        db.execute(f"UPDATE usage SET used = 0, period_start = ? WHERE {_KEY}", (period_start, *key))
-    plain = not use.is_set and use.event is None
-    added = plain and use.amount and db.execute(_ADD_TO_NEWEST, (use.amount, now, *key, use.period_start)).rowcount
-    if not added and (use.amount or use.is_set):
-        db.execute(
-            "INSERT INTO entry (customer, resource, feature, state, amount, is_set, used_at, event) "
-            "VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?)",
-            (*key, use.amount, use.is_set, now, _event_text(use.event)),
-        )
-    pending, total = db.execute(_PENDING, (*key, period_start)).fetchone()
-    return float(max(used, total) + pending)
+    if period is None:
+        row = _row(db, key)
+        period = Period() if row is None else row.period
+    if use.amount or use.is_set:
+        dimensions, event = dimensions_text(use.dimensions), event_text(use.event)
+        used_at = stamped(period, now * 1000)
+        new = Pending(quanta(use.amount), period, used_at, use.is_set, dimensions=dimensions)
+        if event or not _is_added_up(db, key, new):
+            db.execute(
+                "INSERT INTO entries (customer, resource, feature, state, amount, is_set, used_at, first_at, period, "
+                "event, dimensions) VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?, ?, ?, ?)",
+                (*key, new.amount, use.is_set, instant_text(used_at), now, period_text(period), event, dimensions),
+            )
+    return _usage(db, use.key)
 
 
-def _new_batch(db: sqlite3.Connection, size: int) -> str | None:
+def _is_added_up(db: sqlite3.Connection, key: _Key, new: Pending) -> bool:
+    newest = db.execute(_NEWEST, key).fetchone()
+    if newest is None:
+        return False
+    number, amount, period, used_at, is_set, ticket, dimensions = newest
+    old = Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket, dimensions)
+    if not may_add_up(old, new):
+        return False
+    latest = instant_text(max(old.used_at, new.used_at))
+    db.execute("UPDATE entries SET amount = ?, used_at = ? WHERE id = ?", (amount + new.amount, latest, number))
+    return True
+
+
+def _bring_back(db: sqlite3.Connection, now: int) -> None:
+    """Lets what was leased before the clock was set back end in its own time."""
+    db.execute("UPDATE entries SET until = ? + lasts WHERE until > ? AND until > ? + lasts", (now, now, now))
+
+
+def _new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
     """Marks what is to be sent next: the oldest usages, one of each key, or else the oldest events."""
-    batch = secrets.token_hex(16)
-    mark = "UPDATE entry SET state = 'sending', batch = ? WHERE id IN ({}) RETURNING customer, resource, feature"
-    keys = db.execute(mark.format(_NEXT_USAGES), (batch, size)).fetchall()
-    if not keys:
-        keys = db.execute(mark.format(_NEXT_EVENTS), (batch, size * EVENTS_PER_USAGE)).fetchall()
-    if not keys:
+    rows = db.execute(_NEXT_USAGES, (now, size)).fetchall()
+    if not rows:
+        rows = db.execute(_NEXT_EVENTS, (now, size * BATCH_EVENTS_PER_USAGE)).fetchall()
+    if not rows:
         return None
-    ticket = _next_ticket(db)
-    db.executemany(f"UPDATE usage SET ticket = ? WHERE {_KEY}", [(ticket, *key) for key in set(keys)])
+    batch, ticket = secrets.token_hex(16), _next_ticket(db)
+    entries = [_entry(row) for row in rows]
+    befores: dict[_Key, str] = {}
+    for key in {_columns(entry.key) for entry in entries}:
+        row = _row(db, key)
+        if row is not None:
+            row, before = taken(row, ticket)
+            _note(db, key, row)
+            befores[key] = before_text(before)
+    db.executemany(
+        "UPDATE entries SET state = 'sending', batch = ?, used_at = ?, ticket = ?, before = ? WHERE id = ?",
+        [
+            (
+                *(batch, instant_text(sent_at(entry.period, entry.used_at, now * 1000)), ticket),
+                *(befores.get(_columns(entry.key), ""), entry.id),
+            )
+            for entry in entries
+        ],
+    )
     return batch
 
 
-def _learn(db: sqlite3.Connection, answer: Acknowledged, ticket: int, now: float) -> None:
-    report = answer.report
-    key = _columns(report.key)
-    row = db.execute(f"SELECT used, period_start FROM usage WHERE {_KEY}", key).fetchone()
-    if row is None and answer.current_usage is None and not report.is_set:
-        return  # nothing is known of the usage before it; the next snapshot will tell
-    used, period_start = row or (0.0, answer.period_start)
-    if answer.current_usage is not None:
-        if not 0 < answer.period_start < period_start:
-            used = answer.current_usage
-    elif report.used_at >= period_start:
-        used = report.amount if report.is_set else used + report.amount
-    db.execute(
-        "INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (*key, used, max(period_start, answer.period_start), ticket, now),
-    )
+def _learn(db: sqlite3.Connection, answer: Acknowledged, ticket: int, now: int) -> None:
+    """Forgets the report and notes what its answer says, unless it is forgotten already."""
+    statement = "DELETE FROM entries WHERE id = ? RETURNING amount, period, used_at, is_set, ticket"
+    gone = db.execute(statement, (answer.report.id,)).fetchall()
+    if not gone:
+        return
+    ((amount, period, used_at, is_set, first),) = gone
+    pending = Pending(amount, period_of(period), instant_of(used_at), bool(is_set), first)
+    told = None if answer.current_usage is None else quanta_used(answer.current_usage)
+    key = _columns(answer.report.key)
+    row = learned(_row(db, key), pending, told, answer.period, ticket, now)
+    if row is not None:
+        _note(db, key, row)
 
 
 def _entry(row: Sequence[Any]) -> Entry:
-    number, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts = row
-    key = UsageKey(customer, resource, feature)
-    what = Event(**json.loads(event)) if event else None
-    return Entry(str(number), State(state), key, amount, bool(is_set), used_at, what, reason, attempts)
-
-
-def _event_text(event: Event | None) -> str | None:
-    if event is None:
-        return None
-    fields = {"name": event.name, "idempotency_key": event.idempotency_key, "dimensions": dict(event.dimensions)}
-    return json.dumps(fields)
+    number, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts, *more = row
+    dimensions, period, first_at, ticket, before = more
+    return Entry(
+        id=str(number),
+        state=State(state),
+        key=UsageKey(customer, resource, feature),
+        amount=units(amount),
+        is_set=bool(is_set),
+        used_at=instant_of(used_at) if used_at else first_at * 1000,
+        event=event_of(event),
+        reason=reason,
+        attempts=attempts,
+        dimensions=dimensions_of(dimensions),
+        period=period_of(period),
+        first_at=first_at,
+        ticket=ticket,
+        before=before_of(before),
+    )

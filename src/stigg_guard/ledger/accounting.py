@@ -1,0 +1,214 @@
+"""What a ledger is: pure functions over frozen values. No storage, no clock, and no order between two periods.
+
+Amounts are whole numbers of quanta (see ``stigg_guard.amounts``). Periods and the times of uses are whole nanoseconds
+since the epoch, as the wire has them. Instants of the ledger's own clock, by which holds, leases and the grace are
+timed, are whole microseconds. *Tickets* are numbers that only grow: the sequence numbers of snapshots and reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+BATCH_EVENTS_PER_USAGE = 10
+"""The contract takes 1000 events or 100 usages at once."""
+EXPIRED_HOLDS_KEPT = 86_400 * 1_000_000
+"""For how many microseconds an expired hold can still be committed as what it is, a late one."""
+ADDED_UP_WITHIN = 60 * 1_000_000_000
+"""How many nanoseconds two uses may lie apart to be one report: a clock that was wrong spoils no more than that."""
+
+
+class Period(NamedTuple):
+    """A usage period as the sidecar told it; two are the same if both ends are equal. None where it told nothing."""
+
+    start: int | None = None
+    end: int | None = None
+
+    def ended_before(self, other: Period) -> bool:
+        """Whether the sidecar's own figures say that this period was over when the other one began."""
+        return self.end is not None and other.start is not None and self.end <= other.start
+
+    def holds(self, instant: int) -> bool:
+        """Whether the instant lies within, as far as the ends are known."""
+        return (self.start is None or self.start <= instant) and (self.end is None or instant < self.end)
+
+    def surely_holds(self, instant: int) -> bool:
+        """Whether it lies within a period of which both ends were told, or that has none at all."""
+        return self.holds(instant) and (self.start is None) == (self.end is None)
+
+
+class News(NamedTuple):
+    """What a snapshot says of a key. Its ticket was drawn, and ``asked_at`` read, before it was asked for.
+
+    ``limit`` is None when nothing limits the usage. A ticket of 0 stands for none: the figures may be of any age.
+    """
+
+    period: Period
+    used: int
+    limit: int | None
+    ticket: int = 0
+    asked_at: int = 0
+
+
+class Row(NamedTuple):
+    """What the ledger believes of a key.
+
+    ``seen`` is the ticket of the newest snapshot heeded, ``settled`` that of the last report taken or acknowledged, and
+    ``settled_at`` when the latter was. ``moved_at`` is when it came into this period from another one. ``added`` is
+    what ``used`` has beyond the sidecar's own word.
+    """
+
+    period: Period
+    used: int
+    limit: int | None = None
+    seen: int = 0
+    settled: int = 0
+    settled_at: int | None = None
+    moved_at: int | None = None
+    added: int = 0
+
+
+class Pending(NamedTuple):
+    """Usage on its way to the sidecar. ``period`` is that of the row when its units were held; ``ticket`` that of its
+    first sending, 0 before that; ``dimensions`` are any text that is the same for the same ones."""
+
+    amount: int
+    period: Period
+    used_at: int
+    is_set: bool = False
+    ticket: int = 0
+    dimensions: str = ""
+
+
+class Before(NamedTuple):
+    """What the row said when a report was first sent, by which reading the usage back can decide about it."""
+
+    period: Period
+    used: int
+    moved_at: int | None
+
+
+def stamped(period: Period, read: int) -> int:
+    """The time to report for a use: what a clock says, but not before the period in which the units were held."""
+    return read if period.start is None else max(read, period.start)
+
+
+def sent_at(period: Period, used_at: int, read: int) -> int:
+    """The time to send with a report: one that lies ahead of the clock is the mistake of a clock that was wrong."""
+    return stamped(period, min(used_at, read))
+
+
+def believed(row: Row | None, news: News, now: int, grace: int) -> tuple[Row, int | None]:
+    """The row after a claim's news, and the limit to decide that claim by."""
+    if row is None:
+        return Row(news.period, news.used, news.limit, news.ticket), news.limit
+    if news.ticket <= row.seen:  # older than what was heeded
+        return row, _lower(row.limit, news.limit)
+    row = _not_ahead(row, now)
+    asked_at = news.asked_at if news.asked_at <= now else 0
+    may_lower = news.ticket > row.settled and (row.settled_at is None or asked_at >= row.settled_at + grace)
+    told = news.used if may_lower else news.used + row.added
+    if news.period == row.period:
+        used = news.used if may_lower else max(row.used, news.used)
+        row = row._replace(used=used, limit=news.limit, seen=news.ticket, added=used - news.used)
+    elif row.moved_at is not None and asked_at < row.moved_at + grace:  # a replica that lags, or one more change
+        used = max(row.used, told)
+        added = row.added + used - row.used
+        row = row._replace(used=used, limit=_lower(row.limit, news.limit), added=added, settled_at=now)
+    else:
+        added = told - news.used
+        row = row._replace(period=news.period, used=told, limit=news.limit, seen=news.ticket, added=added, moved_at=now)
+    return row, row.limit
+
+
+def counts(pending: Pending, period: Period) -> bool:
+    """Whether usage on its way counts in a period: unless its own is known to have ended before, by both its period as
+    told and the time that it carries."""
+    was_before = period.start is not None and pending.used_at < period.start
+    return not (was_before and pending.period.ended_before(period))
+
+
+def counted(row: Row, held: int, on_its_way: Iterable[Pending]) -> int:
+    """What is used, held and on its way in the row's period. Units given back count once they are acknowledged."""
+    counting = [pending for pending in on_its_way if counts(pending, row.period)]
+    total = max((pending.amount for pending in counting if pending.is_set), default=0)
+    more = sum(max(pending.amount, 0) for pending in counting if not pending.is_set)
+    return max(row.used, total) + held + more
+
+
+def is_free(counted_so_far: int, amount: int, limit: int | None) -> bool:
+    """Whether the amount fits. A limit of -1 allows nothing, not even 0 units."""
+    return limit is None or counted_so_far + amount <= limit
+
+
+def taken(row: Row, ticket: int) -> tuple[Row, Before | None]:
+    """The row after a report was taken to be sent for the first time, and what to note with the report: nothing where
+    the row's figure is not the sidecar's own word."""
+    before = None if row.added else Before(row.period, row.used, row.moved_at)
+    return row._replace(settled=ticket), before
+
+
+def learned(row: Row | None, pending: Pending, told: int | None, period: Period, ticket: int, now: int) -> Row | None:
+    """The row after an acknowledgement. Its figure is taken, or else the amount is added: it never vanishes."""
+    if row is None:
+        return None if told is None else Row(period, told, settled=ticket, settled_at=now)
+    with_it = row.used
+    if told is None or counts(pending, row.period):
+        with_it = pending.amount if pending.is_set else max(0, row.used + pending.amount)
+    if told is None or period != row.period:  # only snapshots move the row: they bring the limit along
+        added = row.added + max(with_it - row.used, 0)
+        return row._replace(used=with_it, added=added, settled=ticket, settled_at=now)
+    if row.added or not period.surely_holds(pending.used_at):  # some may count in a period that is not shown yet
+        used = max(told, with_it)
+    else:  # a snapshot that was heeded since the first sending may be newer
+        used = told if row.seen < pending.ticket else max(told, row.used)
+    return row._replace(used=used, added=used - told, settled=ticket, settled_at=now)
+
+
+def discarded(row: Row, ticket: int, now: int) -> Row:
+    """The row after a report was forgotten that the sidecar may have counted: no snapshot from before may lower it."""
+    return row._replace(settled=ticket, settled_at=now)
+
+
+def was_counted(row: Row | None, before: Before | None, pending: Pending, told: int, period: Period) -> bool | None:
+    """Whether the usage that was read back shows that a report was counted; None where it cannot show it.
+
+    It can if all is surely one period: that of the first sending, which the row has not left since, with a start that
+    was told, and with the time of the use in it.
+    """
+    if row is None or before is None or row.moved_at != before.moved_at or pending.is_set:
+        return None
+    if not before.period == period or period.start is None or not period.holds(pending.used_at):
+        return None
+    if told == before.used:
+        return False
+    return True if told == before.used + pending.amount else None
+
+
+def may_add_up(first: Pending, second: Pending) -> bool:
+    """Whether two uses may be one report, with the later time: never sent, of one period, sign and dimensions, on one
+    side of the period's end, and close together."""
+    if first.ticket or second.ticket or first.dimensions != second.dimensions:
+        return False
+    is_plain = not first.is_set and not second.is_set and (first.amount > 0) == (second.amount > 0)
+    same_side = first.period.holds(first.used_at) == second.period.holds(second.used_at)
+    is_close = abs(second.used_at - first.used_at) <= ADDED_UP_WITHIN
+    return is_plain and same_side and is_close and first.period == second.period
+
+
+def until(told: int, lasts: int, now: int) -> int:
+    """When a hold or a lease ends that was given ``lasts`` microseconds: one that ends later than that from now was
+    given before the clock was set back, and begins anew."""
+    return min(told, now + lasts)
+
+
+def _not_ahead(row: Row, now: int) -> Row:
+    """The row with no instant ahead of now: those were written before the clock was set back."""
+    settled_at, moved_at = row.settled_at, row.moved_at
+    if (settled_at or 0) <= now and (moved_at or 0) <= now:
+        return row
+    return row._replace(settled_at=settled_at and min(settled_at, now), moved_at=moved_at and min(moved_at, now))
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else min(one, other)
