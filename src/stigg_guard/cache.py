@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from math import inf
-from typing import Any, Protocol, TypeVar
+from time import monotonic
+from typing import Any, Protocol, TypeVar, cast
 
 from cachetools import TTLCache
 
@@ -29,10 +28,13 @@ from stigg_guard.entitlements import (
     entitlements_by_id,
 )
 from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable
+from stigg_guard.ledger import Ticket
 
 T = TypeVar("T")
 
 EXTRAS_KEPT = 1_000
+NO_TICKET = Ticket(0, 0)
+"""Of a snapshot that counts as no newer than any other."""
 
 
 class Snapshot:
@@ -40,7 +42,7 @@ class Snapshot:
 
     ``messages`` are the wire's entitlements by feature id or currency id, read when they are first asked for;
     ``denial`` is the reason why the customer has none at all. ``ticket`` orders snapshots and reports of a customer: a
-    later fetch has a higher one. ``period_ends`` are the ends of usage periods, in seconds since the epoch. ``source``
+    later fetch has a higher one, drawn before it began. ``period_ends`` are the ends of usage periods, in seconds since the epoch. ``source``
     marks the answers: ``CACHE``, or ``OFFLINE``.
 
     ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
@@ -71,7 +73,7 @@ class Snapshot:
         self,
         messages: Mapping[str, Any],
         denial: Reason | None,
-        ticket: int,
+        ticket: Ticket,
         *,
         period_ends: Sequence[float] = (),
         source: Source = Source.CACHE,
@@ -102,7 +104,7 @@ class Snapshot:
         return answer
 
 
-def snapshot_of(response: Any, ticket: int, source: Source = Source.CACHE) -> Snapshot:
+def snapshot_of(response: Any, ticket: Ticket, source: Source = Source.CACHE) -> Snapshot:
     """The snapshot of a sidecar's answer: ``GetEntitlementsStateV2Response`` or ``GetEntitlementsResponse``."""
     denied = response.HasField("access_denied_reason") and response.access_denied_reason
     by_id, period_ends = entitlements_by_id(response.entitlements)
@@ -178,7 +180,8 @@ class SnapshotCache:
         self._patience = patience
         self._clock = clock
         self._shared = shared
-        self._bound = _Bound(size, ttl + stale_ttl, clock.monotonic, self.snapshots)
+        self._new_bound = partial(_Bound, size, ttl + stale_ttl, clock.monotonic, self.snapshots)
+        self._bound = self._new_bound()
         self._start_process()
 
     def get(self, customer: Customer, max_age: float = inf) -> tuple[Snapshot, Source]:
@@ -258,7 +261,7 @@ class SnapshotCache:
         Raises:
             SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
         """
-        return self._fly(key, lambda: self._ask(ask))
+        return self._fly(key, lambda: self.ask(ask))
 
     def _enter_process(self) -> None:
         if self._pid != os.getpid():
@@ -266,45 +269,52 @@ class SnapshotCache:
 
     def _start_process(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[Hashable, Future[Any]] = {}
+        self._flights: dict[Hashable, _Flight] = {}
         self._forgotten = 0
         self._asleep_until = 0.0
         self._last_fault = ""
         for snapshot in list(self.snapshots.values()):
-            snapshot.ticket = 0  # what a parent fetched is older than anything of this process
+            snapshot.ticket = NO_TICKET  # what a parent fetched is older than anything of this process
         self._pid = os.getpid()
 
     def _fly(self, key: Hashable, load: Callable[[], T]) -> T:
-        with self._lock:
-            flight: Future[Any] | None = self._flights.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[key] = Future()
-        result: T = self._lead(key, flight, load) if leads else self._follow(flight)
-        return result
+        """Single flight: the first thread that asks for a key loads it, the others wait for what it gets. If it is
+        interrupted, another one loads."""
+        deadline = monotonic() + self._patience
+        while True:
+            own = _Flight()
+            with own.latch:
+                flight = self._flights.setdefault(key, own)
+                if flight is own:
+                    try:
+                        own.result = load()
+                    except Exception as error:
+                        own.error = error
+                        raise
+                    finally:
+                        self._flights.pop(key, None)
+                    return cast(T, own.result)
+            if not flight.latch.acquire(timeout=max(0.0, deadline - monotonic())):
+                self._land(key, flight)
+                raise SidecarTimeout(f"another thread's fetch took longer than {self._patience:g} s")
+            flight.latch.release()
+            self._land(key, flight)
+            if flight.error is not None:
+                raise flight.error
+            if flight.result is not _NOTHING:
+                return cast(T, flight.result)
 
-    def _lead(self, key: Hashable, flight: Future[T], load: Callable[[], T]) -> T:
-        try:
-            result = load()
-        except BaseException as error:
-            self._land(key)
-            flight.set_exception(error)
-            raise
-        self._land(key)
-        flight.set_result(result)
-        return result
-
-    def _follow(self, flight: Future[T]) -> T:
-        try:
-            return flight.result(self._patience)
-        except FutureTimeout:
-            raise SidecarTimeout(f"another thread's fetch took longer than {self._patience:g} s") from None
-
-    def _land(self, key: Hashable) -> None:
-        with self._lock:
+    def _land(self, key: Hashable, flight: _Flight) -> None:
+        """Forgets a flight that is over, or that an exception from outside has left behind."""
+        if self._flights.get(key) is flight:
             self._flights.pop(key, None)
 
-    def _ask(self, ask: Callable[[], T]) -> T:
+    def ask(self, ask: Callable[[], T]) -> T:
+        """Asks the sidecar, unless an attempt failed a moment ago.
+
+        Raises:
+            SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
+        """
         left = self._asleep_until - self._clock.monotonic()
         if left > 0:
             raise SidecarUnavailable(f"the sidecar is not asked for another {left:.1f} s, since: {self._last_fault}")
@@ -346,14 +356,37 @@ class SnapshotCache:
         key = cache_key(customer)
         with self._lock:
             known = self.snapshots.get(key)
-            if known is None or known.ticket <= snapshot.ticket:
-                self._bound[key] = snapshot
+            if known is None or known.ticket.number <= snapshot.ticket.number:
                 self.snapshots[key] = snapshot
+                self._bind(key, snapshot)
+
+    def _bind(self, key: Hashable, snapshot: Snapshot) -> None:
+        try:
+            self._bound[key] = snapshot
+        except KeyError:  # an exception from outside has torn it: what it bounds begins anew
+            self.snapshots.clear()
+            self._bound = self._new_bound()
+            self._bound[key] = self.snapshots[key] = snapshot
 
     def _first_after(self, start: float, instants: Iterable[float]) -> float:
         """The first of these instants after ``start``, on the monotonic clock; some may have passed since then."""
         first = min((instant for instant in instants if instant > start), default=inf)
         return self._clock.monotonic() + first - self._clock.now().timestamp()
+
+
+_NOTHING = object()
+
+
+class _Flight:
+    """One load that other threads wait for. Its latch is a lock that C code takes and releases, so that no exception
+    from outside leaves it taken."""
+
+    __slots__ = ("error", "latch", "result")
+
+    def __init__(self) -> None:
+        self.latch = threading.Lock()
+        self.result: Any = _NOTHING
+        self.error: Exception | None = None
 
 
 class _Bound(TTLCache[Hashable, Snapshot]):

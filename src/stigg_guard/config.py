@@ -64,8 +64,10 @@ class Anonymous(str, Enum):
 
 
 class ReportMode(str, Enum):
-    """When usage is reported: after the response by a background thread, or before it by the request itself."""
+    """When usage is reported: after the response by a background thread, or before it by the request itself. ``auto``
+    is the former, but the latter in processes that may be ended right after their work, such as those of jobs."""
 
+    AUTO = "auto"
     BACKGROUND = "background"
     INLINE = "inline"
 
@@ -105,7 +107,7 @@ class Config:
     project in Django, in the instance folder in Flask, else in the user's state folder."""
     hold_ttl: float = 300.0
     """After this time a hold that was neither committed nor released no longer counts against the limit."""
-    report: ReportMode = ReportMode.BACKGROUND
+    report: ReportMode = ReportMode.AUTO
     on_uncertain: OnUncertain = OnUncertain.RECONCILE
     """``reconcile`` reads the usage back and decides when the figures allow it; ``resend`` may count twice, ``drop``
     not at all. A sidecar that honours idempotency keys, as the local one does, is simply asked again."""

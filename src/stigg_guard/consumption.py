@@ -6,21 +6,34 @@ import asyncio
 import logging
 import os
 import secrets
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
+from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import TypeAlias, TypeVar
 
 from stigg_guard.amounts import Amount, finite_number, usage_amount
-from stigg_guard.cache import Snapshot
+from stigg_guard.amounts import Amount, finite_number, quanta, quanta_used, usage_amount
+from stigg_guard.cache import NO_TICKET, Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
+from stigg_guard.entitlements import Customer, Entitlement, Kind, changed, require_id
 from stigg_guard.entitlements import Customer, Entitlement, Kind, require_id
-from stigg_guard.errors import ClientClosed, FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError
-from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, Refused, UsageKey, Use
+from stigg_guard.errors import (
+    ClientClosed,
+    FeatureDenied,
+    InvalidRequest,
+    LedgerUnavailable,
+    SidecarError,
+    SidecarTimeout,
+)
+from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, News, Period, Refused, UsageKey, Use
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.observer import Observer, tell
+from stigg_guard.processes import may_end_at_once
 from stigg_guard.reporter import SEND_SECONDS, Reporter
 
 logger = logging.getLogger("stigg_guard")
@@ -70,12 +83,18 @@ class Book:
         self._config = config
         self._lookup = lookup
         self._ledger = ledger
-        self._clock = clock
         self.confirm = confirm
         self.observer = observer
         self.reporter = Reporter(
-            ledger, lambda: lookup.stigg, config, self._acknowledged, clock, partial(tell, self.observer.lost_contact)
+            ledger,
+            lambda: lookup.stigg,
+            config,
+            partial(_acknowledged, lookup, observer),
+            clock,
+            partial(tell, observer.lost_contact),
         )
+        # The thread of a guard that nobody has any more ends by itself.
+        weakref.finalize(self, self.reporter.leave).atexit = False
 
     def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
         """Takes the amounts of all features, or of none; there is no hold where nothing is counted.
@@ -92,21 +111,23 @@ class Book:
                 raise FeatureDenied(denied, customer)
             return _answers(found), None
         try:
-            return _answers(found), self._take(found, customer)
+            return self._taken(found, customer)
         except FeatureDenied:
             ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
             if max(ages, default=0.0) <= DENIAL_SECONDS:
                 raise
-        anew = self._found(amounts, customer, DENIAL_SECONDS)
-        return _answers(anew), self._take(anew, customer)
+        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer)
 
-    def commit(self, hold: Hold, amounts: Mapping[str, float], event: Event | None) -> None:
+    def commit(
+        self,
+        hold: Hold,
+        amounts: Mapping[str, float],
+        event: Event | None,
+        dimensions: Mapping[str, str | float | bool],
+    ) -> None:
         """The work succeeded: its usage is in the ledger when this returns, or on other ways to the sidecar."""
-        self.reporter.unwatch(hold)
-        now = self._clock.now().timestamp()
         uses = [
-            Use(claim.key, amounts[claim.key.feature_id], period_start=claim.period_at(now), event=event)
-            for claim in hold.claims
+            Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions) for claim in hold.claims
         ]
         if not hold.id:
             for use in uses:
@@ -115,29 +136,47 @@ class Book:
         try:
             counted = self._ledger.commit(hold, uses)
         except LedgerUnavailable as error:
+            self.reporter.unwatch(hold)
             self._rescue(uses, error)
             return
         except ClientClosed:
-            logger.critical("usage of %s is LOST: the guard was closed while it was in use", hold.claims[0].key)
+            logger.critical("usage of %r is LOST: the guard was closed while it was in use", str(hold.claims[0].key))
             raise
+        except BaseException:  # from outside: nobody knows whether the step was made
+            logger.error("an exception from outside interrupted the end of work on %r", str(hold.claims[0].key))
+            self.reporter.repeat(partial(self._ledger.commit, hold, uses, repeated=True), uses)
+            self.reporter.unwatch(hold)
+            raise
+        self.reporter.unwatch(hold)
         for use, usage in zip(uses, counted, strict=True):
-            self._correct(use.key, usage)
+            _correct(self._lookup, use.key, usage)
         if any(amounts.values()):
             self.send()
 
     def release(self, hold: Hold) -> None:
         """The work failed: nothing was used. What cannot be given back now comes back when the hold expires."""
-        self.reporter.unwatch(hold)
         try:
             if hold.id:
                 self._ledger.release(hold)
         except (LedgerUnavailable, ClientClosed) as error:
             logger.warning("a hold cannot be given back and is left to expire: %s", error)
+        self.reporter.unwatch(hold)
 
     def record(self, use: Use) -> None:
         """Takes usage that happened without a hold, once it is certain."""
         if self._counts():
             self.confirm(lambda certain: self._record(use) if certain else None)
+
+    def send(self) -> None:
+        """Sends what is unsent as ``REPORT`` says; what fails stays in the ledger."""
+        at_once = may_end_at_once() if self._config.report is ReportMode.AUTO else False
+        if at_once or self._config.report is ReportMode.INLINE:
+            try:
+                if self.reporter.drain(SEND_SECONDS, to_the_end=at_once):
+                    return
+            except (SidecarError, LedgerUnavailable) as error:
+                logger.warning("usage is not reported yet and stays in the ledger: %s", error)
+        self.reporter.notify()
 
     def _record(self, use: Use) -> None:
         try:
@@ -146,7 +185,7 @@ class Book:
             self._rescue([use], error)
             return
         if use.amount > 0 and not use.is_set:
-            self._correct(use.key, usage)
+            _correct(self._lookup, use.key, usage)
         self.send()
 
     def _counts(self) -> bool:
@@ -156,9 +195,38 @@ class Book:
         self, amounts: Mapping[str, float], customer: Customer, max_age: float = inf
     ) -> dict[str, tuple[Entitlement, Snapshot | None]]:
         return {
-            feature: self._lookup.decide(feature, customer, requested_usage=n, max_age=max_age)
+            feature: self._lookup.known(feature, customer, requested_usage=n, max_age=max_age)
             for feature, n in amounts.items()
         }
+
+    def _taken(
+        self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer
+    ) -> tuple[dict[str, Entitlement], Hold]:
+        answers = _answers(found)
+        if not any(asked.needs_fresh_check for asked in answers.values()):
+            return answers, self._take(found, customer)
+        # Two that hold before they check would each be denied for the other's sake: one after the other.
+        asked_at, patience = monotonic(), self._config.timeout
+        with _checking[hash(customer) % len(_checking)]:
+            if monotonic() - asked_at > patience:
+                raise SidecarTimeout(f"the checks of other threads took longer than {patience:g} s")
+            return self._take_and_check(found, customer)
+
+    def _take_and_check(
+        self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer
+    ) -> tuple[dict[str, Entitlement], Hold]:
+        """Holds first, so that others who check meanwhile see it, and then asks the sidecar about all that is held."""
+        answers, hold = _answers(found), self._take(found, customer)
+        try:
+            for feature, asked in answers.items():
+                if asked.needs_fresh_check:
+                    answers[feature] = self._lookup.checked(asked, customer, held=bool(hold.id))
+                if not answers[feature]:
+                    raise FeatureDenied(answers[feature], customer)
+        except BaseException:
+            self.release(hold)
+            raise
+        return answers, hold
 
     def _take(self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer) -> Hold:
         for asked, _ in found.values():
@@ -175,8 +243,8 @@ class Book:
             return self._without_ledger(claims, customer, error)
         if isinstance(held, Refused):
             asked, _ = found[held.claim.key.feature_id]
-            raise FeatureDenied(asked.with_usage(held.counted).allows(held.claim.amount), customer)
-        self.reporter.watch(held)
+            counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
+            raise FeatureDenied(counted.allows(held.claim.amount), customer)
         return held
 
     def _without_ledger(self, claims: list[Claim], customer: Customer, error: LedgerUnavailable) -> Hold:
@@ -184,32 +252,27 @@ class Book:
             raise error
         if self._config.on_outage is OnOutage.DENY:
             raise FeatureDenied(assumed(claims[0].key.feature_id, has_access=False), customer)
-        logger.error("%s is used without a hold, as ON_OUTAGE allows: %s", claims[0].key, error)
+        logger.error("%r is used without a hold, as ON_OUTAGE allows: %s", str(claims[0].key), error)
         return Hold("", tuple(claims))
-
-    def send(self) -> None:
-        """Sends what is unsent as ``REPORT`` says; what fails stays in the ledger."""
-        if self._config.report is ReportMode.INLINE:
-            try:
-                if self.reporter.drain(SEND_SECONDS):
-                    return
-            except (SidecarError, LedgerUnavailable) as error:
-                logger.warning("usage is not reported yet and stays in the ledger: %s", error)
-        self.reporter.notify()
 
     def _rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
 
-    def _acknowledged(self, answer: Acknowledged) -> None:
-        if answer.current_usage is not None:
-            # What was used since the report was sent is not in its answer, so that only units given back lower it.
-            lower = answer.report.is_set or answer.report.amount < 0
-            self._correct(answer.report.key, answer.current_usage, lower=lower)
-        tell(self.observer.reported, answer)
 
-    def _correct(self, key: UsageKey, usage: float, *, lower: bool = True) -> None:
-        customer = Customer(key.customer_id, key.resource_id or None)
-        self._lookup.cache.correct(customer, key.feature_id, usage, lower=lower)
+# Which checks wait for each other: those of one customer, and by chance a few of others.
+_checking = tuple(threading.Lock() for _ in range(64))
+
+
+def _acknowledged(lookup: Lookup, observer: Observer, answer: Acknowledged) -> None:
+    if answer.current_usage is not None:
+        # What was used since the report was sent is not in its answer, so that only units given back lower it.
+        lower = answer.report.is_set or answer.report.amount < 0
+        _correct(lookup, answer.report.key, answer.current_usage, lower=lower)
+    tell(observer.reported, answer)
+
+
+def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True) -> None:
+    lookup.cache.correct(Customer(key.customer_id, key.resource_id or None), key.feature_id, usage, lower=lower)
 
 
 class Consumption:
@@ -219,15 +282,33 @@ class Consumption:
     it ends it: what a forked child does is not counted, and gives nothing back.
     """
 
-    __slots__ = ("_amounts", "_book", "_customer", "_event", "_hold", "_pid", "entitlements")
+    __slots__ = (
+        "__weakref__",
+        "_amounts",
+        "_book",
+        "_customer",
+        "_dimensions",
+        "_event",
+        "_hold",
+        "_pid",
+        "entitlements",
+    )
 
     entitlements: Mapping[str, Entitlement]
 
-    def __init__(self, book: Book, amounts: dict[str, float], customer: Customer, event: Event | None) -> None:
+    def __init__(
+        self,
+        book: Book,
+        amounts: dict[str, float],
+        customer: Customer,
+        event: Event | None,
+        dimensions: Mapping[str, str | float | bool],
+    ) -> None:
         self._book = book
         self._amounts = amounts
         self._customer = customer
         self._event = event
+        self._dimensions = dimensions
         self._hold: Hold | None = None
         self._pid = os.getpid()
 
@@ -284,18 +365,21 @@ class Consumption:
         if self._pid != os.getpid():
             return
         if certain:
-            self._book.commit(hold, self._amounts, self._event)
+            self._book.commit(hold, self._amounts, self._event, self._dimensions)
         else:
             self._amounts = dict.fromkeys(self._amounts, 0.0)
             self._book.release(hold)
 
     def __enter__(self) -> Consumption:
         try:
-            answers, self._hold = self._book.hold(self._amounts, self._customer)
+            answers, hold = self._book.hold(self._amounts, self._customer)
         except FeatureDenied as error:
             tell(self._book.observer.denied, error)
             raise
         self.entitlements = MappingProxyType(answers)
+        if hold is not None and hold.id:
+            self._book.reporter.watch(hold, self)
+        self._hold = hold
         return self
 
     def __exit__(
@@ -349,17 +433,25 @@ class SettlingStream(Iterator[Item]):
             self._is_ending = False
 
 
-def make_event(name: str, dimensions: Mapping[str, str | float | bool] | None) -> Event:
+def make_event(name: str, dimensions: Mapping[str, str | float | bool]) -> Event:
     """The raw event that will report a use; its key is made here, once.
 
     Raises:
-        InvalidRequest: the name is empty, or a dimension is neither text, a finite number nor a bool.
+        InvalidRequest: the name is empty.
     """
     require_id(name, "event_name")
+    return Event(name, secrets.token_hex(16), dimensions)
+
+
+def checked_dimensions(dimensions: Mapping[str, str | float | bool] | None) -> Mapping[str, str | float | bool]:
+    """The dimensions of a report or an event; none where none were given.
+
+    Raises:
+        InvalidRequest: they are no mapping, or one of them is neither text, a finite number nor a bool.
+    """
     if dimensions is not None and not isinstance(dimensions, Mapping):
         raise InvalidRequest("dimensions", f"dimensions are a mapping, not {type(dimensions).__name__}")
-    checked = {dimension: _dimension(dimension, value) for dimension, value in (dimensions or {}).items()}
-    return Event(name, secrets.token_hex(16), checked)
+    return {dimension: _dimension(dimension, value) for dimension, value in (dimensions or {}).items()}
 
 
 def _dimension(name: str, value: str | float | bool) -> str | float | bool:
@@ -374,17 +466,14 @@ def _answers(found: Mapping[str, tuple[Entitlement, Snapshot | None]]) -> dict[s
 
 
 def _claim(asked: Entitlement, snapshot: Snapshot | None, customer: Customer) -> Claim:
-    fetched = snapshot.fetched.get(asked.feature_id) if snapshot is not None else None
-    known = asked if fetched is None else fetched
-    start = asked.usage_period_start
-    rolled = fetched is not None and start != fetched.usage_period_start
-    return Claim(
-        key=UsageKey(customer.id, customer.resource or "", asked.feature_id),
-        amount=asked.requested_usage or 0.0,
-        limit=asked.hard_limit,
-        known_usage=0.0 if rolled else known.current_usage,
-        period_start=start.timestamp() if start is not None else 0.0,
-        ticket=snapshot.ticket if snapshot is not None else 0,
-        fetched_at=snapshot.begun_at if snapshot is not None else 0.0,
-        period_end=asked.usage_period_end.timestamp() if asked.usage_period_end is not None else 0.0,
+    fetched = snapshot.fetched.get(asked.feature_id, asked) if snapshot is not None else asked
+    ticket = snapshot.ticket if snapshot is not None else NO_TICKET
+    limit = asked.hard_limit
+    news = News(
+        Period(*fetched.usage_period_ns),
+        quanta_used(fetched.current_usage),
+        None if limit is None else quanta(limit),
+        ticket.number,
+        ticket.at,
     )
+    return Claim(UsageKey(customer.id, customer.resource or "", asked.feature_id), asked.requested_usage or 0.0, news)

@@ -187,6 +187,16 @@ class Entitlement:
         return self.hard_limit is not None and self.reason in _BY_AMOUNT
 
     @property
+    def needs_fresh_check(self) -> bool:
+        """Whether only the sidecar can say if an amount fits: a wallet pays for the feature, so that it has neither a
+        limit of its own nor none at all."""
+        return (
+            self.kind is Kind.METERED
+            and self.usage_limit is None
+            and not (self.is_unlimited or self.has_soft_limit or self.is_fallback)
+        )
+
+    @property
     def explanation(self) -> str:
         """The reason and its figures in one sentence, for logs and error messages."""
         if self.has_access:
@@ -336,7 +346,7 @@ def _metered_fields(body: Any) -> dict[str, Any]:
         "usage_period_anchor": _instant(body, "usage_period_anchor"),
         "usage_period_start": _instant(body, "usage_period_start"),
         "usage_period_end": _instant(body, "usage_period_end"),
-        "usage_period_ns": (_nanoseconds(body, "usage_period_start"), _nanoseconds(body, "usage_period_end")),
+        "usage_period_ns": period_from_wire(body),
     }
 
 
@@ -355,7 +365,9 @@ def _credit_fields(body: Any) -> dict[str, Any]:
     }
 
 
-YEAR_9999_SECONDS = 253_402_300_799
+def period_from_wire(body: Any) -> tuple[int | None, int | None]:
+    """Both ends of the usage period of a metered entitlement or a report's answer, in nanoseconds since the epoch."""
+    return _nanoseconds(body, "usage_period_start"), _nanoseconds(body, "usage_period_end")
 
 
 def _nanoseconds(body: Any, field: str) -> int | None:
@@ -363,7 +375,7 @@ def _nanoseconds(body: Any, field: str) -> int | None:
     if not body.HasField(field):
         return None
     stamp = getattr(body, field)
-    if not -62_135_596_800 <= stamp.seconds <= YEAR_9999_SECONDS:
+    if not -62_135_596_800 <= stamp.seconds <= 253_402_300_799:
         return None
     return int(stamp.seconds) * 1_000_000_000 + int(stamp.nanos)
 

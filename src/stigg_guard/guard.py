@@ -12,7 +12,7 @@ from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.consumption import Book, Confirm, Consumption, confirm_now, make_event
+from stigg_guard.consumption import Book, Confirm, Consumption, checked_dimensions, confirm_now, make_event
 from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import FeatureDenied, InvalidRequest
@@ -70,7 +70,7 @@ class Guard:
         self.config = config if config is not None else Config.from_env()
         clock = clock or Clock()
         ledger = ledger if ledger is not None else _ledger(self.config, clock)
-        lookup = Lookup(self.config, clock, ledger.ticket, stigg)
+        lookup = Lookup(self.config, clock, ledger, stigg)
         book = Book(self.config, lookup, ledger, clock, confirm, observer or Observer())
         self._own = Workings(lookup, ledger, book)
         self._monotonic = clock.monotonic
@@ -179,18 +179,28 @@ class Guard:
         """
         self._workings.lookup.cache.forget(Customer.of(customer))
 
-    def report(self, feature: str, value: Amount, *, customer: str | Customer, set_total: bool = False) -> None:
+    def report(
+        self,
+        feature: str,
+        value: Amount,
+        *,
+        customer: str | Customer,
+        set_total: bool = False,
+        dimensions: Dimensions | None = None,
+    ) -> None:
         """Reports usage that already happened: ``value`` units more, fewer when negative, or with ``set_total`` in all.
 
-        It is in the ledger when this returns, and reported by the time that ``REPORT`` says.
+        It is in the ledger when this returns, and reported by the time that ``REPORT`` says. ``dimensions`` go with the
+        report.
 
         Raises:
-            InvalidRequest: the value is not a finite number, or an id is empty.
+            InvalidRequest: the value is not a finite number, an id is empty, or a dimension is wrong.
         """
         amount = usage_amount(value, negative=not set_total)
         asked = Customer.of(customer)
         key = UsageKey(asked.id, asked.resource or "", _feature_id(feature))
-        self._workings.book.record(Use(key, amount, is_set=set_total))
+        use = Use(key, amount, is_set=set_total, dimensions=checked_dimensions(dimensions))
+        self._workings.book.record(use)
 
     def consume(
         self,
@@ -209,7 +219,7 @@ class Guard:
                 usage.amount = len(create_templates())
 
         Several features are held together, all or none: ``guard.consume({"feature-a": 1, "feature-b": 5}, …)``. With
-        ``event`` the use is reported as a raw event of that name with these dimensions, instead of as usage.
+        ``event`` the use is reported as a raw event of that name, instead of as usage; ``dimensions`` go with either.
 
         Raises:
             FeatureDenied: on entering, when the units are not to be had; nothing is held.
@@ -221,8 +231,9 @@ class Guard:
         amounts = {_feature_id(name): usage_amount(amount) for name, amount in wanted.items()}
         if not amounts:
             raise InvalidRequest("feature_id", "name at least one feature to consume")
-        what = None if event is None else make_event(event, dimensions)
-        return Consumption(self._workings.book, amounts, Customer.of(customer), what)
+        told = checked_dimensions(dimensions)
+        what = None if event is None else make_event(event, told)
+        return Consumption(self._workings.book, amounts, Customer.of(customer), what, told)
 
     def requires_feature(
         self, feature: str, *, customer: OneOrComputed[str | Customer]

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from stigg_guard.amounts import Amount
-from stigg_guard.cache import NOT_SHARED, SharedSnapshots, Snapshot, SnapshotCache, cache_key, snapshot_of
+from stigg_guard.cache import NO_TICKET, NOT_SHARED, SharedSnapshots, Snapshot, SnapshotCache, cache_key, snapshot_of
 from stigg_guard.client import ApiConfig, LocalSidecarConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, split_address
@@ -25,6 +25,7 @@ from stigg_guard.entitlements import (
 )
 from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer
+from stigg_guard.ledger import Ledger, Ticket, UsageKey
 from stigg_guard.wire import sidecar_pb2 as wire
 
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
@@ -32,21 +33,21 @@ DENIAL_SECONDS = 1.0
 
 
 class Lookup:
-    """Answers for customers. ``ticket`` gives the number that orders a customer's snapshots and reports.
+    """Answers for customers. The ``ledger`` orders a customer's snapshots and reports, and says what is on its way.
 
     ``stigg`` is the client to ask; without one it is made from the configuration on first use, and closed with this.
     """
 
-    def __init__(self, config: Config, clock: Clock, ticket: Callable[[str], int], stigg: Stigg | None) -> None:
+    def __init__(self, config: Config, clock: Clock, ledger: Ledger, stigg: Stigg | None) -> None:
         self._config = config
         self._clock = clock
-        self._ticket = ticket
+        self._ledger = ledger
         self._stigg = stigg
         self._owns_stigg = stigg is None
         self._making = threading.Lock()
         self._making_pid = os.getpid()
         self._closed = False
-        self._list: Callable[[Customer, int], Snapshot] = self._state_v2
+        self._list: Callable[[Customer, Ticket], Snapshot] = self._state_v2
         self.cache = SnapshotCache(
             self._fetch,
             ttl=config.cache_ttl,
@@ -81,7 +82,7 @@ class Lookup:
         if not self._config.enabled:
             return MappingProxyType({})
         snapshot, source = self.cache.get(customer)
-        answers = ((key, snapshot.find(key)) for key in sorted(snapshot.messages))
+        answers = ((key, snapshot.find(key)) for key in sorted(snapshot.messages) if snapshot.denial is None)
         return MappingProxyType({key: self._seen(answer, source) for key, answer in answers if answer is not None})
 
     def reload(self, customer: Customer) -> bool:
@@ -101,6 +102,25 @@ class Lookup:
             self._stigg.close()
 
     def decide(
+        self,
+        feature: str,
+        customer: Customer,
+        fallback: Fallback | None = None,
+        requested_usage: Amount | None = None,
+        requested_values: Sequence[str] = (),
+        max_age: float = inf,
+        denial_age: float = DENIAL_SECONDS,
+    ) -> tuple[Entitlement, Snapshot | None]:
+        """As :meth:`known`, but where only the sidecar can say whether a requested amount fits, it is asked, with all
+        that is held and on its way."""
+        answer, snapshot = self.known(
+            feature, customer, fallback, requested_usage, requested_values, max_age, denial_age
+        )
+        if answer and answer.needs_fresh_check and requested_usage is not None:
+            return self.checked(answer, customer, fallback=fallback), None
+        return answer, snapshot
+
+    def known(
         self,
         feature: str,
         customer: Customer,
@@ -139,11 +159,33 @@ class Lookup:
             return asked(_fallen_back(feature, fallback)), None
         return answer, snapshot
 
+    def checked(
+        self, asked: Entitlement, customer: Customer, *, held: bool = False, fallback: Fallback | None = None
+    ) -> Entitlement:
+        """The sidecar's own answer, now, to what is requested beside all that is on its way; ``held`` says that what is
+        requested is among it.
+
+        Raises:
+            SidecarError: it does not answer, there is no fallback, and ``ON_OUTAGE`` is ``error``.
+        """
+        feature, amount = asked.feature_id, asked.requested_usage or 0.0
+        try:
+            outstanding = self._ledger.outstanding(UsageKey(customer.id, customer.resource or "", feature))
+        except LedgerUnavailable:
+            outstanding, held = 0.0, False
+        wanted = outstanding if held else outstanding + amount
+        try:
+            answer = self.cache.ask(lambda: self._single(feature, customer, wanted))
+        except SidecarError as error:
+            fallback = fallback or self._config.fallbacks.get(feature)
+            return self._without_data(feature, fallback, error).allows(amount)
+        return changed(answer, requested_usage=amount)
+
     def _looked_up(
         self, feature: str, customer: Customer, fallback: Fallback | None, max_age: float
     ) -> tuple[Entitlement, Snapshot]:
         snapshot, source = self.cache.get(customer, max_age)
-        answer = snapshot.find(feature)
+        answer = snapshot.find(feature) if snapshot.denial is None else None  # a denial of the customer goes first
         if answer is None:
             answer = self._missing(feature, customer, snapshot, source, fallback)
         return self._seen(answer, source), snapshot
@@ -151,10 +193,6 @@ class Lookup:
     def _seen(self, answer: Entitlement, source: Source) -> Entitlement:
         if answer.source is source or answer.source is Source.OFFLINE:
             return answer
-        end = answer.usage_period_end
-        if source is Source.STALE and end is not None and end <= self._clock.now():
-            rolled = answer.with_usage(0.0)
-            return changed(rolled, source=source, usage_period_start=end, usage_period_end=None)
         return changed(answer, source=source)
 
     def _missing(
@@ -189,19 +227,19 @@ class Lookup:
             self._list = self._state_v1 if self._list == self._state_v2 else _no_list
             return self._fetch(customer)
 
-    def _next_ticket(self, customer: Customer) -> int:
+    def _next_ticket(self, customer: Customer) -> Ticket:
         """A checked answer needs no ledger: without one, the snapshot counts as no newer than the last."""
         try:
-            return self._ticket(customer.id)
+            return self._ledger.ticket(customer.id)
         except LedgerUnavailable:
             known = self.cache.snapshots.get(cache_key(customer))
-            return known.ticket if known is not None else 0
+            return known.ticket if known is not None else NO_TICKET
 
-    def _state_v2(self, customer: Customer, ticket: int) -> Snapshot:
+    def _state_v2(self, customer: Customer, ticket: Ticket) -> Snapshot:
         request = wire.GetEntitlementsStateV2Request(customer_id=customer.id, resource_id=customer.resource)
         return snapshot_of(self.stigg.get_entitlements_state_v2(request), ticket, self._source)
 
-    def _state_v1(self, customer: Customer, ticket: int) -> Snapshot:
+    def _state_v1(self, customer: Customer, ticket: Ticket) -> Snapshot:
         request = wire.GetEntitlementsRequest(customer_id=customer.id, resource_id=customer.resource)
         return snapshot_of(self.stigg.get_entitlements(request), ticket, self._source)
 
@@ -219,8 +257,10 @@ class Lookup:
     def _expire(self, customer: Customer, stamp: int) -> None:
         self.cache.expire(customer, stamp)
 
-    def _single(self, feature: str, customer: Customer) -> Entitlement:
+    def _single(self, feature: str, customer: Customer, requested_usage: float | None = None) -> Entitlement:
         ids: dict[str, Any] = {"customer_id": customer.id, "resource_id": customer.resource, "feature_id": feature}
+        if requested_usage is not None:
+            ids["options"] = wire.GetEntitlementOptions(requested_usage=requested_usage)
         try:
             answer: Any = self.stigg.get_entitlement_v2(wire.GetEntitlementV2Request(**ids)).entitlement
         except NotSupported:
@@ -242,7 +282,7 @@ def _client(config: Config) -> Stigg:
     return Stigg(api, remote_sidecar_host=host, remote_sidecar_port=port, tls_ca_file=config.tls_ca_file, **options)
 
 
-def _no_list(_customer: Customer, ticket: int) -> Snapshot:
+def _no_list(_customer: Customer, ticket: Ticket) -> Snapshot:
     """For sidecars that cannot list: an empty snapshot, which each feature is asked into alone."""
     return Snapshot({}, None, ticket)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime, timezone
+from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import TypeVar
 
-from stigg_guard.ledger import Acknowledged, Entry, UsageKey
+from stigg_guard.entitlements import period_from_wire
+from stigg_guard.ledger import Acknowledged, Entry, Period, UsageKey
 from stigg_guard.wire import sidecar_pb2 as wire
 
 Request = TypeVar("Request")
@@ -33,7 +34,8 @@ def usage_of(report: Entry) -> wire.ReportUsageRequest:
         feature_id=report.key.feature_id,
         value=report.amount,
         update_behavior=behavior,
-        timestamp=datetime.fromtimestamp(report.used_at, timezone.utc),
+        dimensions={name: _dimension(value) for name, value in report.dimensions.items()},
+        timestamp=_timestamp(report.used_at),
     )
 
 
@@ -46,7 +48,7 @@ def event_of(report: Entry) -> wire.Event:
         resource_id=report.key.resource_id or None,
         idempotency_key=report.event.idempotency_key,
         dimensions={name: _dimension(value) for name, value in report.event.dimensions.items()},
-        timestamp=datetime.fromtimestamp(report.used_at, timezone.utc),
+        timestamp=_timestamp(report.used_at),
     )
 
 
@@ -58,11 +60,17 @@ def _dimension(value: str | float | bool) -> wire.EventDimensionValue:
     return wire.EventDimensionValue(number_value=value)
 
 
+def _timestamp(nanoseconds: int) -> Mapping[str, int]:
+    seconds, nanos = divmod(nanoseconds, 1_000_000_000)
+    return {"seconds": seconds, "nanos": nanos}
+
+
 def acknowledged(report: Entry, usage: wire.ReportUsageResponse | wire.MeteredEntitlement | None) -> Acknowledged:
-    """What the ledger learns from the answer to a report; without one, only that it was counted."""
+    """What the ledger learns from the answer to a report; without one, or without a figure that is a number, only that
+    it was counted."""
     if usage is None:
-        return Acknowledged(report, None, 0.0)
-    start = usage.usage_period_start
-    period_start = start.seconds + start.nanos / 1e9 if usage.HasField("usage_period_start") else 0.0
+        return Acknowledged(report, None)
     told = isinstance(usage, wire.MeteredEntitlement) or usage.HasField("current_usage")
-    return Acknowledged(report, usage.current_usage if told else None, period_start)
+    if not told or not isfinite(usage.current_usage):
+        return Acknowledged(report, None)
+    return Acknowledged(report, usage.current_usage, Period(*period_from_wire(usage)))

@@ -8,14 +8,16 @@ import logging
 import os
 import random
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from time import monotonic
+from queue import Empty, SimpleQueue
+from time import monotonic, sleep
 
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.errors import LedgerUnavailable, SidecarError, StiggGuardError
+from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Hold, Ledger, Use
 from stigg_guard.sender import Sender
 from stigg_guard.settlement import RECHECK_SECONDS, Settlement
@@ -25,17 +27,22 @@ logger = logging.getLogger("stigg_guard")
 
 SEND_SECONDS = 5.0
 LINGER_SECONDS = 0.05  # what is used within it goes into one report
+IDLE_SECONDS = 2.0  # how soon what others left in the ledger, and what is due, is seen
 MAX_BACK_OFF = 10.0
 EXIT_SECONDS = 2.0
+REPEAT_SECONDS = 60.0
+FLUSH_PAUSES = (0.02, 0.5)
 
 
 class Reporter:
     """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to,
     ``lost_contact`` with the first failure after a success.
 
-    Its thread starts with the first :meth:`watch` or :meth:`notify` of each process, and ends with it. It also renews
-    the holds of work that takes long. A forked child starts afresh: what its parent watches and keeps in memory stays
-    the parent's.
+    Its thread starts with the first :meth:`watch` or :meth:`notify` of each process, and ends with it, or with
+    :meth:`close` or :meth:`leave`. It also renews the holds of work that takes long, and gives back those of work that
+    was dropped. A forked child starts afresh: what its parent watches and keeps in memory stays the parent's.
+
+    Threads that use units touch nothing here that an exception from outside could leave locked.
     """
 
     def __init__(
@@ -56,10 +63,10 @@ class Reporter:
         self._lost_contact = lost_contact
         self._start_process()
 
-    def watch(self, hold: Hold) -> None:
-        """The hold is to last as long as its work does."""
+    def watch(self, hold: Hold, owner: object) -> None:
+        """The hold is to last as long as its work does: until :meth:`unwatch`, or until its owner is dropped."""
         self._ensure_thread()
-        self._holds[hold.id] = hold
+        self._holds[hold.id] = hold, weakref.ref(owner)
 
     def unwatch(self, hold: Hold) -> None:
         """The work of the hold ended."""
@@ -68,46 +75,63 @@ class Reporter:
     def notify(self) -> None:
         """There is something to send. Returns at once."""
         self._ensure_thread()
-        self._wake.set()
+        if self._wake.empty():
+            self._wake.put(True)
 
     def rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         """Takes usage that the ledger could not: sends it now, or else keeps it in memory and goes on trying."""
-        self._ensure_thread()
         self._stranded.rescue(uses, error)
         if self._stranded:
-            self._wake.set()
+            self.notify()
 
-    def drain(self, timeout: float = inf) -> bool:
+    def repeat(self, step: Callable[[], object], uses: Sequence[Use]) -> None:
+        """Makes a step of the ledger that an exception from outside interrupted, and that may be made already."""
+        self._stranded.repeat(step, REPEAT_SECONDS, uses)
+        self.notify()
+
+    def drain(self, timeout: float = inf, *, to_the_end: bool = False) -> bool:
         """Sends what is unsent, now, in this thread; whether it came to the end of it.
 
-        What is used meanwhile waits for the next time: under a steady load there would be no end, and a report of each
-        use. After ``timeout`` seconds no other batch is begun; one may take as long itself, and ``SEND_SECONDS`` at
-        most.
+        What is used meanwhile waits for the next time, unless ``to_the_end``: under a steady load there would be no
+        end, and a report of each use. After ``timeout`` seconds no other batch is begun; one may take as long itself,
+        and ``SEND_SECONDS`` at most.
 
         Raises:
-            SidecarError: the sidecar did not take a batch; the batch stays in the ledger.
+            SidecarError: the sidecar did not take a batch, which stays in the ledger. Unless it answers nobody, the
+                others were sent.
             LedgerUnavailable: what is unsent cannot be read.
         """
-        begun_at, deadline = self._clock.now().timestamp(), self._clock.monotonic() + timeout
-        while (batch := self._settlement.send_batch(min(timeout, SEND_SECONDS))) is not None:
+        begun_at, deadline = self._clock.now().timestamp() * 1e6, self._clock.monotonic() + timeout
+        fault: SidecarError | None = None
+        while True:
+            batch, error = self._settlement.send_batch(min(timeout, SEND_SECONDS))
+            fault = fault or error
+            if batch is None:
+                break
             self._renew()
-            all_is_new = all(report.used_at > begun_at for report in batch.reports)
-            if all_is_new or self._stop.is_set() or self._clock.monotonic() >= deadline:
+            all_is_new = not to_the_end and all(report.first_at > begun_at for report in batch.reports)
+            if all_is_new or self._is_over or self._clock.monotonic() >= deadline:
                 return False
+        if fault is not None:
+            raise fault
         return True
 
     def flush(self, timeout: float) -> int:
-        """Reports everything that is unsent, within about ``timeout`` seconds; the number of reports left.
+        """Reports everything that is unsent and decides what is uncertain, within about ``timeout`` seconds; the number
+        of reports left.
 
         Zero means that the sidecar acknowledged all of them. Those that wait for a person are not counted.
         """
         self._enter_process()
         deadline = monotonic() + timeout
-        if timeout > 0:
-            with contextlib.suppress(SidecarError, LedgerUnavailable):
-                self._work(timeout)
-        with self._progress:
-            self._progress.wait_for(lambda: not self._left(), deadline - monotonic() if self._thread else 0)
+        pause, longest = FLUSH_PAUSES
+        while (remaining := deadline - monotonic()) > 0:
+            with contextlib.suppress(StiggGuardError):
+                self._work(remaining)
+            if not self._left():
+                return 0
+            sleep(max(0.0, min(pause, deadline - monotonic())))  # others are sending, or a decision is not due yet
+            pause = min(2 * pause, longest)
         return self._left()
 
     def stats(self) -> Mapping[str, int]:
@@ -127,22 +151,31 @@ class Reporter:
         if self._pid != os.getpid() or self._thread is None:
             return 0
         deadline = monotonic() + timeout
-        self.flush(timeout)
-        self._stop.set()
-        self._wake.set()
-        self._thread.join(max(0.1, deadline - monotonic()))
-        return self._left()
+        left = self.flush(timeout)
+        self._end_thread()
+        if self._thread is not threading.current_thread():
+            self._thread.join(max(0.1, deadline - monotonic()))
+        return left
+
+    def leave(self) -> None:
+        """Lets the thread end, after a last attempt to report: nobody has the guard any more. For a finalizer, which may
+        run anywhere."""
+        self._is_left = True
+        self._end_thread()
+
+    def _end_thread(self) -> None:
+        self._is_over = True
+        self._wake.put(False)
 
     def _start_process(self) -> None:
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._progress = threading.Condition()
+        self._wake: SimpleQueue[bool] = SimpleQueue()
+        self._is_over = self._is_left = False
         self._thread: threading.Thread | None = None
         self._failures = 0
-        self._holds: dict[str, Hold] = {}
+        self._holds: dict[str, tuple[Hold, weakref.ref[object]]] = {}
         self._renewed_at = self._clock.monotonic()
-        self._settlement = Settlement(self._ledger, self._sender, self._config, self._acknowledged)
+        self._settlement = Settlement(self._ledger, self._sender, self._config, self._clock, self._acknowledged)
         self._stranded = StrandedUses(self._ledger, self._sender, self._clock, self._acknowledged)
         self._pid = os.getpid()
 
@@ -152,62 +185,106 @@ class Reporter:
 
     def _ensure_thread(self) -> None:
         self._enter_process()
-        if self._thread is not None:
+        thread = self._thread
+        if self._is_over or (thread is not None and thread.is_alive()):
             return
         with self._lock:
-            if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="stigg-guard-reporter", daemon=True)
-                self._thread.start()
+            if self._thread is None or not self._thread.is_alive():
+                atexit.unregister(self._at_exit)
                 atexit.register(self._at_exit)
+                thread = threading.Thread(target=self._run, name="stigg-guard-reporter", daemon=True)
+                self._thread = thread
+                thread.start()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            if self._failures:  # new usage does not hurry a sidecar that is down
-                self._stop.wait(min(_back_off(self._failures), self._renewal))
-            elif self._wake.wait(min(RECHECK_SECONDS, self._renewal) if self._left() else self._renewal):
-                self._stop.wait(LINGER_SECONDS)
-            self._wake.clear()
-            self._try_work()
-            with self._progress:
-                self._progress.notify_all()
+        pause = 0.0
+        while not self._is_over:
+            if self._waited(pause):
+                sleep(LINGER_SECONDS)
+            self._empty_wake()
+            pause = self._turn()
+        if self._is_left:
+            self._turn()
+        atexit.unregister(self._at_exit)
 
-    def _try_work(self) -> None:
+    def _waited(self, pause: float) -> bool:
+        """Waits; whether it was for something to send. New usage does not hurry a sidecar that is down."""
+        deadline = monotonic() + pause
+        with contextlib.suppress(Empty):
+            while not self._is_over and (remaining := deadline - monotonic()) > 0:
+                if not self._wake.get(timeout=remaining) or not self._failures:
+                    return True
+        return False
+
+    def _empty_wake(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self._wake.get_nowait()
+
+    def _turn(self) -> float:
+        """Does what is to be done; the seconds after which to look again."""
+        came_to_the_end = self._try_work()
+        if self._failures:
+            return min(_back_off(self._failures), self._renewal)
+        return min(IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS, self._renewal)
+
+    def _try_work(self) -> bool:
         try:
-            self._work()
+            came_to_the_end = self._work()
         except StiggGuardError as error:
             level = logging.DEBUG if self._failures else logging.WARNING
             logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
             if not self._failures:
                 self._lost_contact(error)
             self._failures += 1
+            return False
         except Exception:  # whatever it is, the thread goes on: nothing else reports
             logger.exception("reporting usage failed; it stays in the ledger")
             self._failures += 1
-        else:
-            self._failures = 0
+            return False
+        self._failures = 0
+        return came_to_the_end
 
-    def _work(self, timeout: float = inf) -> None:
+    def _work(self, timeout: float = inf) -> bool:
+        """Whether nothing is left to do at present."""
         self._stranded.retry()
+        self._give_back_dropped()
         self._renew()
-        self.drain(timeout)
+        try:
+            came_to_the_end = self.drain(timeout)
+        except SidecarError as error:
+            if not isinstance(error, SidecarUnavailable):
+                self._settlement.decide_uncertain()
+            raise
         self._settlement.decide_uncertain()
+        return came_to_the_end and not self._stranded
 
     def _renew(self) -> None:
         """Lets open holds last, three times in the life of one."""
         now = self._clock.monotonic()
         if now - self._renewed_at < self._renewal:
             return
-        holds = list(self._holds.values())
+        holds = [hold for hold, owner in list(self._holds.values()) if owner() is not None]
         if holds:
             self._ledger.renew(holds, self._config.hold_ttl)
         self._renewed_at = now
+
+    def _give_back_dropped(self) -> None:
+        """Ends the holds of work that nobody can end any more: an exception from outside tore it, or it was dropped."""
+        for hold, owner in list(self._holds.values()):
+            if owner() is None:
+                units = ", ".join(f"{claim.amount:g} of {str(claim.key)!r}" for claim in hold.claims)
+                logger.warning("work was dropped without an end, and what it held is given back: %s", units)
+                self._ledger.release(hold)
+                self.unwatch(hold)
 
     def _left(self) -> int:
         try:
             counts = self._ledger.counts()
         except StiggGuardError:
             return 1 + len(self._stranded)  # who cannot count must look again
-        return counts["unsent"] + counts["sending"] + len(self._stranded)
+        undecided = counts["uncertain"] - counts["waiting"]
+        return counts["unsent"] + counts["sending"] + undecided + len(self._stranded)
 
     def _at_exit(self) -> None:
         left = self.close()

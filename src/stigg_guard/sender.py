@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import TypeVar
 
 from stigg_guard.client import Stigg
 from stigg_guard.config import OnUncertain
-from stigg_guard.errors import InvalidRequest, NotSupported, SidecarUnavailable
+from stigg_guard.errors import InvalidRequest, SidecarError, SidecarUnavailable
 from stigg_guard.ledger import Acknowledged, Batch, Entry, UsageKey
 from stigg_guard.messages import acknowledged, event_of, ids_of, request_of, usage_of
 from stigg_guard.wire import sidecar_pb2 as wire
+
+T = TypeVar("T")
 
 
 class Sender:
@@ -26,19 +29,19 @@ class Sender:
         ``timeout`` is in seconds; None is the client's own for reports.
 
         Raises:
-            InvalidRequest: one of the reports is refused, and none was counted.
+            InvalidRequest: one of the reports is refused, or cannot be written as a message, and none was counted.
             SidecarError: there is no answer; ``outcome_unknown`` tells whether the reports may have been counted.
         """
         reports, stigg = batch.reports, self._stigg()
         if reports[0].event is not None:
-            stigg.report_events(
-                wire.ReportEventsRequest(events=[event_of(report) for report in reports]), timeout=timeout
-            )
-            return [Acknowledged(report, None, 0.0) for report in reports]
-        if len(reports) == 1:
-            answers = [stigg.report_usage(usage_of(reports[0]), idempotency_key=batch.id, timeout=timeout)]
+            events = wire.ReportEventsRequest(events=_written(event_of, reports))
+            stigg.report_events(events, timeout=timeout)
+            return [Acknowledged(report, None) for report in reports]
+        usages = _written(usage_of, reports)
+        if len(usages) == 1:
+            answers = [stigg.report_usage(usages[0], idempotency_key=batch.id, timeout=timeout)]
         else:
-            bulk = wire.ReportUsageBulkRequest(usages=[usage_of(report) for report in reports])
+            bulk = wire.ReportUsageBulkRequest(usages=usages)
             answers = list(stigg.report_usage_bulk(bulk, idempotency_key=batch.id, timeout=timeout).usages)
         by_key = {(answer.customer_id, answer.resource_id, answer.feature_id): answer for answer in answers}
         return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
@@ -53,12 +56,16 @@ class Sender:
             return True
         stigg = self._stigg()
         if stigg.honours_keys is None:
-            with suppress(InvalidRequest, NotSupported):  # who cannot tell honours none
+            try:
                 stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, report.key))
+            except SidecarUnavailable:
+                raise
+            except (InvalidRequest, SidecarError):  # who cannot tell honours none
+                return False
         return bool(stigg.honours_keys)
 
-    def read_back(self, key: UsageKey) -> wire.MeteredEntitlement:
-        """The usage of the key in the sidecar's books, now.
+    def read_back(self, key: UsageKey) -> wire.MeteredEntitlement | None:
+        """The usage of the key in the sidecar's books, now; None if it tells none of this very feature.
 
         Raises:
             SidecarError: it does not answer, or only a fallback does.
@@ -69,4 +76,13 @@ class Sender:
         answer = stigg.get_metered_entitlement(request)
         if answer.is_fallback:
             raise SidecarUnavailable("the usage cannot be read back: a fallback answered")
-        return answer.entitlement
+        usage = answer.entitlement
+        is_answer = answer.HasField("entitlement") and usage.feature.id == key.feature_id
+        return usage if is_answer and isfinite(usage.current_usage) else None
+
+
+def _written(write: Callable[[Entry], T], reports: Sequence[Entry]) -> list[T]:
+    try:
+        return [write(report) for report in reports]
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidRequest("", f"it cannot be written as a message: {error}") from error

@@ -1,4 +1,4 @@
-"""Settles what the ledger has to report: what becomes of each report once it was sent, answered or not."""
+"""Settles what the ledger has to report: each report once it was sent, answered or not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from stigg_guard.amounts import quanta_used
+from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnUncertain
-from stigg_guard.errors import InvalidRequest, NotSupported, SidecarError, StiggGuardError
+from stigg_guard.errors import InvalidRequest, NotSupported, SidecarError, SidecarUnavailable, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger
+from stigg_guard.ledger.accounting import was_counted
 from stigg_guard.messages import acknowledged
 from stigg_guard.sender import Sender
 
@@ -17,6 +20,12 @@ logger = logging.getLogger("stigg_guard")
 BATCH_SIZE = 100  # the contract's limit for one bulk report
 LEASE_SECONDS = 30.0
 RECHECK_SECONDS = 1.0
+MAX_RESENDS = 5
+CLOCK_SECONDS = 5.0
+"""How long a report whose time is refused waits: as long as a clock may take to be set right."""
+
+UNANSWERED = "it was sent and not answered, so it may have been counted"
+REFUSED_TIME = "its time was refused; it is sent again with a time that does not lie ahead of the clock"
 
 
 class Settlement:
@@ -27,48 +36,98 @@ class Settlement:
     """
 
     def __init__(
-        self, ledger: Ledger, sender: Sender, config: Config, acknowledged: Callable[[Acknowledged], None]
+        self,
+        ledger: Ledger,
+        sender: Sender,
+        config: Config,
+        clock: Clock,
+        acknowledged: Callable[[Acknowledged], None],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._ledger = ledger
         self._sender = sender
         self._config = config
+        self._monotonic = clock.monotonic
         self._acknowledged = acknowledged
 
-    def send_batch(self, timeout: float) -> Batch | None:
-        """Sends the next batch, waiting ``timeout`` seconds for its answer; None when there is nothing to send.
+    def send_batch(self, timeout: float) -> tuple[Batch | None, SidecarError | None]:
+        """Sends the next batch, waiting ``timeout`` seconds for its answer. None when there is nothing to send, and the
+        error when the sidecar did not take it; it stays in the ledger then.
+
+        Whoever was paused between taking a batch and sending it for so long that somebody else may have it, sends
+        nothing.
 
         Raises:
-            SidecarError: the sidecar did not take it; it stays in the ledger.
+            SidecarUnavailable: the sidecar does not answer at all.
             LedgerUnavailable: the ledger cannot be read, or not be told what came of the batch.
         """
+        taken_at = self._monotonic()
         batch = self._ledger.take_batch(BATCH_SIZE, LEASE_SECONDS)
-        if batch is not None:
+        if batch is None or self._monotonic() - taken_at + timeout > LEASE_SECONDS:
+            return batch, None
+        try:
             self._send(batch, timeout)
-        return batch
+        except SidecarUnavailable:
+            raise
+        except SidecarError as error:
+            return batch, error
+        return batch, None
 
     def decide_uncertain(self) -> None:
-        """Reads the usage back: it shows whether the report was counted, unless somebody else reported too.
+        """Reads the usage back: it shows whether a report was counted, unless somebody else reported too.
+
+        Each report is decided alone. One that cannot be decided is looked at again once, and then waits for a person.
+        While the sidecar answers nobody, none loses its second look.
 
         Raises:
-            SidecarError: the usage cannot be read back now.
+            SidecarError: the sidecar answers for none of them.
             LedgerUnavailable: the ledger can neither be read nor written.
         """
-        for report in self._ledger.take_uncertain(BATCH_SIZE, LEASE_SECONDS):
-            known = self._ledger.known_usage(report.key)
-            answer = self._sender.read_back(report.key)
-            if known is not None and answer.current_usage == known + report.amount:
-                self._settle([acknowledged(report, answer)])
-            elif known is not None and answer.current_usage == known:
-                self._ledger.put_back([report])
-            else:
-                before = "unknown" if known is None else f"{known:g}"
-                reason = f"nobody knows whether it was counted: usage was {before} and is {answer.current_usage:g} now"
-                self._ledger.doubt([report], None, reason)
-                logger.error("usage of %s waits for a decision (stigg-guard ledger list): %s", report.key, reason)
+        taken_at = self._monotonic()
+        unanswered: list[tuple[Entry, SidecarError]] = []
+        reports = self._ledger.take_uncertain(BATCH_SIZE, LEASE_SECONDS)
+        for report in reports:
+            if self._monotonic() - taken_at + 2 * self._config.timeout > LEASE_SECONDS:
+                return  # the others come again
+            try:
+                self._decide(report)
+            except SidecarUnavailable as error:
+                unanswered.append((report, error))
+            except (SidecarError, InvalidRequest) as error:
+                self._look_again(report, f"the usage cannot be read back: {error}")
+        if len(unanswered) == len(reports) > 0:
+            self._ledger.doubt([report for report, _ in unanswered], RECHECK_SECONDS, reports[0].reason)
+            raise unanswered[0][1]
+        for report, fault in unanswered:
+            self._look_again(report, f"the usage cannot be read back: {fault}")
+
+    def _decide(self, report: Entry) -> None:
+        answer = self._sender.read_back(report.key)
+        if answer is None:
+            self._look_again(report, "the sidecar tells no usage of this feature now")
+            return
+        told = acknowledged(report, answer)
+        row = self._ledger.known(report.key)
+        usage = quanta_used(answer.current_usage)
+        counted = was_counted(row, report.before, report.pending, usage, told.period)
+        if counted:
+            self._settle([told])
+        elif counted is not None:
+            self._ledger.put_back([report])
+        else:
+            before = "unknown" if report.before is None else f"{report.before.used / 1e6:g}"
+            self._look_again(report, f"the usage was {before} and is {answer.current_usage:g} now")
+
+    def _look_again(self, report: Entry, finding: str) -> None:
+        if report.reason == UNANSWERED:
+            self._ledger.doubt([report], max(self._config.settle_grace, RECHECK_SECONDS), f"looked once: {finding}")
+            return
+        self._ledger.doubt([report], None, f"nobody knows whether it was counted: {finding}")
+        logger.error("usage of %r waits for a decision (stigg-guard ledger list): %s", str(report.key), finding)
 
     def _send(self, batch: Batch, timeout: float) -> None:
-        came_again = batch.reports[0].attempts > 1  # it was sent, and nobody knows the outcome
+        attempts = batch.reports[0].attempts
+        came_again = attempts > 1  # it was sent, and nobody knows the outcome
         try:
             if came_again and not all(map(self._sender.may_repeat, batch.reports)):
                 self._doubt(batch.reports)
@@ -78,10 +137,12 @@ class Settlement:
             self._single_out(batch, error)
             return
         except SidecarError as error:
-            if error.outcome_unknown or came_again:
-                self._ledger.postpone(batch, RECHECK_SECONDS)
-            else:
+            if not (error.outcome_unknown or came_again):
                 self._ledger.put_back(batch.reports)
+            elif attempts >= MAX_RESENDS and not isinstance(error, SidecarUnavailable):
+                self._doubt(batch.reports)  # it reaches the sidecar, and is not answered: each is decided alone
+            else:
+                self._ledger.postpone(batch, RECHECK_SECONDS)
             raise
         self._settle(answers)
 
@@ -92,23 +153,32 @@ class Settlement:
             self._acknowledged(answer)
 
     def _doubt(self, reports: Sequence[Entry]) -> None:
-        """Only totals are sent again; of the others ``ON_UNCERTAIN`` says what becomes."""
-        self._ledger.put_back([report for report in reports if report.is_set])
-        deltas = [report for report in reports if not report.is_set]
+        """Only totals and events are sent again; of the others ``ON_UNCERTAIN`` decides."""
+        self._ledger.put_back([report for report in reports if report.is_set or report.event])
+        deltas = [report for report in reports if not (report.is_set or report.event)]
         self.counts["doubted"] += len(deltas)
-        reason = "it was sent and not answered, so it may have been counted"
         if self._config.on_uncertain is OnUncertain.DROP:
-            self._ledger.doubt(deltas, None, reason)
+            self._ledger.doubt(deltas, None, UNANSWERED)
             self._ledger.discard([report.id for report in deltas])
             logger.error("%d usage reports without an answer are dropped, as ON_UNCERTAIN says", len(deltas))
         else:
-            self._ledger.doubt(deltas, self._config.settle_grace, reason)
+            self._ledger.doubt(deltas, self._config.settle_grace, UNANSWERED)
 
     def _single_out(self, batch: Batch, error: StiggGuardError) -> None:
-        """Finds the report for which a batch is refused: each is sent alone, and what is refused alone is set aside."""
+        """Finds the report for which a batch is refused: each is sent alone, and what is refused alone is set aside. A
+        time that is refused may be that of a clock that was wrong, which has one more chance."""
         if len(batch.reports) > 1:
             self._ledger.split(batch)
             return
-        self._ledger.bury(batch.reports[0], str(error))
+        (report,) = batch.reports
+        if isinstance(error, InvalidRequest) and _names_time(error) and report.reason != REFUSED_TIME:
+            self._ledger.put_back([report], CLOCK_SECONDS, REFUSED_TIME)
+            logger.error("the time of usage of %r is refused: is this host's clock right? %s", str(report.key), error)
+            return
+        self._ledger.bury(report, str(error))
         self.counts["refused"] += 1
-        logger.error("the sidecar refuses usage of %s, which is set aside: %s", batch.reports[0].key, error)
+        logger.error("the sidecar refuses usage of %r, which is set aside: %s", str(report.key), error)
+
+
+def _names_time(error: InvalidRequest) -> bool:
+    return error.field.rpartition(".")[2] == "timestamp"

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any
@@ -16,6 +17,7 @@ from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra
+from stigg_guard.ledger import Ticket
 from stigg_guard.wire import sidecar_pb2 as wire
 
 try:
@@ -35,11 +37,15 @@ LISTEN_SECONDS = 1.0
 HEALTH_CHECK_SECONDS = 30
 RECONNECT_SECONDS = (0.1, 5.0)
 
-# A stored snapshot is a line of the format's number, the stamp, the ticket, the ledger that the ticket is of, the kind
-# of message and a digest, and then the sidecar's answer. The digest covers the key too, so that neither a damaged value
+# A stored snapshot is a line of the format's number, the stamp, the ticket with its time on the ledger's clock, the ledger
+# that it is of, the kind of message and a digest, and then the sidecar's answer. The digest covers the key too, so that neither a damaged value
 # nor one under another customer's key is ever believed. An invalidation leaves only the number and the stamp: a fetch
 # that began before it is not stored any more.
-_STORED = re.compile(rb"1 ([0-9]{1,16}) ([0-9]{1,18}) ([0-9]+|-) (\w+) ([0-9a-f]{32})\n(.*)", re.DOTALL)
+_STORED = re.compile(
+    rb"2 (?P<stamp>[0-9]{1,16}) (?P<ticket>[0-9]{1,18}) (?P<at>[0-9]{1,18}) (?P<ledger>[0-9]+|-) (?P<name>\w+) "
+    rb"(?P<digest>[0-9a-f]{32})\n(?P<payload>.*)",
+    re.DOTALL,
+)
 _INVALIDATED = re.compile(rb"1 [0-9]{1,16}")
 
 _RESPONSES = {
@@ -69,7 +75,7 @@ return {{stamp, value}}
 # A stamp that is still to come was made before the server's clock was set back, or by nobody of us.
 _STORE = f"""{_NOW}
 local known = redis.pcall('GET', KEYS[1])
-local stamp = type(known) == 'string' and tonumber(string.match(known, '^1 (%d+)'))
+local stamp = type(known) == 'string' and tonumber(string.match(known, '^[12] (%d+)'))
 if stamp and stamp > tonumber(ARGV[3]) and stamp <= now() then return 0 end
 set(ARGV[4], ARGV[2])
 return 1
@@ -102,7 +108,7 @@ class RedisSnapshots:
         self,
         config: Config,
         clock: Clock,
-        ticket: Callable[[Customer], int],
+        ticket: Callable[[Customer], Ticket],
         expire: Callable[[Customer, int], None],
     ) -> None:
         self._url = config.cache
@@ -126,7 +132,7 @@ class RedisSnapshots:
         if answer is None:
             return None, 0
         now = int(answer[0])
-        snapshot = self._snapshot(key, answer[1], customer)
+        snapshot = self._snapshot(key, answer[1], customer, now)
         if snapshot is None or snapshot.stamp > now:
             return None, now
         age = (now - snapshot.stamp) / 1e6
@@ -139,7 +145,8 @@ class RedisSnapshots:
             return True
         key = self._key(customer)
         name, payload = snapshot.response.DESCRIPTOR.name, snapshot.response.SerializeToString()
-        head = f"1 {snapshot.stamp} {snapshot.ticket} {self._ledger} {name}".encode()
+        ticket = snapshot.ticket
+        head = f"2 {snapshot.stamp} {ticket.number} {ticket.at} {self._ledger} {name}".encode()
         value = b"%b %b\n%b" % (head, _digest(key, head, payload), payload)
         given = (self._given_time(), self._keys_ttl, snapshot.stamp, value)
         kept: int | None = self._ask(lambda redis: redis.eval(_STORE, 1, key, *given))
@@ -210,19 +217,20 @@ class RedisSnapshots:
         self._listener.start()
         self._pid = os.getpid()
 
-    def _snapshot(self, key: str, value: bytes | None, customer: Customer) -> Snapshot | None:
+    def _snapshot(self, key: str, value: bytes | None, customer: Customer, now: int) -> Snapshot | None:
         if value is None or _INVALIDATED.fullmatch(value):
             return None
         stored = _STORED.fullmatch(value)
-        if stored is None or stored[5] != _digest(key, value[: stored.start(5) - 1], stored[6]):
-            logger.warning("the value of %s in Redis is not of this version or is damaged; it is not used", key)
+        if stored is None or stored["digest"] != _digest(key, value[: stored.start("digest") - 1], stored["payload"]):
+            logger.warning("the value of %r in Redis is not of this version or is damaged; it is not used", key)
             return None
-        stamp, stored_ticket, ledger = int(stored[1]), int(stored[2]), stored[3].decode()
+        stamp, ledger, message = int(stored["stamp"]), stored["ledger"].decode(), _RESPONSES[stored["name"].decode()]
         # Numbers of another ledger mean nothing here. With one of our own the ledger goes by the time of the fetch.
-        ticket = self._ticket(customer)
+        number, present = self._ticket(customer)
+        ticket = Ticket(number, present - (now - stamp))
         if ledger == self._ledger != "-":
-            ticket = min(ticket, stored_ticket)
-        snapshot = snapshot_of(_RESPONSES[stored[4].decode()].FromString(stored[6]), ticket)
+            ticket = Ticket(min(number, int(stored["ticket"])), int(stored["at"]))
+        snapshot = snapshot_of(message.FromString(stored["payload"]), ticket)
         snapshot.stamp = stamp
         return snapshot
 
@@ -237,18 +245,18 @@ class RedisSnapshots:
 
 
 class _Listener(threading.Thread):
-    """Hears what is said on a channel, until ``over`` is set."""
+    """Hears what is said on a channel, until ``over`` is set, or whoever wants to hear it is gone."""
 
     def __init__(self, url: str, channel: str, heard: Callable[[bytes], None]) -> None:
         super().__init__(name="stigg-guard-invalidations", daemon=True)
         self.over = threading.Event()
         self._redis = _client(url)
         self._channel = channel
-        self._heard = heard
+        self._heard = weakref.WeakMethod(heard)
         self._pause, _ = RECONNECT_SECONDS
 
     def run(self) -> None:
-        while not self.over.is_set():
+        while self._is_wanted():
             try:
                 with PubSub(self._redis.connection_pool, ignore_subscribe_messages=True) as subscription:
                     self._listen(subscription)
@@ -259,11 +267,16 @@ class _Listener(threading.Thread):
 
     def _listen(self, subscription: PubSub) -> None:
         subscription.subscribe(self._channel)
-        while not self.over.is_set():
+        while self._is_wanted():
             message = subscription.get_message(timeout=LISTEN_SECONDS)
             self._pause, _ = RECONNECT_SECONDS
-            if message is not None:
-                self._heard(message["data"])
+            heard = self._heard()
+            if message is not None and heard is not None:
+                heard(message["data"])
+            del heard
+
+    def _is_wanted(self) -> bool:
+        return not self.over.is_set() and self._heard() is not None
 
 
 def _client(url: str) -> Redis:

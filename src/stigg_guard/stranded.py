@@ -8,10 +8,10 @@ import secrets
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from stigg_guard.clock import Clock
-from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError
+from stigg_guard.clock import Clock, microseconds
+from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, State, Use
 from stigg_guard.sender import Sender
 
@@ -19,9 +19,11 @@ logger = logging.getLogger("stigg_guard")
 
 MAX_STRANDED = 10_000
 
+T = TypeVar("T")
+
 
 class StrandedUses:
-    """Uses that neither ledger nor sidecar takes, and steps of the ledger that it did not answer.
+    """A spill queue: uses that neither ledger nor sidecar takes, and steps of the ledger that it did not answer.
 
     Its length is the number of both. ``acknowledged`` is called with every use that was counted and the usage it led
     to. ``counts`` are the uses ``acknowledged``, ``refused`` and ``doubted`` here.
@@ -46,34 +48,37 @@ class StrandedUses:
         """Takes usage that the ledger could not: sends it now, or else keeps it."""
         if error.repeat is not None:
             logger.error("the ledger did not answer, and is asked again until it does: %s", error)
-            what = ", ".join(f"{use.amount:g} of {use.key}" for use in uses)
-            self._repeats.append(_Repeat(error.repeat, self._clock.monotonic() + error.repeatable, what))
+            self.repeat(error.repeat, error.repeatable, uses)
             return
         for use in uses:
-            logger.error("the ledger cannot take usage of %s, so it is sent at once: %s", use.key, error)
-            kept = _KeptUse(use, self._clock.now().timestamp())
+            logger.error("the ledger cannot take usage of %r, so it is sent at once: %s", str(use.key), error)
+            kept = _KeptUse(use, microseconds(self._clock.now()) * 1000)
             if not self._is_sent(kept):
                 self._keep(kept)
 
-    def retry(self) -> None:
-        """Offers all of it again, oldest first, until something is not taken.
+    def repeat(self, step: Callable[[], object], seconds: float, uses: Sequence[Use]) -> None:
+        """Makes a step of the ledger that may have been made already, and may be made again for this time."""
+        what = ", ".join(f"{use.amount:g} of {str(use.key)!r}" for use in uses)
+        self._repeats.append(_Repeat(step, self._clock.monotonic() + seconds, what))
 
-        Raises:
-            SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
-        """
+    def retry(self) -> None:
+        """Offers all of it again, oldest first. Each is settled alone: one that cannot be stops no other."""
         with self._retrying:  # or two threads would send the same use; only those that report wait here
-            while self._repeats and self._is_repeated(self._repeats[0]):
-                self._repeats.popleft()
-            while self._kept and self._is_settled(self._kept[0]):
-                self._kept.popleft()
+            self._settle_each(self._repeats, self._is_repeated)
+            self._settle_each(self._kept, self._is_settled)
+
+    def _settle_each(self, queue: deque[T], is_settled: Callable[[T], bool]) -> None:
+        for waiting in list(queue):
+            if is_settled(waiting):
+                queue.remove(waiting)
 
     def _keep(self, kept: _KeptUse) -> None:
-        what = kept.use.key, kept.use.amount
+        what = str(kept.use.key), kept.use.amount
         if len(self._kept) >= MAX_STRANDED:
-            logger.critical("usage of %s is LOST: %g units that neither ledger nor sidecar takes", *what)
+            logger.critical("usage of %r is LOST: %g units that neither ledger nor sidecar takes", *what)
             return
         self._kept.append(kept)
-        logger.critical("usage of %s is kept in memory only: %g units that neither ledger nor sidecar takes", *what)
+        logger.critical("usage of %r is kept in memory only: %g units that neither ledger nor sidecar takes", *what)
 
     def _is_repeated(self, step: _Repeat) -> bool:
         if self._clock.monotonic() >= step.deadline:
@@ -82,7 +87,7 @@ class StrandedUses:
             return True
         try:
             step.repeat()
-        except LedgerUnavailable:
+        except StiggGuardError:
             return False
         return True
 
@@ -91,19 +96,24 @@ class StrandedUses:
             with contextlib.suppress(LedgerUnavailable):
                 self._ledger.record(kept.use)
                 return True
-        elif not self._sender.may_repeat(kept.batch.reports[0]):
-            use = kept.use
-            logger.critical("%g units of %s may be counted or LOST, and are not sent again", use.amount, use.key)
-            self.counts["doubted"] += 1
-            return True
-        return self._is_sent(kept)
+            return self._is_sent(kept)
+        try:
+            may_repeat = self._sender.may_repeat(kept.batch.reports[0])
+        except SidecarError:  # nobody says yet whether it may
+            return False
+        if may_repeat:
+            return self._is_sent(kept)
+        use = kept.use
+        logger.critical("%g units of %r may be counted or LOST, and are not sent again", use.amount, str(use.key))
+        self.counts["doubted"] += 1
+        return True
 
     def _is_sent(self, kept: _KeptUse) -> bool:
         """Sends the use; whether the sidecar counted it, or refused it for good."""
         try:
             (answer,) = self._sender.send(kept.batch)
         except InvalidRequest as error:
-            logger.error("the sidecar refuses usage of %s, and no ledger can keep it: %s", kept.use.key, error)
+            logger.error("the sidecar refuses usage of %r, and no ledger can keep it: %s", str(kept.use.key), error)
             self.counts["refused"] += 1
             return True
         except SidecarError as error:
@@ -125,9 +135,10 @@ class _Repeat(NamedTuple):
 class _KeptUse:
     """A use that the ledger could not take, as the batch that reports it: the same however often it is sent."""
 
-    def __init__(self, use: Use, used_at: float) -> None:
+    def __init__(self, use: Use, used_at: int) -> None:
         self.use = use
-        self.batch = Batch(
-            secrets.token_hex(16), (Entry("", State.UNSENT, use.key, use.amount, use.is_set, used_at, use.event),)
+        report = Entry(
+            "", State.UNSENT, use.key, use.amount, use.is_set, used_at, use.event, dimensions=use.dimensions
         )
+        self.batch = Batch(secrets.token_hex(16), (report,))
         self.maybe_counted = False

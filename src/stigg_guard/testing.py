@@ -166,7 +166,7 @@ class StandIn:
     def _begin_work(self) -> None:
         self._clock = Clock(now=self._time.now)
         self._ledger = ledger_from_url("memory://", self._clock)
-        self._lookup = Lookup(_CONFIG, self._clock, self._ledger.ticket, Stigg(answers=self._plan))
+        self._lookup = Lookup(_CONFIG, self._clock, self._ledger, Stigg(answers=self._plan))
         self._books: dict[Book, Book] = {}
         # A test's transaction is rolled back after the test: the ledger is there as long as anybody holds units in it.
         weakref.finalize(self._lookup, self._ledger.close)
@@ -187,7 +187,7 @@ class StandIn:
     def _record(self, entry: Entry) -> None:
         event = entry.event.name if entry.event is not None else None
         customer = Customer(entry.key.customer_id, entry.key.resource_id or None)
-        at = datetime.fromtimestamp(entry.used_at, timezone.utc)
+        at = datetime.fromtimestamp(entry.used_at / 1e9, timezone.utc)
         self._reports.add(Report(customer, entry.key.feature_id, entry.amount, entry.is_set, at, event))
         if event is not None:  # Stigg's meters make usage of events; here it is as much as was used
             self._plan.answer("ReportUsage", usage_of(entry))

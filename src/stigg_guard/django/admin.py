@@ -147,7 +147,7 @@ class _Row(NamedTuple):
 
 
 def _row(entry: Entry) -> _Row:
-    used_at = datetime.fromtimestamp(entry.used_at, timezone.utc)
+    used_at = datetime.fromtimestamp(entry.used_at / 1e9, timezone.utc)
     return _Row(entry, _STATES[entry.state], amount_text(entry), used_at, entry.state in DECIDABLE)
 
 

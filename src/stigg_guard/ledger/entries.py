@@ -236,6 +236,10 @@ class Ledger(Protocol):
         """What the ledger believes of a key; None if nobody ever asked for it."""
         ...
 
+    def outstanding(self, key: UsageKey) -> float:
+        """The units of a key that are held, unsent, being sent or uncertain, whatever their period."""
+        ...
+
     def entries(self, states: Sequence[State], limit: int) -> Sequence[Entry]:
         """Entries in these states, those whose first use is oldest first."""
         ...
@@ -249,14 +253,15 @@ class Ledger(Protocol):
         ...
 
     def counts(self) -> Mapping[str, int]:
-        """How many entries are in each state, and under ``late`` how many holds were committed after they expired."""
+        """How many entries are in each state; under ``waiting`` how many uncertain ones wait for a person, and under
+        ``late`` how many holds were committed after they expired."""
         ...
 
     def close(self) -> None: ...
 
 
 _WIDTH = 22
-_OFFSET = 10 ** (_WIDTH - 1)
+_OFFSET: int = 10 ** (_WIDTH - 1)
 
 
 def instant_text(instant: int) -> str:

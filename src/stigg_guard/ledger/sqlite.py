@@ -247,6 +247,15 @@ class SqliteLedger:
     def known(self, key: UsageKey) -> Row | None:
         return self._read(lambda db: _row(db, _columns(key)))
 
+    def outstanding(self, key: UsageKey) -> float:
+        def step(db: sqlite3.Connection) -> int:
+            columns, now = _columns(key), self._time()
+            held, is_more, _ = _standing(db, columns, now)
+            pending = _pending(db, columns, Period()) if is_more else ()
+            return counted(Row(Period(), 0), held, pending)
+
+        return units(self._write(step))
+
     def entries(self, states: Sequence[State], limit: int) -> Sequence[Entry]:
         marks = ", ".join("?" * len(states))
         statement = (
@@ -279,8 +288,11 @@ class SqliteLedger:
         def step(db: sqlite3.Connection) -> dict[str, int]:
             states = db.execute("SELECT state, count(*) FROM entries GROUP BY state").fetchall()
             (held,) = db.execute("SELECT count(*) FROM holds WHERE until > ?", (now,)).fetchone()
+            waiting = "SELECT count(*) FROM entries WHERE state = 'uncertain' AND until IS NULL"
+            (for_a_person,) = db.execute(waiting).fetchone()
             (late,) = db.execute("SELECT late FROM numbers").fetchone()
-            return {**{state.value: 0 for state in State}, **dict(states), "held": held, "late": late}
+            others = {"held": held, "waiting": for_a_person, "late": late}
+            return {**{state.value: 0 for state in State}, **dict(states), **others}
 
         return self._read(step)
 

@@ -1,0 +1,42 @@
+"""What can be known of how this process will end: whether a background thread has the time to report."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from typing import Any
+
+# Servers' workers live long, are forked or spawned by their masters, and end in good order.
+_SERVERS = ("gunicorn", "uwsgi", "uvicorn", "hypercorn", "daphne", "waitress", "granian", "mod_wsgi", "cheroot")
+
+_is_forked = False
+
+
+def may_end_at_once() -> bool:
+    """Whether this process may be ended right after its work, without a chance to report what it used: a job's own
+    process (RQ), a worker that is recycled (Celery), a child of ``multiprocessing``, or any other fork that no web
+    server made."""
+    if _runs_rq_job() or _is_child_of_billiard():
+        return True
+    is_child = _is_forked or multiprocessing.parent_process() is not None
+    return is_child and not any(server in sys.modules for server in _SERVERS)
+
+
+def _runs_rq_job() -> bool:
+    rq: Any = sys.modules.get("rq.job")
+    return rq is not None and rq.get_current_job() is not None
+
+
+def _is_child_of_billiard() -> bool:
+    """Celery's pool of processes."""
+    billiard: Any = sys.modules.get("billiard.process")
+    return billiard is not None and billiard.current_process().name != "MainProcess"
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
