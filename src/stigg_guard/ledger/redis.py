@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, LedgerUnavailable, MissingExtra
 from stigg_guard.ledger.entries import Acknowledged, Batch, Claim, Entry, Event, Hold, Refused, State, UsageKey, Use
-from stigg_guard.ledger.sqlite import EVENTS_PER_USAGE
+EVENTS_PER_USAGE = 10
 
 try:
     from redis import ConnectionPool, Redis
