@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,6 +14,7 @@ from stigg_guard.console import Console
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError, InvalidRequest
 from stigg_guard.fallbacks import parse_fallbacks
+from stigg_guard.foreign import json_value
 from stigg_guard.guard import Guard
 from stigg_guard.mentions import Mention, mentions
 from stigg_guard.sidecar.catalog import load_catalog
@@ -116,7 +116,7 @@ def known_features(catalog: str | Path) -> frozenset[str]:
 def _json_object(path: Path) -> Mapping[str, object]:
     """What the file says if it is a JSON object; what is wrong with another one, the reader of catalogs tells."""
     with suppress(OSError, ValueError):
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = json_value(path.read_text(encoding="utf-8"))
         return given if isinstance(given, dict) else {}
     return {}
 

@@ -116,6 +116,8 @@ def _in_file(path: Path) -> Iterator[Mention]:
         yield Mention(path, 1, None, f"the file cannot be read: {error.strerror}")
     except (SyntaxError, ValueError) as error:
         yield Mention(path, getattr(error, "lineno", None) or 1, None, f"the file is not Python: {error}")
+    except (RecursionError, MemoryError):  # from the parser, for what no hand has written
+        yield Mention(path, 1, None, "the file is nested too deep to be read")
 
 
 def _in_python(path: Path, source: bytes) -> Iterator[Mention]:
