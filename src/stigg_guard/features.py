@@ -14,7 +14,7 @@ from stigg_guard.console import Console
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError, InvalidRequest
 from stigg_guard.fallbacks import parse_fallbacks
-from stigg_guard.foreign import json_value
+from stigg_guard.foreign import json_value, printable
 from stigg_guard.guard import Guard
 from stigg_guard.mentions import Mention, mentions
 from stigg_guard.sidecar.catalog import load_catalog
@@ -91,9 +91,9 @@ class Comparison:
             near = self._nearest(one)
             yield f"{one}: {one.feature!r} is {console.bad('unknown')}" + (f"; did you mean {near!r}?" if near else "")
         for one in self.unchecked:
-            yield f"{one}: {one.problem}, not checked"
+            yield f"{one}: {printable(one.problem)}, not checked"
         if self.unused:
-            yield f"known, and not named here: {', '.join(self.unused)}"
+            yield f"known, and not named here: {', '.join(map(printable, self.unused))}"
         yield f"{len(self.mentions)} places, {len(self.unknown)} unknown, {len(self.unchecked)} not checked"
 
     def _nearest(self, mention: Mention) -> str | None:

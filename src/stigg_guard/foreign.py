@@ -77,7 +77,7 @@ def toml_value(text: str) -> dict[str, Any]:
         Unreadable: it is not TOML, or goes beyond the bounds of :func:`json_value`.
     """
     try:
-        value = tomllib.loads(text)
+        value: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Unreadable(f"not TOML: {error}") from None
     except RecursionError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from stigg_guard.errors import ConfigError
+from stigg_guard.foreign import printable
 
 TEMPLATE_SUFFIXES = (".html", ".htm", ".xhtml", ".xml", ".txt", ".jinja", ".jinja2", ".j2")
 
@@ -64,7 +65,7 @@ class Mention:
 
     def __str__(self) -> str:
         path = os.path.relpath(self.path)
-        return f"{self.path if path.startswith(os.pardir) else path}:{self.line}"
+        return printable(f"{self.path if path.startswith(os.pardir) else path}:{self.line}")
 
 
 def mentions(paths: Iterable[str | os.PathLike[str]]) -> list[Mention]:

@@ -21,6 +21,7 @@ from stigg_guard.console import Console, table
 from stigg_guard.display import usage_text
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import ConfigError, InvalidRequest, SidecarError, StiggGuardError
+from stigg_guard.foreign import printable
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, UsageKey, default_ledger, user_state_folder
 from stigg_guard.reporter import Reporter
@@ -231,11 +232,12 @@ def amount_text(entry: Entry) -> str:
 
 
 def _show_answers(console: Console, answers: Sequence[Entitlement]) -> None:
-    width = max((len(answer.feature_id) for answer in answers), default=0)
+    names = [printable(answer.feature_id) for answer in answers]
+    width = max(map(len, names), default=0)
     lines = (
-        f"{answer.feature_id:{width}}  {console.good('yes') if answer else console.bad('no ')}  "
-        f"{usage_text(answer) if answer else answer.explanation}"
-        for answer in answers
+        f"{name:{width}}  {console.good('yes') if answer else console.bad('no ')}  "
+        f"{printable(usage_text(answer) if answer else answer.explanation)}"
+        for name, answer in zip(names, answers, strict=True)
     )
     text = "\n".join(lines) or "nothing: there is no active subscription"
     console.show([asdict(answer) for answer in answers], text)
