@@ -22,7 +22,7 @@ STAIRCASE = [
     {"foreign"},
     {"errors", "clock", "console", "wire"},
     {"entitlements", "fallbacks", "log", "mentions"},
-    {"rules", "wording"},
+    {"rules", "urls", "wording"},
     {"config", "channel", "cache", "ledger", "sidecar", "api"},
     {"client", "denial", "messages", "observer", "shared"},
     {"lookup", "sender"},

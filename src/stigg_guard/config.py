@@ -15,11 +15,10 @@ from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback, parse_fallbacks
 from stigg_guard.foreign import json_value, quoted
 from stigg_guard.rules import Rule, parse_rules
+from stigg_guard.urls import REDIS, require_parts, require_redis
 
 PREFIX = "STIGG_GUARD_"
 YEAR = 366 * 86_400.0
-
-_REDIS = ("redis://", "rediss://")
 
 # What money can change is 402; the rest is 403 (RFC 9110).
 STATUS_CODES: Mapping[Reason, int] = {
@@ -91,7 +90,8 @@ class Config:
     cache_size: int = 10_000
     """Number of customers whose entitlements are kept."""
     cache: str = field(default="memory://", repr=False)
-    """``memory://``, or the ``redis://`` or ``rediss://`` URL of what all processes share; it may hold a password."""
+    """``memory://``, or the ``redis://``, ``rediss://`` or ``unix://`` URL of what all processes share; it may hold a
+    password."""
     redis_environment_prefix: str = "stigg-guard"
     """What the keys of the shared cache begin with: another one for each environment that shares a Redis."""
     redis_keys_ttl: int = 604_800
@@ -255,19 +255,18 @@ def _keys_ttl(value: Any) -> int:
 
 def _cache(value: Any) -> str:
     url = _text(value)
-    if url != "memory://" and not url.startswith(_REDIS):
-        raise ValueError("expected memory://, redis://host:port/number or rediss://…")
-    return _with_host(url)
+    if url != "memory://":
+        if not url.startswith(REDIS):
+            raise ValueError("expected memory://, redis://host:port/number, rediss://… or unix:///path")
+        require_redis(url)
+    return url
 
 
 def _ledger(value: Any) -> str | None:
-    return None if value is None else _with_host(_text(value))
-
-
-def _with_host(url: str) -> str:
-    authority = url.partition("://")[2].partition("/")[0]
-    if url.startswith(_REDIS) and not authority.rpartition("@")[2].partition(":")[0]:
-        raise ValueError("this URL, which may hold a password, names no host: write redis://host:port/number")
+    if value is None:
+        return None
+    url = _text(value)
+    require_parts(url)
     return url
 
 
