@@ -470,16 +470,23 @@ class TestErrors:
         wrong = tmp_path / "wrong.db"
         status, _, told = run("ledger", action, "--url", f"sqlite:///{wrong}")
         assert (status, told.count("\n")) == (2, 1)
-        assert told.startswith(f"stigg-guard: LEDGER: there is no file {wrong};")
+        assert told.startswith(f"stigg-guard: LEDGER: there is no file {wrong}: ")
         assert not wrong.exists()
+
+    def test_a_url_with_a_part_that_is_unknown_is_refused(self, run: Run, path: Path) -> None:
+        status, _, told = run("ledger", "status", "--url", f"sqlite:///{path}?mod=0660")
+        assert (status, told.count("\n")) == (2, 1)
+        assert "did you mean mode?" in told
 
     def test_a_ledger_that_was_never_used_is_told_with_its_path(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, state_folder: Path
     ) -> None:
         monkeypatch.delenv("STIGG_GUARD_LEDGER")
-        status, _, told = run("ledger", "status")
-        assert status == 2
-        assert f"there is no file {state_folder}" in told
+        for action in ("status", "list", "drain"):
+            status, _, told = run("ledger", action)
+            assert status == 2
+            assert f"there is no file {state_folder}" in told
+        assert not state_folder.exists()
 
     def test_a_file_that_is_no_ledger_is_told(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "text.db").write_text("this is no database, although it is a file" * 100)

@@ -40,7 +40,7 @@ _TLS_OPTIONS = {
     "ssl_check_hostname": _TRUTH,
     "ssl_min_version": _SOME,
 }
-_SHARED = {"mode": "0?6[046][046]", "group": ".+"}
+_SHARED = {"mode": "0?6[046][046]", "group": "[^\x00-\x1f:]+"}
 
 
 @dataclass(frozen=True, slots=True)
