@@ -71,7 +71,7 @@ FILES = {
 WRONG_FILES = {
     **dict.fromkeys(("sqlite://", "sqlite:///", "sqlite://srv/l.db", "sqlite:///?mode=0660"), "are written %25"),
     **dict.fromkeys(("sqlite:///l#1.db", "sqlite:///l.db?mode=0660#x", "sqlite:///a%00b"), "are written %25 %3F %23"),
-    "sqlite:///:memory:": "in memory is memory://",
+    "sqlite:///:memory:": ":memory: is memory:// here",
     "sqlite:///l.db?mod=0660": r"did you mean mode\?",
     "sqlite:///l.db?cache=shared": "there are group, mode",
     "sqlite:///l.db?mode=0660&mode=0600": "one option twice",
@@ -111,7 +111,7 @@ def test_a_url_of_a_file_says_where_it_is_and_whom_it_lets_in(url: str, file: Le
 
 @pytest.mark.parametrize(("url", "problem"), WRONG_FILES.items())
 def test_a_wrong_url_of_a_file_is_refused(url: str, problem: str) -> None:
-    with pytest.raises(ConfigError, match=f"^LEDGER: expected sqlite:///path.*({problem})"):
+    with pytest.raises(ConfigError, match=f"^LEDGER: expected memory://, sqlite:///path.*({problem})"):
         Config.from_mapping({"LEDGER": url})
 
 

@@ -17,7 +17,7 @@ SQLITE = "sqlite://"
 """What the URL of a SQLite file begins with."""
 
 _REDIS_FORM = "expected redis://user:password@host:port/number, rediss://… or unix:///path?db=number"
-_SQLITE_FORM = "expected sqlite:///path, or sqlite:////path from the root on"
+_SQLITE_FORM = "expected memory://, sqlite:///path, or sqlite:////path from the root on"
 
 _REDIS_PARTS = re.compile(
     r"\w+://(?:[^/?#]*@)?(?P<host>\[[^]/?#]*\]|[^][:/?#]*)(?::(?P<port>[^/?#]*))?(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
@@ -78,7 +78,7 @@ def ledger_file(url: str) -> LedgerFile:
     if not place.startswith("/") or not path or "\0" in path or "#" in url:
         raise ValueError(f"{_SQLITE_FORM}, in which % ? # are written %25 %3F %23")
     if path == ":memory:":
-        raise ValueError(f"{_SQLITE_FORM}; in memory is memory://")
+        raise ValueError(f"{_SQLITE_FORM}, and :memory: is memory:// here")
     options = _options(query, _SHARED, _SQLITE_FORM)
     mode, group = options.get("mode"), options.get("group")
     if group is not None and (mode is None or mode[-2] == "0"):

@@ -11,7 +11,7 @@ from socketserver import TCPServer
 from urllib.parse import unquote, urlsplit
 
 from stigg_guard.errors import InvalidRequest, MissingExtra
-from stigg_guard.foreign import json_value, quoted
+from stigg_guard.foreign import json_value
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 
@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("sidecar", "The local sidecar") from error
 
-MAX_BODY_BYTES = 65_536
+MAX_BODY_BYTES = 64 * 1024
 CUSTOMERS = "/customers/"
 
 
@@ -161,7 +161,7 @@ def _plan_change(body: bytes) -> tuple[str | None, str | None]:
         raise _Problem(HTTPStatus.BAD_REQUEST, 'send {"plan": "name", "resource": "id"}; resource may be left out')
     for key, value in change.items():
         if not isinstance(value, str | None):
-            raise _Problem(HTTPStatus.BAD_REQUEST, f"{key}: must be a string or null, not {quoted(value)}")
+            raise _Problem(HTTPStatus.BAD_REQUEST, f"{key}: must be a string or null, not {json.dumps(value)}")
     return change["plan"], change.get("resource")
 
 
