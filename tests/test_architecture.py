@@ -19,9 +19,10 @@ PACKAGE = Path(stigg_guard.__file__).parent
 
 # A room imports only what stands on a lower step; what is listed together does not see each other.
 STAIRCASE = [
+    {"foreign"},
     {"errors", "clock", "console", "wire"},
-    {"entitlements", "fallbacks", "mentions"},
-    {"rules", "wording"},
+    {"entitlements", "fallbacks", "log", "mentions"},
+    {"rules", "urls", "wording"},
     {"config", "channel", "cache", "ledger", "sidecar", "api"},
     {"client", "denial", "messages", "observer", "shared"},
     {"lookup", "sender"},

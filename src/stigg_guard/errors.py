@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stigg_guard.foreign import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 
 
 class StiggGuardError(Exception):
-    """The root of all errors of this library."""
+    """The root of all errors of this library. Each argument is one line of the message, whatever characters it has."""
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class ConfigError(StiggGuardError, ValueError):

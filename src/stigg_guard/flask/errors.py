@@ -110,7 +110,7 @@ def refused(error: Refusal) -> Refused:
     this = app_guard()
     denial = Denial.of(error, this.guard.config, this.wording)
     if isinstance(error, (errors.SidecarError, errors.LedgerUnavailable)):
-        current_app.logger.warning("%s was answered 503: %s", request.endpoint, error)
+        current_app.logger.warning("a request for %s was answered 503: %s", request.endpoint, error)
     if isinstance(error, errors.FeatureDenied):
         of_request().noted.append(error)
     made = _class_of(type(error), denial.status)  # type: ignore[arg-type] # mypy: the hash of a class is no hash
