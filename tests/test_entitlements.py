@@ -81,7 +81,9 @@ def test_amount_decides_below_the_limit(used: float, asked: float | None, allowe
 @untimed
 @given(used=figures, limit=amounts, asked=amounts)
 def test_given_amount_is_allowed_exactly_when_it_fits(used: float, limit: float, asked: float) -> None:
-    assert metered(used, limit).allows(asked).has_access is (quanta_used(used) + quanta(usage_amount(asked)) <= quanta(limit))
+    assert metered(used, limit).allows(asked).has_access is (
+        quanta_used(used) + quanta(usage_amount(asked)) <= quanta(limit)
+    )
 
 
 @untimed
@@ -218,7 +220,9 @@ def test_entitlement_is_a_value() -> None:
     assert hash(answer) == hash(replace(answer))
 
 
-@pytest.mark.parametrize("amount", [0, -0.0, 1, 2.5, Decimal("1.25"), Fraction(1, 2), 9_000_000_000, 0.000001, Decimal("9e9")])
+@pytest.mark.parametrize(
+    "amount", [0, -0.0, 1, 2.5, Decimal("1.25"), Fraction(1, 2), 9_000_000_000, 0.000001, Decimal("9e9")]
+)
 def test_finite_number_is_an_amount(amount: Any) -> None:
     number = usage_amount(amount)
     assert type(number) is float

@@ -426,7 +426,18 @@ class TestCache:
 
 
 class TestGarbage:
-    @pytest.mark.parametrize("value", [b"", b"\x00\xff", b"1", b"2 123\n", b"1 12 7 - GetEntitlementsStateV2Response 0123456789abcdef0123456789abcdef\n", b"1 9999999999999999999999 x", b"null"])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            b"",
+            b"\x00\xff",
+            b"1",
+            b"2 123\n",
+            b"1 12 7 - GetEntitlementsStateV2Response 0123456789abcdef0123456789abcdef\n",
+            b"1 9999999999999999999999 x",
+            b"null",
+        ],
+    )
     def test_value_that_is_not_ours_is_a_miss_with_one_line_in_the_log(
         self, room: Room, redis: RedisServer, caplog: pytest.LogCaptureFixture, value: bytes
     ) -> None:

@@ -108,7 +108,7 @@ def show_status(guard: Guard, console: Console) -> int:
     ledger = _seen_ledger(guard)
     now = time()
     counts = ledger.counts()
-    ages = {state: next((now - entry.used_at for entry in ledger.entries((state,), 1)), None) for state in State}
+    ages = {state: next((now - entry.first_at / 1e6 for entry in ledger.entries((state,), 1)), None) for state in State}
     states = {state: {"entries": counts[state], "oldest_seconds": ages[state]} for state in State}
     rows = [(state.value, str(counts[state]), _age(ages[state])) for state in State]
     console.show(
@@ -331,14 +331,20 @@ def _seen_ledger(guard: Guard) -> Ledger:
 
 def _fields(entry: Entry) -> Mapping[str, Any]:
     fields = asdict(entry)
-    used_at = datetime.fromtimestamp(entry.used_at, timezone.utc).isoformat()
-    return {**fields.pop("key"), **fields, "used_at": used_at}
+    for internal in ("period", "first_at", "ticket", "before"):
+        del fields[internal]
+    times = {"used_at": _instant(entry.used_at / 1e9), "first_used_at": _instant(entry.first_at / 1e6)}
+    return {**fields.pop("key"), **fields, **times}
+
+
+def _instant(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
     key = entry.key
     what = (entry.id, entry.state.value, key.customer_id, key.resource_id, key.feature_id, amount_text(entry))
-    return (*what, _age(time() - entry.used_at), str(entry.attempts), entry.reason)
+    return (*what, _age(time() - entry.first_at / 1e6), str(entry.attempts), entry.reason)
 
 
 def _age(seconds: float | None) -> str:

@@ -24,7 +24,7 @@ from stigg_guard.django.transactions import confirm_on_commit
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.guard import Guard
-from stigg_guard.ledger import default_ledger
+from stigg_guard.ledger.files import default_url
 from stigg_guard.urls import ledger_file
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
@@ -182,7 +182,7 @@ def _with_ledger(config: Config) -> Config:
     folder = getattr(settings, "BASE_DIR", None)
     if config.ledger is not None or folder is None or not config.enabled:
         return config
-    return replace(config, ledger=default_ledger(folder, config.sidecar))
+    return replace(config, ledger=default_url(folder, config.sidecar))
 
 
 def _missing(using: str) -> ImproperlyConfigured:

@@ -46,6 +46,12 @@ def default_url(folder: str | os.PathLike[str], sidecar: str) -> str:
     return f"sqlite:///{quote(os.path.join(os.path.abspath(folder), f'stigg-guard-{name}.sqlite3'))}"
 
 
+def is_default(path: str) -> bool:
+    """Whether a file is named as by :func:`default_url`: its folder is made if need be."""
+    name = os.path.basename(path)
+    return name.startswith("stigg-guard-") and name.endswith(".sqlite3")
+
+
 def make_folder(folder: str | os.PathLike[str]) -> None:
     """Makes the folder for this user alone, unless it is there; the umask does not matter.
 

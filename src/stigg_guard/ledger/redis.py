@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, LedgerUnavailable, MissingExtra
 from stigg_guard.ledger.entries import Acknowledged, Batch, Claim, Entry, Event, Hold, Refused, State, UsageKey, Use
+
 EVENTS_PER_USAGE = 10
 
 try:
