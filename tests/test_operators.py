@@ -20,7 +20,7 @@ import pytest
 from stigg_guard import Clock, GetMeteredEntitlementRequest
 from stigg_guard.__main__ import main
 from stigg_guard.clock import utc_now
-from stigg_guard.ledger import Claim, Event, Ledger, State, UsageKey, Use, ledger_from_url
+from stigg_guard.ledger import Claim, Event, Ledger, News, Period, State, UsageKey, Use, ledger_from_url
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
@@ -194,7 +194,7 @@ class TestList:
         assert [entry["state"] for entry in json.loads(printed)] == ["dead", "uncertain"]
 
     def test_shows_holds(self, run: Run, ledger_at: Callable[[float], Ledger]) -> None:
-        claim = Claim(key(), 4, limit=None, known_usage=0, period_start=0, ticket=0)
+        claim = Claim(key(), 4, News(Period(), used=0, limit=None))
         ledger_at(0).hold([claim], ttl=300)
         _, printed, _ = run("ledger", "list", "--state", "held", "--json")
         (held,) = json.loads(printed)
@@ -204,7 +204,7 @@ class TestList:
         ledger.record(Use(key("c0", "site-01"), 1, event=Event("login", "key-1", {"user": "u"})))
         _, printed, _ = run("ledger", "list", "--json")
         (entry,) = json.loads(printed)
-        assert entry.pop("used_at").endswith("+00:00")
+        assert entry.pop("used_at") == entry.pop("first_used_at")
         assert entry == {
             "customer_id": "c0",
             "resource_id": "site-01",
@@ -216,6 +216,7 @@ class TestList:
             "event": {"name": "login", "idempotency_key": "key-1", "dimensions": {"user": "u"}},
             "reason": "",
             "attempts": 0,
+            "dimensions": {},
         }
 
     @pytest.mark.usefixtures("entries")
@@ -428,7 +429,7 @@ class TestReport:
         self, run: Run, ledger: Ledger, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert run("report", "c0", "no-feature", "3")[0] == 2
-        assert "the sidecar refuses usage of c0 no-feature" in caplog.text
+        assert "the sidecar refuses usage of 'c0 no-feature'" in caplog.text
         assert ledger.counts()["dead"] == 1
 
     @pytest.mark.parametrize(

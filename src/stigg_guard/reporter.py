@@ -163,8 +163,8 @@ class Reporter:
         return left
 
     def leave(self) -> None:
-        """Lets the thread end, after a last attempt to report: nobody has the guard any more. For a finalizer, which may
-        run anywhere."""
+        """Lets the thread end, after a last attempt to report: nobody has the guard any more. A finalizer may call it,
+        anywhere."""
         self._is_left = True
         self._end_thread()
 

@@ -16,8 +16,8 @@ from redis import Redis
 from rq import Queue
 
 from conftest import exit_at_once
-from redis_server import RedisServer
 from integrations.servers import Shop, selling, use, use_a_new_guard
+from redis_server import RedisServer
 from stigg_guard import Config, GetMeteredEntitlementRequest, Guard
 from stigg_guard.config import ReportMode
 

@@ -72,7 +72,7 @@ _WAITS = "state IN ('dead', 'uncertain')"
 _ON_ITS_WAY = "state > 'dead'"  # sending, uncertain, unsent: one range of the index, where IN would search thrice
 _NEXT_TICKET = "UPDATE numbers SET ticket = ticket + 1 RETURNING ticket"
 _ROW = "period, used, allowed, seen, settled, settled_at, moved_at, added"
-# What decides a claim: the units held, by how much one of their ends lies too far ahead, whether there is more, the row.
+# What decides a claim: the units held, how far ahead one of their ends lies, whether there is more, the row.
 _STANDING = f"""
 SELECT held, ahead, EXISTS (SELECT 1 FROM entries WHERE {_KEY} AND {_ON_ITS_WAY}), {_ROW}
 FROM (
@@ -211,7 +211,10 @@ class SqliteLedger:
     def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
         lasts = _microseconds(seconds)
         given = [(self._time() + lasts if lasts else 0, lasts, reason, report.id) for report in reports]
-        statement = f"UPDATE entries SET {_UNSENT}, until = ?, lasts = ?, reason = ? WHERE id = ? AND state IN ('sending', 'uncertain')"
+        statement = (
+            f"UPDATE entries SET {_UNSENT}, until = ?, lasts = ?, reason = ? "
+            "WHERE id = ? AND state IN ('sending', 'uncertain')"
+        )
         self._write(lambda db: db.executemany(statement, given))
 
     def postpone(self, batch: Batch, seconds: float) -> None:
