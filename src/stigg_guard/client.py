@@ -82,7 +82,7 @@ class Stigg:
     ``answers`` is anything else that answers requests, and is closed with the client. Threads may share it.
     Connections are made by the first call of each process.
 
-    ``tls_ca_file`` is the PEM file of the authority behind the certificate of a sidecar elsewhere; without it plaintext.
+    ``tls_ca_file`` is the PEM file of the authority behind a remote sidecar's certificate; without it, plaintext.
     ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
     another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer, whatever the reason.
 

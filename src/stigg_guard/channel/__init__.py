@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from stigg_guard.channel.callers import Callers
 from stigg_guard.channel.route import Call, Route
 from stigg_guard.channel.statuses import error_of
-from stigg_guard.channel.target import MAX_MESSAGE_BYTES, Target, checked_port
+from stigg_guard.channel.target import Target, checked_port
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, InvalidRequest, SidecarError, StiggGuardError
 from stigg_guard.wire import KEYS_HONOURED, METHODS, TELLS_OF_KEYS
@@ -27,6 +27,7 @@ logger = logging.getLogger("stigg_guard")
 FOREVER = 365 * 86_400.0
 """The longest deadline in seconds: gRPC's own clocks end somewhere."""
 
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 LOOK_SECONDS = 0.5  # for finding out why nothing can be reached
 
 _FORK_WARNING = (
@@ -116,10 +117,13 @@ class Channel:
         if call.method in TELLS_OF_KEYS:
             self.honours_keys = KEYS_HONOURED in trailing_metadata
         try:
+            if len(body) > MAX_MESSAGE_BYTES:
+                raise DecodeError(f"more than {MAX_MESSAGE_BYTES} bytes")
             return METHODS[call.method].response.FromString(body)
         except DecodeError as error:
-            problem = f"{call.method} at the sidecar {self.address} was answered with what is no answer to it"
-            raise SidecarError(f"{problem}; look what listens there", outcome_unknown=call.is_report) from error
+            problem = f"{call.method} at the sidecar {self.address} got no answer that can be read ({error})"
+            message = f"{problem}; look what listens there"
+            raise SidecarError(message, code="OK", outcome_unknown=call.is_report) from error
 
     def _error_of(self, status: grpc.RpcError, route: Route, call: Call) -> StiggGuardError:
         code = status.code()

@@ -79,12 +79,9 @@ class Route:
             if call.is_report:
                 self._make_sure(call)
             with self._held(self._present()) as connection:
-                ask, timeout = connection.calls[call.method], self._left(call)
-                key = call.idempotency_key
+                timeout = self._left(call)
                 call.sent = True
-                answer, ended = ask.with_call(
-                    call.request, timeout=timeout, metadata=(("idempotency-key", key),) if key else None
-                )
+                answer, ended = connection.ask(call, timeout)
         except grpc.RpcError as error:
             self._heard(error.code())
             raise
@@ -137,12 +134,15 @@ class Route:
             self._last_sign = self._monotonic()
 
     def _make_sure(self, call: Call) -> None:
-        """Returns when the connection in use has answered a question, or else a new one has."""
-        try:
-            with self._held(self._present()) as connection:
+        """Returns when the connection in use has answered a question, or a new one instead of one that had stood."""
+        with self._held(self._present()) as connection:
+            if not connection.stands:
+                connection.greet(self._left(call))
+                return
+            with suppress(grpc.RpcError):
                 connection.greet(min(self.RECENT, self._left(call) / 2))
-        except grpc.RpcError:
-            self._renew(self._left(call))
+                return
+        self._renew(self._left(call))
 
     def _renew(self, timeout: float) -> None:
         """Puts a new connection in the place of the one in use if it is answered.
@@ -210,20 +210,45 @@ class Route:
 
 
 class _Connection:
-    """A gRPC channel, which shares no connection with another one; ``users`` are the calls under way on it."""
+    """A gRPC channel, which shares no connection with another one.
+
+    ``users`` are the calls under way on it; ``stands`` says whether the last one that came to anything was answered.
+    """
 
     def __init__(self, target: Target) -> None:
         self.channel = target.open()
-        self.calls: dict[str, Any] = {
+        self._calls: dict[str, Any] = {
             name: self.channel.unary_unary(method.path, None, None) for name, method in METHODS.items()
         }
         self._health = self.channel.unary_unary(HEALTH, None, None)
         self.users = 1
+        self.stands = False
+
+    def ask(self, call: Call, timeout: float) -> tuple[bytes, Any]:
+        """The answer and the call that it ended. Raises ``grpc.RpcError`` for any status but OK."""
+        key = call.idempotency_key
+        metadata = (("idempotency-key", key),) if key else None
+        with self._noticing():
+            answer: tuple[bytes, Any] = self._calls[call.method].with_call(
+                call.request, timeout=timeout, metadata=metadata
+            )
+        return answer
 
     def greet(self, timeout: float) -> None:
         """Asks a question that counts nothing. Raises ``grpc.RpcError`` unless it is answered, with whatever status."""
+        with self._noticing():
+            try:
+                self._health(b"", timeout=timeout)
+            except grpc.RpcError as error:
+                if error.code() in NO_ANSWER:
+                    raise
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
         try:
-            self._health(b"", timeout=timeout)
+            yield
         except grpc.RpcError as error:
-            if error.code() in NO_ANSWER:
-                raise
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.stands = error.code() not in NO_ANSWER
+            raise
+        self.stands = True

@@ -41,6 +41,7 @@ NOT_COUNTED = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """With these a sidecar turns a report away. After any other status a report that was sent may have been counted."""
 

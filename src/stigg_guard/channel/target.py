@@ -14,16 +14,14 @@ import grpc
 from stigg_guard.channel.tls import Authority, read_authority, tls_fault
 from stigg_guard.errors import ConfigError
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
 # gRPC waits up to two minutes between attempts to connect: right for a network, wrong for a sidecar on this host.
 # Channels of equal options would share their connections, those that are dead or a parent's as well.
 _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # which is how long gRPC lets one attempt last: a busy host is slow
     ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", -1),  # gRPC's error would look as if the sidecar had turned us away
+    ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 )
 
@@ -108,8 +106,9 @@ def checked_port(name: str, port: int | str, *, lowest: int = 1) -> int:
 def _checked_host(host: str) -> str:
     if isinstance(host, str) and host.startswith(f"{_UNIX}/"):
         return host
-    bare = host.removeprefix("[").removesuffix("]") if isinstance(host, str) else ""
+    bare = host if isinstance(host, str) else ""
     if ":" in bare:
+        bare = bare[1:-1] if bare.startswith("[") and bare.endswith("]") else bare
         with suppress(ValueError):
             return str(ip_address(bare))
     if not bare or not bare.isprintable() or set(bare) & set(" :/@?#,[]"):
