@@ -112,9 +112,8 @@ def test_a_report_that_was_certainly_not_counted_is_sent_again(
 ) -> None:
     faulty.before = abort(StatusCode.RESOURCE_EXHAUSTED)
     ledger.record(Use(KEY, 3))
-    _, error = settlement.send_batch(SECONDS)
-    assert error is not None
-    assert error.code == "RESOURCE_EXHAUSTED"
+    with pytest.raises(SidecarError, match="RESOURCE_EXHAUSTED"):
+        settlement.send_batch(SECONDS)
     assert ledger.counts()["unsent"] == 1
     faulty.before = no_fault
     settle(settlement)

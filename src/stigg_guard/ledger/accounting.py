@@ -174,11 +174,13 @@ def was_counted(row: Row | None, before: Before | None, pending: Pending, told: 
     """Whether the usage that was read back shows that a report was counted; None where it cannot show it.
 
     It can if all is surely one period: that of the first sending, which the row has not left since, with a start that
-    was told, and with the time of the use in it.
+    was told, or none at all, and with the time of the use in it.
     """
     if row is None or before is None or row.moved_at != before.moved_at or pending.is_set:
         return None
-    if before.period != period or period.start is None or not period.holds(pending.used_at):
+    if before.period != period or (period.start is None and period.end is not None):
+        return None
+    if not period.holds(pending.used_at):
         return None
     if told == before.used:
         return False
