@@ -6,13 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from stigg_guard.clock import Clock, microseconds, utc_now
-from stigg_guard.django.ledger.models import LABEL
+from stigg_guard.django.ledger.apps import LedgerConfig
 from stigg_guard.django.ledger.own import OwnConnections, code_of
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
@@ -182,11 +183,10 @@ class Database:
         if self._thread.begun is users.connection and not users.in_atomic_block:
             users.connection.rollback()  # what a torn step left behind
         if users.connection.in_transaction:
-            return self._run_within(users, work, schema=None)
+            return self._run_within(users, partial(_writing, work=work), schema=None)
         with users.wrap_database_errors, closing(users.create_cursor()) as cursor:
             self._thread.begun = users.connection
             try:
-                # Whoever reads before he writes is refused if somebody wrote in between; whoever writes first, waits.
                 cursor.execute("BEGIN IMMEDIATE")
                 answer = work(self._step(cursor, schema=None))
                 cursor.execute("COMMIT")
@@ -213,11 +213,11 @@ class Database:
         text = str(error).partition("\n")[0]
         if code_of(error) != _NO_TABLE and not text.startswith("no such table"):
             return f"cannot be used: {text}"
-        if router.allow_migrate(self.alias, LABEL):
+        if router.allow_migrate(self.alias, LedgerConfig.label):
             return f"has no tables yet: run manage.py migrate --database={self.alias}"
         return (
-            f"has no tables, since DATABASE_ROUTERS forbid them: let allow_migrate({self.alias!r}, {LABEL!r}) be true, "
-            f"then run manage.py migrate --database={self.alias}"
+            f"has no tables, since DATABASE_ROUTERS forbid them: let allow_migrate({self.alias!r}, "
+            f"{LedgerConfig.label!r}) be true, then run manage.py migrate --database={self.alias}"
         )
 
 
@@ -231,6 +231,12 @@ def require_same_place(alias: str, place: Place, via: str, other: Place) -> None
             f"{place.database!r} and {other.schema} of {other.database!r}, or to different servers; both aliases must "
             "lead to one database"
         )
+
+
+def _writing(step: Step, work: Callable[[Step], T]) -> T:
+    """Whoever reads before he writes is refused if somebody wrote in between; whoever writes first, waits."""
+    step.run("DELETE FROM stigg_guard_ledger_tickets WHERE id = 0")
+    return work(step)
 
 
 class _Thread(threading.local):

@@ -73,7 +73,11 @@ class DjangoLedger(SettlingLedger):
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
         hold, lasts = Hold(secrets.token_hex(8), tuple(claims)), _microseconds(ttl)
         keys = {text_of(claim.key) for claim in claims}
-        return self._locked(keys, lambda step, locked: holding.take(step, locked, hold, lasts, self._grace))
+        taken = self._locked(keys, lambda step, locked: holding.take(step, locked, hold, lasts, self._grace))
+        users = self._database.users_transaction()
+        if users is not None and isinstance(taken, Hold):
+            self._follow(users, taken)
+        return taken
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
         self._database.step(partial(holding.renew, holds=holds, lasts=_microseconds(ttl)))

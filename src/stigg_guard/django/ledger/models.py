@@ -13,8 +13,6 @@ from django.db import models
 
 from stigg_guard.django.ledger.apps import LedgerConfig
 
-LABEL = LedgerConfig.label  # so that this can be imported where the app is missing, and somebody else can say so
-
 
 class Entry(models.Model):
     """Usage on its way to the sidecar. ``fresh`` are those that nobody has tried to add to the one before yet."""
@@ -38,7 +36,7 @@ class Entry(models.Model):
     fresh = models.BooleanField()
 
     class Meta:
-        app_label = LABEL
+        app_label = LedgerConfig.label
         db_table = "stigg_guard_ledger_entries"
         verbose_name_plural = "entries"
         indexes = (
@@ -63,7 +61,7 @@ class Hold(models.Model):
     counts = models.BooleanField()  # although it expired, until nobody is found about to commit it
 
     class Meta:
-        app_label = LABEL
+        app_label = LedgerConfig.label
         db_table = "stigg_guard_ledger_holds"
         indexes = (
             models.Index(fields=["hold"], name="stigg_guard_holds_by_id"),
@@ -86,7 +84,7 @@ class Usage(models.Model):
     added = models.BigIntegerField(default=0)
 
     class Meta:
-        app_label = LABEL
+        app_label = LedgerConfig.label
         db_table = "stigg_guard_ledger_usages"
         verbose_name_plural = "usage"
 
@@ -95,7 +93,7 @@ class Ticket(models.Model):
     """A number that was drawn; those of the past are cleared away."""
 
     class Meta:
-        app_label = LABEL
+        app_label = LedgerConfig.label
         db_table = "stigg_guard_ledger_tickets"
 
 
@@ -103,5 +101,5 @@ class LateCommit(models.Model):
     """A hold that was committed after it had expired."""
 
     class Meta:
-        app_label = LABEL
+        app_label = LedgerConfig.label
         db_table = "stigg_guard_ledger_late"

@@ -54,14 +54,16 @@ class OwnConnections:
             LedgerUnavailable: the database kept it waiting for too long.
             django.db.Error: anything else that the database says.
         """
-        deadline = monotonic() + STEP_SECONDS
+        begun_at = monotonic()
+        deadline = begun_at + STEP_SECONDS
         try:
             own = self._begun(deadline)
             answer = own.finish(work, deadline)
         except Error as error:
             self._close_idle()  # what broke one connection has broken the others
             if monotonic() >= deadline or code_of(error) in _WAITED:
-                raise LedgerUnavailable(f"the database {self.alias!r} kept the ledger waiting for too long") from error
+                waited = monotonic() - begun_at
+                raise LedgerUnavailable(f"the ledger waited {waited:.1f} s for the database {self.alias!r}") from error
             raise
         self._keep(own)
         return answer

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from django.db import InternalError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -24,6 +26,7 @@ from stigg_guard.ledger.entries import dimensions_text, event_text, instant_text
 
 logger = logging.getLogger("stigg_guard")
 
+UNDONE_REMEMBERED = 1000
 COMMITS_REMEMBERED_SECONDS = 3600.0  # far less than PostgreSQL does
 _RECORD = """
 INSERT INTO stigg_guard_ledger_entries (
@@ -38,15 +41,19 @@ class SettlingLedger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._followed: dict[str, _Followed] = {}  # by the hold that ends with a user's transaction
+        self._followed: WeakValueDictionary[str, _Followed] = WeakValueDictionary()  # by hold
+        # Holds of transactions that were rolled back. A server that lost a connection may take a while to do so.
+        self._undone: deque[str] = deque(maxlen=UNDONE_REMEMBERED)
         self.committed: Callable[[], None] = lambda: None
         """Called after the commit of a user's transaction with usage in it: there is something to send."""
 
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
-        followed = self._followed.get(hold.id)
-        if repeated and followed is not None:
-            followed.repeat()
-            return self._usages(uses)
+        if repeated:
+            followed = self._followed.get(hold.id)
+            if followed is not None:
+                followed.repeat()
+            if hold.id in self._undone:
+                return self._usages(uses)
         return self._settle(hold, uses, repeated=repeated)
 
     def record(self, use: Use) -> float:
@@ -55,44 +62,60 @@ class SettlingLedger:
     def release(self, hold: Hold) -> None:
         if not self._database.put_off(partial(self._give_back, hold)):
             self._database.step(partial(holding.release, hold=hold))
+            self._leave(hold)
+
+    def _follow(self, users: BaseDatabaseWrapper, hold: Hold | None) -> _Followed:
+        """Follows the transaction that is open: if it is rolled back, the hold is given back."""
+        followed = _Followed(self, hold)
+        follow_transaction(users, followed.end)
+        if hold is not None:
+            self._leave(hold)
+            self._followed[hold.id] = followed
+        return followed
+
+    def _leave(self, hold: Hold) -> None:
+        """The hold has ended, or another one follows its transaction."""
+        followed = self._followed.pop(hold.id, None)
+        if followed is not None:
+            followed.hold = None
 
     def _settle(self, hold: Hold | None, uses: Sequence[Use], *, repeated: bool = False) -> list[float]:
         """Writes the uses in place of the hold; the usage of each key with them."""
         users = self._database.users_transaction()
         if users is None:
             return self._settle_apart(hold, uses, [], repeated=repeated)
-        followed = _Followed(self, hold, uses)
-        if hold is not None:
-            self._followed[hold.id] = followed
-        follow_transaction(users, followed.end)
+        followed = self._follow(users, hold)
+        followed.tells = True
+        if hold is not None:  # in case that an exception from outside tears the step
+            followed.due = partial(self._settle_apart, hold, uses, [], repeated=True)
         try:
-            return self._settle_within(users, followed, repeated)
+            if self._database.takes_nothing(users):
+                return self._give_up(followed, uses)
+            return self._settle_within(followed, uses, repeated)
         except LedgerUnavailable as error:
             error.repeat, error.repeatable = followed.repeat, COMMITS_REMEMBERED_SECONDS
             raise
 
-    def _settle_within(self, users: BaseDatabaseWrapper, followed: _Followed, repeated: bool) -> list[float]:
+    def _settle_within(self, followed: _Followed, uses: Sequence[Use], repeated: bool) -> list[float]:
         """As :meth:`_settle`, as a part of the user's transaction."""
-        hold, uses = followed.hold, followed.uses
-        if self._database.takes_nothing(users):
-            return self._give_up(followed)
+        hold = followed.hold
         write = partial(_write, hold=hold, uses=uses, repeated=repeated, sees_all=False)
         try:
             written = self._database.step(write, with_data=True)
         except LedgerUnavailable as error:
             if isinstance(error.__cause__, InternalError):  # the server has given the transaction up
-                return self._give_up(followed)
+                return self._give_up(followed, uses)
             followed.due = partial(self._settle_unless_done, hold, uses, [])
             raise
         followed.due = None if written.is_ended or hold is None else partial(self._end_afterwards, hold)
         return written.usages
 
-    def _give_up(self, followed: _Followed) -> list[float]:
+    def _give_up(self, followed: _Followed, uses: Sequence[Use]) -> list[float]:
         """The transaction that the uses belong to will be rolled back, and takes nothing any more."""
         followed.due = None
         if followed.hold is not None:
             self.release(followed.hold)
-        return self._usages(followed.uses)
+        return self._usages(uses)
 
     def _settle_apart(
         self, hold: Hold | None, uses: Sequence[Use], tried: list[int], *, repeated: bool = False
@@ -123,14 +146,12 @@ class SettlingLedger:
         except (LedgerUnavailable, ClientClosed) as error:
             logger.warning("a hold whose units are counted cannot be ended and is left to expire: %s", error)
 
-    def _give_back(self, hold: Hold) -> bool:
-        """As :meth:`release`, where nobody can be told of a failure; whether it was given back."""
+    def _give_back(self, hold: Hold) -> None:
+        """As :meth:`release`, where nobody can be told of a failure."""
         try:
             self.release(hold)
         except (LedgerUnavailable, ClientClosed) as error:
             logger.warning("a hold cannot be given back and is left to expire: %s", error)
-            return False
-        return True
 
     def _usages(self, uses: Sequence[Use]) -> list[float]:
         """The usage of each use's key, with what is on its way."""
@@ -140,28 +161,28 @@ class SettlingLedger:
 
 
 class _Followed:
-    """A hold and its uses that go with a user's transaction. ``due`` is what is left to do once that is committed: at
-    first nobody knows more than that an exception from outside may have torn the step."""
+    """A hold that goes with a user's transaction. ``due`` is what is left to do once that is committed, and ``tells``
+    that there is something to send then."""
 
-    def __init__(self, ledger: SettlingLedger, hold: Hold | None, uses: Sequence[Use]) -> None:
+    def __init__(self, ledger: SettlingLedger, hold: Hold | None) -> None:
         self.hold = hold
-        self.uses = uses
         self.due: Callable[[], object] | None = None
-        if hold is not None:
-            self.due = partial(ledger._settle_apart, hold, uses, [], repeated=True)
+        self.tells = False
         self._ledger = ledger
         self._is_over = False
 
     def end(self, is_committed: bool) -> None:
         """The transaction has ended, and all that is in it."""
         if is_committed:
-            self._do_what_is_due()
-            self._ledger.committed()
+            self._try_what_is_due()
         else:
             self.due = None
-            if self.hold is None or self._ledger._give_back(self.hold):
-                self._forget()
+            if self.hold is not None:
+                self._ledger._undone.append(self.hold.id)
+                self._ledger._give_back(self.hold)
         self._is_over = True
+        if is_committed and self.tells:
+            self._ledger.committed()
 
     def repeat(self) -> None:
         """For a thread that knows nothing of the transaction: does what is due, if anything is."""
@@ -170,21 +191,14 @@ class _Followed:
         if self.due is not None:
             self.due()
             self.due = None
-            self._forget()
 
-    def _do_what_is_due(self) -> None:
+    def _try_what_is_due(self) -> None:
         try:
             if self.due is not None:
                 self.due()
+            self.due = None
         except (LedgerUnavailable, ClientClosed) as error:
             logger.warning("usage that was committed is not in the ledger yet: %s", error)
-        else:
-            self.due = None
-            self._forget()
-
-    def _forget(self) -> None:
-        if self.hold is not None:
-            self._ledger._followed.pop(self.hold.id, None)
 
 
 class _Written(NamedTuple):
