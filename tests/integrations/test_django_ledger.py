@@ -22,15 +22,27 @@ from django.test import TestCase, modify_settings
 from conftest import ManualClock, in_child
 from django_databases import django_database, make_ledger_tables
 from postgres_server import PostgresServer
+from stigg_guard.amounts import quanta, quanta_allowed
 from stigg_guard.django.ledger.database import Database
 from stigg_guard.django.ledger.ledger import DjangoLedger, django_ledger_from_url
 from stigg_guard.errors import ConfigError, LedgerUnavailable
-from stigg_guard.ledger import Acknowledged, Claim, Hold, Refused, State, UsageKey, Use, ledger_from_url
+from stigg_guard.ledger import (
+    Acknowledged,
+    Claim,
+    Hold,
+    News,
+    Period,
+    Refused,
+    State,
+    UsageKey,
+    Use,
+    ledger_from_url,
+)
 
 KEY = UsageKey("ann", "", "templates")
 LEASE = 30.0
 WAIT = 20.0
-NOTHING = {"held": 0, "unsent": 0, "sending": 0, "uncertain": 0, "dead": 0, "late": 0}
+NOTHING = {"held": 0, "unsent": 0, "sending": 0, "uncertain": 0, "waiting": 0, "dead": 0, "late": 0}
 Answer = TypeVar("Answer")
 Open = Callable[[str], DjangoLedger]
 
@@ -40,7 +52,7 @@ class WorkFailed(Exception):
 
 
 def claim(amount: float = 1, limit: float | None = 10) -> Claim:
-    return Claim(KEY, amount, limit, 0, 0, 1)
+    return Claim(KEY, amount, News(Period(), 0, quanta_allowed(limit), ticket=1))
 
 
 def held(ledger: DjangoLedger, wish: Claim | None = None) -> Hold:
@@ -156,13 +168,12 @@ class TestTransaction:
                 commit(ledger, held(ledger, claim(3)))
                 raise WorkFailed
             commit(ledger, held(ledger, claim(4)))
-        assert ledger.counts() == {**NOTHING, "unsent": 2}
         assert unsent(ledger) == 6
 
     def test_counts_its_own_uses(self, ledger: DjangoLedger, alias: str) -> None:
         with transaction.atomic(using=alias):
             commit(ledger, held(ledger, claim(7)))
-            assert ledger.hold([claim(4)], 60) == Refused(claim(4), 7)
+            assert ledger.hold([claim(4)], 60) == Refused(claim(4), 7, 10)
 
     def test_has_the_usage_that_was_recorded_in_it(self, ledger: DjangoLedger, alias: str) -> None:
         with suppress(WorkFailed), transaction.atomic(using=alias):
@@ -246,7 +257,7 @@ class TestPostgres:
             hold = held(on_postgres, claim(7))
             commit(on_postgres, hold)
             assert elsewhere(on_postgres.counts) == {**NOTHING, "held": 1}
-            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7)
+            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7, 10)
 
     def test_keeps_its_books_when_the_transaction_is_rolled_back(
         self, on_postgres: DjangoLedger, postgres_alias: str
@@ -320,8 +331,8 @@ class TestPostgres:
         with transaction.atomic(using=postgres_alias):
             commit(on_postgres, held(on_postgres, claim(7)))
             clock.advance(3600)
-            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7)
-        assert on_postgres.hold([claim(4)], 60) == Refused(claim(4), 7)
+            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7, 10)
+        assert on_postgres.hold([claim(4)], 60) == Refused(claim(4), 7, 10)
 
     def test_lets_a_hold_expire_when_it_was_closed_before_a_rollback(
         self, on_postgres: DjangoLedger, postgres_alias: str, caplog: pytest.LogCaptureFixture
@@ -490,23 +501,28 @@ class TestConnections:
             postgres.start()
         assert on_postgres.counts() == {**NOTHING, "unsent": 1}
 
-    def test_end_with_their_threads(
+    def test_are_as_many_as_there_are_steps_at_once(
         self, on_postgres: DjangoLedger, postgres: PostgresServer, postgres_alias: str
     ) -> None:
         connections[postgres_alias].close()
+        on_postgres.counts()
         elsewhere(on_postgres.counts)
-        assert are_open(postgres, 0)
+        assert are_open(postgres, 1)
 
     def test_end_with_the_ledger(
         self, on_postgres: DjangoLedger, postgres: PostgresServer, postgres_alias: str
     ) -> None:
         connections[postgres_alias].close()
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(on_postgres.counts).result(WAIT)
-            on_postgres.counts()
-            assert are_open(postgres, 2)
-            on_postgres.close()
-            assert are_open(postgres, 0)
+        on_postgres.counts()
+        on_postgres.close()
+        assert are_open(postgres, 0)
+
+    def test_end_with_a_ledger_that_is_dropped(
+        self, postgres: PostgresServer, postgres_alias: str, clock: ManualClock
+    ) -> None:
+        connections[postgres_alias].close()
+        django_ledger_from_url(f"django://{postgres_alias}", clock.clock).counts()
+        assert are_open(postgres, 0)
 
     def test_end_with_each_step_when_they_have_no_age(
         self, on_postgres: DjangoLedger, postgres: PostgresServer, postgres_alias: str
@@ -530,8 +546,8 @@ class TestConnections:
     def test_of_a_parent_are_left_alone_by_its_child(self, on_postgres: DjangoLedger, postgres_alias: str) -> None:
         held(on_postgres, claim(3))
         connections[postgres_alias].close()
-        assert in_child(lambda: on_postgres.hold([claim(8)], 60) == Refused(claim(8), 3))
-        assert on_postgres.hold([claim(8)], 60) == Refused(claim(8), 3)
+        assert in_child(lambda: on_postgres.hold([claim(8)], 60) == Refused(claim(8), 3, 10))
+        assert on_postgres.hold([claim(8)], 60) == Refused(claim(8), 3, 10)
 
 
 class AnswerLost:
@@ -567,7 +583,7 @@ class AnswerLost:
                     data = end.recv(65536)
                     if not data or (loses and end is server):
                         return
-                    has_usage |= b'INSERT INTO "stigg_guard_ledger_entry"' in data
+                    has_usage |= b"INSERT INTO stigg_guard_ledger_entries" in data
                     if has_usage and self.lose.is_set() and b"COMMIT" in data:
                         loses = True
                         self.lose.clear()
@@ -630,9 +646,9 @@ class TestLostAnswer:
         assert unsent(on_postgres) == 3
 
     def test_of_a_commit_that_is_still_under_way_is_not_decided_on(
-        self, on_postgres: DjangoLedger, postgres_alias: str
+        self, on_postgres: DjangoLedger, postgres_alias: str, clock: ManualClock
     ) -> None:
-        database = Database(postgres_alias)
+        database = Database(postgres_alias, clock.clock)
         with transaction.atomic(using=postgres_alias), connections[postgres_alias].cursor() as cursor:
             cursor.execute("SELECT txid_current()")
             (transaction_id,) = cursor.fetchone()
@@ -645,7 +661,7 @@ class TestLostAnswer:
 DIES_AT_COMMIT = """
 CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS
     'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(60); RETURN NULL; END';
-CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON stigg_guard_ledger_entry DEFERRABLE INITIALLY DEFERRED
+CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON stigg_guard_ledger_entries DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION die();
 """
 
@@ -670,7 +686,8 @@ class TestOwnTests:
             commit(ledger, held(ledger))
             with transaction.atomic(using=alias):
                 ledger.record(Use(KEY, 2))
-            assert ledger.counts() == {**NOTHING, "held": 1, "unsent": 2}
+            assert ledger.counts() == {**NOTHING, "held": 1, "unsent": 1}
+            assert unsent(ledger) == 3
 
         self.run(uses, alias)
         assert ledger.counts() == NOTHING
@@ -682,8 +699,8 @@ class TestOwnTests:
                 assert ledger.take_batch(100, LEASE) is None
             batch = ledger.take_batch(100, LEASE)
             assert batch is not None
-            ledger.acknowledge([Acknowledged(report, 1, 0) for report in batch.reports])
-            assert ledger.known_usage(KEY) == 1
+            ledger.acknowledge([Acknowledged(report, 1) for report in batch.reports])
+            assert ledger.known(KEY).used == quanta(1)
 
         self.run(uses, alias)
 

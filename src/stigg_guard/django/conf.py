@@ -19,6 +19,8 @@ from stigg_guard.clock import Clock
 from stigg_guard.config import Config, split_address
 from stigg_guard.consumption import confirm_now
 from stigg_guard.decorators import is_asynchronous
+from stigg_guard.django.ledger.address import address_of
+from stigg_guard.django.ledger.ledger import django_ledger_from_url
 from stigg_guard.django.signals import SignalObserver
 from stigg_guard.django.transactions import confirm_on_commit
 from stigg_guard.entitlements import Customer
@@ -160,13 +162,10 @@ def _target(config: Config) -> tuple[object, ...]:
 
 
 def _guard_over_database(config: Config, url: str, observer: SignalObserver) -> Guard:
-    # The models behind it are importable only when the ledger's app is installed.
-    from stigg_guard.django.ledger.ledger import django_ledger_from_url
-
     clock = Clock()
     ledger = django_ledger_from_url(url, clock, settle_grace=config.settle_grace)
     on_commit = confirm_on_commit(config.database)
-    in_same_database = url == f"{DATABASE_LEDGER}{config.database}"
+    in_same_database = address_of(url).alias == config.database
 
     def confirm(end: Callable[[bool], None]) -> None:
         """At once where usage is a part of the transaction that it follows; the ledger of an override is not."""
