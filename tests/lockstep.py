@@ -133,6 +133,7 @@ class Lockstep:
             self.entries,
             self.counts,
             self.known,
+            self.outstanding,
         ]
 
     def step(self) -> None:
@@ -311,6 +312,10 @@ class Lockstep:
     def known(self) -> None:
         for key in KEYS:
             self._all(f"known {key}", lambda home, key=key: _row(home.ledger.known(key)))
+
+    def outstanding(self) -> None:
+        for key in KEYS:
+            self._all(f"outstanding {key}", lambda home, key=key: home.ledger.outstanding(key))
 
     def _reports(self, home: Home, number: int) -> list[Entry]:
         return [home.reports[report] for report in self._seen["batches"][number]]
