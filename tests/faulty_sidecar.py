@@ -23,8 +23,8 @@ meter = "fluctuating"
 type = "metered"
 meter = "fluctuating"
 [plans.p.entitlements]
-f = { limit = 100 }
-g = { limit = 100 }
+f = { limit = 100, reset = "year" }
+g = { limit = 100, reset = "year" }
 [customers.c]
 plan = "p"
 """

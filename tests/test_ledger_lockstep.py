@@ -8,6 +8,7 @@ import pytest
 
 from lockstep import GRACE, Lockstep, LockstepClock
 from stigg_guard.ledger.sqlite import SqliteLedger
+from stigg_guard.urls import LedgerFile
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -15,7 +16,7 @@ def test_equal(seed: int, tmp_path: Path) -> None:
     clock = LockstepClock()
     ledgers = {
         "memory": SqliteLedger(None, clock.clock, settle_grace=GRACE),
-        "file": SqliteLedger(str(tmp_path / "l.db"), clock.clock, settle_grace=GRACE),
+        "file": SqliteLedger(LedgerFile(str(tmp_path / "l.db")), clock.clock, settle_grace=GRACE),
     }
     run = Lockstep(ledgers, clock, seed)
     for _ in range(1500):

@@ -15,13 +15,11 @@ from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import TypeAlias, TypeVar
 
-from stigg_guard.amounts import Amount, finite_number, usage_amount
 from stigg_guard.amounts import Amount, finite_number, quanta, quanta_used, usage_amount
 from stigg_guard.cache import NO_TICKET, Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
 from stigg_guard.entitlements import Customer, Entitlement, Kind, changed, require_id
-from stigg_guard.entitlements import Customer, Entitlement, Kind, require_id
 from stigg_guard.errors import (
     ClientClosed,
     FeatureDenied,

@@ -80,12 +80,14 @@ class Reporter:
 
     def rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         """Takes usage that the ledger could not: sends it now, or else keeps it in memory and goes on trying."""
+        self._enter_process()
         self._stranded.rescue(uses, error)
         if self._stranded:
             self.notify()
 
     def repeat(self, step: Callable[[], object], uses: Sequence[Use]) -> None:
         """Makes a step of the ledger that an exception from outside interrupted, and that may be made already."""
+        self._enter_process()
         self._stranded.repeat(step, REPEAT_SECONDS, uses)
         self.notify()
 
@@ -126,10 +128,13 @@ class Reporter:
         deadline = monotonic() + timeout
         pause, longest = FLUSH_PAUSES
         while (remaining := deadline - monotonic()) > 0:
+            came_to_the_end = True
             with contextlib.suppress(StiggGuardError):
-                self._work(remaining)
+                came_to_the_end = self._work(remaining)
             if not self._left():
                 return 0
+            if not came_to_the_end and not self._stranded:
+                break  # what is left came meanwhile
             sleep(max(0.0, min(pause, deadline - monotonic())))  # others are sending, or a decision is not due yet
             pause = min(2 * pause, longest)
         return self._left()
@@ -158,8 +163,8 @@ class Reporter:
         return left
 
     def leave(self) -> None:
-        """Lets the thread end, after a last attempt to report: nobody has the guard any more. For a finalizer, which may
-        run anywhere."""
+        """Lets the thread end, after a last attempt to report: nobody has the guard any more. A finalizer may call it,
+        anywhere."""
         self._is_left = True
         self._end_thread()
 
@@ -197,7 +202,7 @@ class Reporter:
                 thread.start()
 
     def _run(self) -> None:
-        pause = 0.0
+        pause = min(IDLE_SECONDS, self._renewal)
         while not self._is_over:
             if self._waited(pause):
                 sleep(LINGER_SECONDS)

@@ -37,10 +37,10 @@ LISTEN_SECONDS = 1.0
 HEALTH_CHECK_SECONDS = 30
 RECONNECT_SECONDS = (0.1, 5.0)
 
-# A stored snapshot is a line of the format's number, the stamp, the ticket with its time on the ledger's clock, the ledger
-# that it is of, the kind of message and a digest, and then the sidecar's answer. The digest covers the key too, so that neither a damaged value
-# nor one under another customer's key is ever believed. An invalidation leaves only the number and the stamp: a fetch
-# that began before it is not stored any more.
+# A stored snapshot is a line of the format's number, the stamp, the ticket with its time on the ledger's clock, the
+# ledger that it is of, the kind of message and a digest, and then the sidecar's answer. The digest covers the key too,
+# so that neither a damaged value nor one under another customer's key is ever believed. An invalidation leaves only the
+# number and the stamp: a fetch that began before it is not stored any more.
 _STORED = re.compile(
     rb"2 (?P<stamp>[0-9]{1,16}) (?P<ticket>[0-9]{1,18}) (?P<at>[0-9]{1,18}) (?P<ledger>[0-9]+|-) (?P<name>\w+) "
     rb"(?P<digest>[0-9a-f]{32})\n(?P<payload>.*)",

@@ -137,8 +137,6 @@ class _KeptUse:
 
     def __init__(self, use: Use, used_at: int) -> None:
         self.use = use
-        report = Entry(
-            "", State.UNSENT, use.key, use.amount, use.is_set, used_at, use.event, dimensions=use.dimensions
-        )
+        report = Entry("", State.UNSENT, use.key, use.amount, use.is_set, used_at, use.event, dimensions=use.dimensions)
         self.batch = Batch(secrets.token_hex(16), (report,))
         self.maybe_counted = False

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -24,7 +24,8 @@ from stigg_guard.django.transactions import confirm_on_commit
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.guard import Guard
-from stigg_guard.ledger import default_ledger
+from stigg_guard.ledger.files import default_url
+from stigg_guard.urls import ledger_file
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
 
@@ -143,7 +144,7 @@ def _ledger_place(config: Config) -> tuple[object, ...] | None:
     if not config.enabled or config.sidecar == "offline":
         return None
     if url.scheme == "sqlite":
-        return ("sqlite", os.path.realpath(unquote(url.path.removeprefix("/"))))
+        return ("sqlite", os.path.realpath(ledger_file(config.ledger or "").path))
     if url.scheme == "django":
         database = connections.settings[url.netloc]
         return tuple(str(database[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
@@ -181,7 +182,7 @@ def _with_ledger(config: Config) -> Config:
     folder = getattr(settings, "BASE_DIR", None)
     if config.ledger is not None or folder is None or not config.enabled:
         return config
-    return replace(config, ledger=default_ledger(folder, config.sidecar))
+    return replace(config, ledger=default_url(folder, config.sidecar))
 
 
 def _missing(using: str) -> ImproperlyConfigured:

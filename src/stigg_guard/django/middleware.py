@@ -94,7 +94,7 @@ def denial_of(request: HttpRequest, error: Refusal) -> Denial:
     using = asked_configuration(request)
     config = get_guard(using).config
     if isinstance(error, (SidecarError, LedgerUnavailable)):
-        logger.warning("%s cannot be guarded: %s", request.path, error)
+        logger.warning("the request for %s cannot be guarded: %s", request.path, error)
     if isinstance(error, FeatureDenied):
         note_use(request, error, using)
     signs_in = isinstance(error, SignInRequired) and config.anonymous is Anonymous.LOGIN

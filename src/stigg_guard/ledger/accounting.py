@@ -178,7 +178,7 @@ def was_counted(row: Row | None, before: Before | None, pending: Pending, told: 
     """
     if row is None or before is None or row.moved_at != before.moved_at or pending.is_set:
         return None
-    if not before.period == period or period.start is None or not period.holds(pending.used_at):
+    if before.period != period or period.start is None or not period.holds(pending.used_at):
         return None
     if told == before.used:
         return False

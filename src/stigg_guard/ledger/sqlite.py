@@ -55,11 +55,14 @@ from stigg_guard.ledger.entries import (
     period_of,
     period_text,
 )
+from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
 from stigg_guard.ledger.sqlite_schema import prepare
+from stigg_guard.urls import LedgerFile
 
 logger = logging.getLogger("stigg_guard")
 
 BUSY_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # how often it is seen whether the file is still there
 
 T = TypeVar("T")
 
@@ -69,7 +72,7 @@ _WAITS = "state IN ('dead', 'uncertain')"
 _ON_ITS_WAY = "state > 'dead'"  # sending, uncertain, unsent: one range of the index, where IN would search thrice
 _NEXT_TICKET = "UPDATE numbers SET ticket = ticket + 1 RETURNING ticket"
 _ROW = "period, used, allowed, seen, settled, settled_at, moved_at, added"
-# What decides a claim: the units held, by how much one of their ends lies too far ahead, whether there is more, the row.
+# What decides a claim: the units held, how far ahead one of their ends lies, whether there is more, the row.
 _STANDING = f"""
 SELECT held, ahead, EXISTS (SELECT 1 FROM entries WHERE {_KEY} AND {_ON_ITS_WAY}), {_ROW}
 FROM (
@@ -112,7 +115,7 @@ _Key = tuple[str, str, str]
 
 
 class SqliteLedger:
-    """A ledger in a SQLite file (WAL), or in this process's memory when ``path`` is None.
+    """A ledger in a SQLite file (WAL), or in this process's memory without a file.
 
     A file survives kill -9 with everything that was committed; ``synchronous=NORMAL`` may lose the last commits when
     the machine itself loses power. Thread-safe, safe between processes and across forks, and under exceptions that come
@@ -123,9 +126,11 @@ class SqliteLedger:
         ConfigError: on first use, when the file cannot be opened, is no ledger, or is of a newer version.
     """
 
-    def __init__(self, path: str | None, clock: Clock, *, settle_grace: float = 0.0) -> None:
-        if path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    def __init__(self, file: LedgerFile | None, clock: Clock, *, settle_grace: float = 0.0) -> None:
+        path = None if file is None else file.path
+        if path is not None and not is_default(path) and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             raise ConfigError(f"LEDGER: there is no folder for {path}; make it, or name another file")
+        self._given = file
         self._path = path
         self._now = clock.now
         self._grace = _microseconds(settle_grace)
@@ -133,6 +138,7 @@ class SqliteLedger:
         self._pid = os.getpid()
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._looked_at = 0.0
         self._is_stepping = False
         self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
         with _lock:
@@ -205,7 +211,10 @@ class SqliteLedger:
     def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
         lasts = _microseconds(seconds)
         given = [(self._time() + lasts if lasts else 0, lasts, reason, report.id) for report in reports]
-        statement = f"UPDATE entries SET {_UNSENT}, until = ?, lasts = ?, reason = ? WHERE id = ? AND state IN ('sending', 'uncertain')"
+        statement = (
+            f"UPDATE entries SET {_UNSENT}, until = ?, lasts = ?, reason = ? "
+            "WHERE id = ? AND state IN ('sending', 'uncertain')"
+        )
         self._write(lambda db: db.executemany(statement, given))
 
     def postpone(self, batch: Batch, seconds: float) -> None:
@@ -385,12 +394,16 @@ class SqliteLedger:
             raise ClientClosed("the guard or its ledger is closed; make a new one")
         if self._pid != os.getpid():  # forked by a server that calls no hooks of Python
             _forget_parent()
-        if self._connection is not None and self._file != _file_of(self._path):
-            logger.critical("the ledger %s was removed or replaced while in use: what was in it is lost", self._path)
-            self._disconnect()
+        now = monotonic()
+        if self._connection is not None and now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            if self._file != _file_of(self._path):
+                where = self._path
+                logger.critical("the ledger %r was removed or replaced while in use: what was in it is lost", where)
+                self._disconnect()
         if self._connection is None:
-            self._connection = _opened(self._path)
-            self._file = _file_of(self._path)
+            self._connection = _opened(self._given)
+            self._file, self._looked_at = _file_of(self._path), now
         return self._connection
 
     def _disconnect(self) -> None:
@@ -440,18 +453,38 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
 
 
-def _opened(path: str | None) -> sqlite3.Connection:
+def _opened(file: LedgerFile | None) -> sqlite3.Connection:
+    """A connection to the ledger, which is made if it is not there.
+
+    Raises:
+        ConfigError: it is a folder, or the database of another program.
+        LedgerUnavailable: this process is kept out of it.
+        sqlite3.Error: it is damaged, read-only or busy.
+    """
+    if file is None:
+        return _prepared(":memory:", None)
+    try:
+        if is_default(file.path):
+            make_folder(os.path.dirname(os.path.abspath(file.path)))
+        make_file(file)
+        db = _prepared(file.path, file.path)
+    except (OSError, sqlite3.Error) as error:
+        if os.path.isdir(file.path):
+            raise ConfigError(f"LEDGER: {file.path} is a folder; name a file") from error
+        problem = obstacle(file.path)
+        if problem is None and isinstance(error, sqlite3.Error):
+            raise
+        raise LedgerUnavailable(f"the ledger {file.path} cannot be used: {problem or error}") from error
+    if file.group is not None:
+        share_companions(file.path)
+    return db
+
+
+def _prepared(name: str, path: str | None) -> sqlite3.Connection:
     with ExitStack() as on_failure:
-        try:
-            db = sqlite3.connect(
-                path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            on_failure.enter_context(closing(db))
-            db.execute("PRAGMA schema_version")  # fails unless it is a database
-        except sqlite3.Error as error:
-            if os.path.isdir(path or ""):
-                raise ConfigError(f"LEDGER: {path} is a folder; name a file") from error
-            raise  # damaged, read-only, busy or out of descriptors: nothing is wrong with the setting
+        db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        on_failure.enter_context(closing(db))
+        db.execute("PRAGMA schema_version")  # fails unless it is a database
         prepare(db, path)
         on_failure.pop_all()
         return db

@@ -25,7 +25,8 @@ from stigg_guard.django.transactions import follow_transaction
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
 from stigg_guard.ledger import Acknowledged, Batch, Claim, Hold, Refused, State, UsageKey, Use
 from stigg_guard.ledger import Entry as Report
-from stigg_guard.ledger.sqlite import EVENTS_PER_USAGE, EXPIRED_HOLDS_KEPT_SECONDS
+
+EVENTS_PER_USAGE, EXPIRED_HOLDS_KEPT_SECONDS = 10, 86400.0
 
 logger = logging.getLogger("stigg_guard")
 
