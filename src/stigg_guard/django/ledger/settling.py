@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -42,18 +42,17 @@ class SettlingLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._followed: WeakValueDictionary[str, _Followed] = WeakValueDictionary()  # by hold
-        # Holds of transactions that were rolled back. A server that lost a connection may take a while to do so.
-        self._undone: deque[str] = deque(maxlen=UNDONE_REMEMBERED)
+        self._undone: OrderedDict[str, None] = OrderedDict()  # holds of transactions that were rolled back
         self.committed: Callable[[], None] = lambda: None
         """Called after the commit of a user's transaction with usage in it: there is something to send."""
 
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
-        if repeated:
-            followed = self._followed.get(hold.id)
-            if followed is not None:
-                followed.repeat()
-            if hold.id in self._undone:
-                return self._usages(uses)
+        if not repeated:
+            self._undone.pop(hold.id, None)
+        elif (followed := self._followed.get(hold.id)) is not None:
+            followed.repeat()
+        if hold.id in self._undone:  # though the server, which lost a connection, may not have rolled back yet
+            return self._usages(uses)
         return self._settle(hold, uses, repeated=repeated)
 
     def record(self, use: Use) -> float:
@@ -64,9 +63,9 @@ class SettlingLedger:
             self._database.step(partial(holding.release, hold=hold))
             self._leave(hold)
 
-    def _follow(self, users: BaseDatabaseWrapper, hold: Hold | None) -> _Followed:
-        """Follows the transaction that is open: if it is rolled back, the hold is given back."""
-        followed = _Followed(self, hold)
+    def _follow(self, users: BaseDatabaseWrapper, hold: Hold | None, *, settles: bool = False) -> _Followed:
+        """Follows the transaction that is open, be it that an exception from outside tears what is to end in it."""
+        followed = _Followed(self, hold, settles=settles)
         follow_transaction(users, followed.end)
         if hold is not None:
             self._leave(hold)
@@ -84,9 +83,8 @@ class SettlingLedger:
         users = self._database.users_transaction()
         if users is None:
             return self._settle_apart(hold, uses, [], repeated=repeated)
-        followed = self._follow(users, hold)
-        followed.tells = True
-        if hold is not None:  # in case that an exception from outside tears the step
+        followed = self._follow(users, hold, settles=True)
+        if hold is not None:
             followed.due = partial(self._settle_apart, hold, uses, [], repeated=True)
         try:
             if self._database.takes_nothing(users):
@@ -146,6 +144,14 @@ class SettlingLedger:
         except (LedgerUnavailable, ClientClosed) as error:
             logger.warning("a hold whose units are counted cannot be ended and is left to expire: %s", error)
 
+    def _undo(self, hold: Hold, *, gives_back: bool) -> None:
+        """The transaction was rolled back: what was used in it must not be committed by whoever was interrupted."""
+        self._undone[hold.id] = None
+        if len(self._undone) > UNDONE_REMEMBERED:
+            self._undone.popitem(last=False)
+        if gives_back:
+            self._give_back(hold)
+
     def _give_back(self, hold: Hold) -> None:
         """As :meth:`release`, where nobody can be told of a failure."""
         try:
@@ -161,13 +167,13 @@ class SettlingLedger:
 
 
 class _Followed:
-    """A hold that goes with a user's transaction. ``due`` is what is left to do once that is committed, and ``tells``
-    that there is something to send then."""
+    """A hold that goes with a user's transaction: it was taken in it, or it also ``settles`` in it. ``due`` is what is
+    left to do once that is committed."""
 
-    def __init__(self, ledger: SettlingLedger, hold: Hold | None) -> None:
+    def __init__(self, ledger: SettlingLedger, hold: Hold | None, *, settles: bool) -> None:
         self.hold = hold
         self.due: Callable[[], object] | None = None
-        self.tells = False
+        self._settles = settles
         self._ledger = ledger
         self._is_over = False
 
@@ -178,10 +184,9 @@ class _Followed:
         else:
             self.due = None
             if self.hold is not None:
-                self._ledger._undone.append(self.hold.id)
-                self._ledger._give_back(self.hold)
+                self._ledger._undo(self.hold, gives_back=self._settles)
         self._is_over = True
-        if is_committed and self.tells:
+        if is_committed and self._settles:
             self._ledger.committed()
 
     def repeat(self) -> None:
