@@ -31,7 +31,7 @@ COMMITS_REMEMBERED_SECONDS = 3600.0  # far less than PostgreSQL does
 _RECORD = """
 INSERT INTO stigg_guard_ledger_entries (
     key, state, amount, is_set, used_at, first_at, period, event, dimensions, fresh,
-    until, lasts, reason, attempts, ticket, before
+    present, until, lasts, reason, attempts, ticket, before
 ) VALUES %(rows)s RETURNING txid_current()
 """
 
@@ -233,13 +233,13 @@ def _write(step: Step, hold: Hold | None, uses: Sequence[Use], *, repeated: bool
         if use.amount or use.is_set:
             one = Pending(quanta(use.amount), period, stamped(period, now * 1000), use.is_set)
             standing.pending.append(one)
-            rows.append(_columns(key, use, one, now))
+            rows.append(_columns(key, use, one, now, Period() if row is None else row.period))
         usages.append(standing.usage())
     transactions = {number for (number,) in step.run(_RECORD, rows=rows)} if rows else ()
     return _Written(usages, is_ended, [number for number in transactions if number])
 
 
-def _columns(key: str, use: Use, one: Pending, now: int) -> tuple[object, ...]:
+def _columns(key: str, use: Use, one: Pending, now: int, present: Period) -> tuple[object, ...]:
     event, dimensions = event_text(use.event), dimensions_text(use.dimensions)
     told = key, "unsent", one.amount, one.is_set, instant_text(one.used_at), now, period_text(one.period)
-    return *told, event, dimensions, not event, 0, 0, "", 0, 0, ""
+    return *told, event, dimensions, not event, period_text(present), 0, 0, "", 0, 0, ""
