@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -12,10 +11,9 @@ from stigg_guard.config import Config, OnUncertain
 from stigg_guard.errors import InvalidRequest, NotSupported, SidecarError, SidecarUnavailable, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, Period
 from stigg_guard.ledger.accounting import was_counted
+from stigg_guard.log import logger
 from stigg_guard.messages import acknowledged
 from stigg_guard.sender import Sender
-
-logger = logging.getLogger("stigg_guard")
 
 BATCH_SIZE = 100  # the contract's limit for one bulk report
 LEASE_SECONDS = 30.0

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -150,6 +150,8 @@ def _ledger_place(config: Config) -> tuple[object, ...] | None:
     if url.scheme == "django":
         database = connections.settings[url.netloc]
         return tuple(str(database[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
+    if url.scheme == "unix":
+        return ("redis", os.path.realpath(unquote(url.path)), parse_qs(url.query).get("db", ["0"])[0])
     if url.scheme in ("redis", "rediss"):
         number = parse_qs(url.query).get("db", [url.path.strip("/") or "0"])[0]
         return ("redis", url.hostname, url.port or 6379, number)

@@ -37,6 +37,10 @@ class Period(NamedTuple):
         return self.holds(instant) and (self.start is None) == (self.end is None)
 
 
+UNTOLD = Period()
+"""The period of a feature whose usage never begins anew, or of which nothing was told."""
+
+
 class News(NamedTuple):
     """What a snapshot says of a key. Its ticket was drawn, and ``asked_at`` read, before it was asked for.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sqlite3
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from time import monotonic
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock, microseconds
@@ -56,9 +56,8 @@ from stigg_guard.ledger.entries import (
 )
 from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
 from stigg_guard.ledger.sqlite_schema import prepare
+from stigg_guard.log import logger
 from stigg_guard.urls import LedgerFile
-
-logger = logging.getLogger("stigg_guard")
 
 BUSY_SECONDS = 1.0
 LOOK_SECONDS = 1.0  # how often it is seen whether the file is still there
@@ -460,11 +459,12 @@ def _opened(file: LedgerFile | None) -> sqlite3.Connection:
     """
     if file is None:
         return _prepared(":memory:", None)
+    place = f"file:{quote(os.path.abspath(file.path))}?mode=rw"  # which never makes a file: that is for make_file
     try:
         if is_default(file.path):
             make_folder(os.path.dirname(os.path.abspath(file.path)))
         make_file(file)
-        db = _prepared(file.path, file.path)
+        db = _prepared(place, file.path)
     except (OSError, sqlite3.Error) as error:
         if os.path.isdir(file.path):
             raise ConfigError(f"LEDGER: {file.path} is a folder; name a file") from error
@@ -472,14 +472,13 @@ def _opened(file: LedgerFile | None) -> sqlite3.Connection:
         if problem is None and isinstance(error, sqlite3.Error):
             raise
         raise LedgerUnavailable(f"the ledger {file.path} cannot be used: {problem or error}") from error
-    if file.group is not None:
-        share_companions(file.path)
+    share_companions(file.path)
     return db
 
 
 def _prepared(name: str, path: str | None) -> sqlite3.Connection:
     with ExitStack() as on_failure:
-        db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
         on_failure.enter_context(closing(db))
         db.execute("PRAGMA schema_version")  # fails unless it is a database
         prepare(db, path)
@@ -642,7 +641,7 @@ def _new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
 def _settle(
     db: sqlite3.Connection, entry: str, told: int | None, period: Period, ticket: int, now: int, where: str = "true"
 ) -> bool:
-    """Forgets an entry that was counted, or may have been, and notes what is known of it; False if it is gone already."""
+    """Forgets an entry that was counted, or may have been, and notes what is known of it; False if it is gone."""
     fields = "customer, resource, feature, amount, period, used_at, is_set, ticket"
     gone = db.execute(f"DELETE FROM entries WHERE id = ? AND {where} RETURNING {fields}", (entry,)).fetchall()
     for customer, resource, feature, amount, held_in, used_at, is_set, first in gone:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,8 +22,7 @@ from stigg_guard.errors import ClientClosed, LedgerUnavailable
 from stigg_guard.ledger import Hold, Period, Use
 from stigg_guard.ledger.accounting import Pending, stamped
 from stigg_guard.ledger.entries import dimensions_text, event_text, instant_text, period_text
-
-logger = logging.getLogger("stigg_guard")
+from stigg_guard.log import logger
 
 UNDONE_REMEMBERED = 1000
 COMMITS_REMEMBERED_SECONDS = 3600.0  # far less than PostgreSQL does
