@@ -546,9 +546,10 @@ class TestLife:
         if settings.get("sidecar") == "offline":
             settings = {**settings, "offline_file": str(tmp_path / "catalog.json")}
             (tmp_path / "catalog.json").write_text('{"customers": {}}')
-        Guard(Config(**settings)).close()
-        with pytest.raises(ConfigError, match="LEDGER: the folder"):
-            Guard(Config(sidecar=NOBODY_LISTENS))
+        with Guard(Config(**settings)) as guard:
+            assert guard.flush() == 0
+        with Guard(Config(sidecar=NOBODY_LISTENS)) as guard, pytest.raises(ConfigError, match="LEDGER: the folder"):
+            guard.stats()
 
     def test_configured_from_the_environment_by_default(
         self, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch

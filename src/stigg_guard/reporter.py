@@ -127,12 +127,10 @@ class Reporter:
         deadline = monotonic() + timeout
         pause, longest = FLUSH_PAUSES
         while (remaining := deadline - monotonic()) > 0:
-            came_to_the_end = True
-            with contextlib.suppress(StiggGuardError):
-                came_to_the_end = self._work(remaining)
+            came_to_the_end = self._try_work(remaining)
             if not self._left():
                 return 0
-            if not came_to_the_end and not self._stranded:
+            if not (came_to_the_end or self._failures or self._stranded):
                 break  # what is left came meanwhile
             sleep(max(0.0, min(pause, deadline - monotonic())))  # others are sending, or a decision is not due yet
             pause = min(2 * pause, longest)
@@ -232,9 +230,9 @@ class Reporter:
             return min(_back_off(self._failures), self._renewal)
         return min(IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS, self._renewal)
 
-    def _try_work(self) -> bool:
+    def _try_work(self, timeout: float = inf) -> bool:
         try:
-            came_to_the_end = self._work()
+            came_to_the_end = self._work(timeout)
         except StiggGuardError as error:
             level = logging.DEBUG if self._failures else logging.WARNING
             logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
@@ -249,7 +247,7 @@ class Reporter:
         self._failures = 0
         return came_to_the_end
 
-    def _work(self, timeout: float = inf) -> bool:
+    def _work(self, timeout: float) -> bool:
         """Whether nothing is left to do at present."""
         self._stranded.retry()
         self._give_back_dropped()
