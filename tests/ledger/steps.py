@@ -32,13 +32,14 @@ NOTHING = {"held": 0, "unsent": 0, "sending": 0, "uncertain": 0, "waiting": 0, "
 SECOND = 1_000_000_000
 FIRST = Ticket(1, 0)
 NO_TICKET = Ticket(0, 0)
+NO_PERIOD = Period()
 
 
 def claim(
     amount: float = 1,
     limit: float | None = 10,
     used: float = 3,
-    period: Period = Period(),
+    period: Period = NO_PERIOD,
     ticket: Ticket = FIRST,
     key: UsageKey = KEY,
 ) -> Claim:
@@ -100,11 +101,11 @@ def amounts(batch: Batch) -> list[float]:
     return [report.amount for report in batch.reports]
 
 
-def answers(batch: Batch, current: float | None, period: Period = Period()) -> list[Acknowledged]:
+def answers(batch: Batch, current: float | None, period: Period = NO_PERIOD) -> list[Acknowledged]:
     return [Acknowledged(report, current, period) for report in batch.reports]
 
 
-def settle(ledger: Ledger, current: float | None, period: Period = Period()) -> None:
+def settle(ledger: Ledger, current: float | None, period: Period = NO_PERIOD) -> None:
     """Reports the next batch, and the sidecar answers so."""
     ledger.acknowledge(answers(taken(ledger), current, period))
 

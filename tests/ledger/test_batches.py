@@ -100,9 +100,7 @@ class TestAddingUp:
             *("events", "event", "use", "dimensions", "other dimensions"),
         ],
     )
-    def test_keeps_apart_what_is_not_the_same(
-        self, ledger: Ledger, clock: ManualClock, uses: list[Use]
-    ) -> None:
+    def test_keeps_apart_what_is_not_the_same(self, ledger: Ledger, clock: ManualClock, uses: list[Use]) -> None:
         for use in uses:
             ledger.record(use)
             clock.advance(0.001)

@@ -121,9 +121,7 @@ class TestDoubt:
         assert amounts(taken(ledger)) == [2]
 
     @pytest.mark.parametrize("seconds", [10, None])
-    def test_does_not_keep_the_ledger_from_heeding_newer_snapshots(
-        self, ledger: Ledger, seconds: float | None
-    ) -> None:
+    def test_does_not_keep_the_ledger_from_heeding_newer_snapshots(self, ledger: Ledger, seconds: float | None) -> None:
         commit(ledger, held(ledger, claim(2)))
         ledger.doubt(taken(ledger).reports, seconds, "deadline passed")
         assert counted(ledger, claim(used=9, ticket=ledger.ticket("ann"))) == 11

@@ -303,9 +303,7 @@ class TestFractions:
         wish = claim(0.1, limit=1, used=0)
         for _ in range(10):
             held(ledger, wish)
-        assert ledger.hold([claim(0.000001, limit=1, used=0)], 60) == Refused(
-            claim(0.000001, limit=1, used=0), 1, 1
-        )
+        assert ledger.hold([claim(0.000001, limit=1, used=0)], 60) == Refused(claim(0.000001, limit=1, used=0), 1, 1)
 
     def test_many_reports_of_a_tenth_are_exact(self, ledger: Ledger) -> None:
         told(ledger, claim(used=0, limit=None))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_struck_steps_leave_no_lock_and_no_transaction_and_count_what_returned_o
     ends = time.monotonic() + RUN_SECONDS
     with other_thread() as elsewhere, closing(sqlite3.connect(tmp_path / "ledger.db", timeout=0)) as another:
         while time.monotonic() < ends:
-            if striker.returns(lambda: uses_one(ledger, tried)):
+            if striker.returns(partial(uses_one, ledger, tried)):
                 returned.add(tried)
             elif url != "memory://":
                 another.execute("BEGIN IMMEDIATE")
@@ -114,7 +115,7 @@ def test_struck_reports_lose_nothing(ledger: Ledger, clock: ManualClock, striker
     ends = time.monotonic() + RUN_SECONDS
     while time.monotonic() < ends:
         ledger.record(Use(UsageKey("ann", "", f"f{number}"), 1))
-        striker.returns(lambda: reports_some(ledger, arrived))
+        striker.returns(partial(reports_some, ledger, arrived))
         number += 1
     clock.advance(LEASE)
     while ledger.counts()["unsent"] + ledger.counts()["sending"]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from conftest import ManualClock
@@ -11,6 +9,7 @@ from ledger.conftest import Make
 from ledger.steps import (
     FIRST,
     KEY,
+    NO_PERIOD,
     NOTHING,
     OTHER,
     answers,
@@ -155,7 +154,7 @@ class TestSettleGrace:
         settle(ledger, 5)
         return ledger
 
-    def newer(self, settled: Ledger, used: float, period: Period = Period()) -> Claim:
+    def newer(self, settled: Ledger, used: float, period: Period = NO_PERIOD) -> Claim:
         return claim(used=used, period=period, ticket=settled.ticket("ann"))
 
     def test_newer_snapshot_within_it_does_not_lower_the_usage(self, settled: Ledger, clock: ManualClock) -> None:

@@ -13,10 +13,9 @@ import pytest
 
 from conftest import ManualClock
 from ledger.conftest import Make
-from ledger.steps import KEY, LEASE, OTHER, WAIT, answers, claim, held, said, taken, told, used
+from ledger.steps import KEY, LEASE, OTHER, WAIT, answers, claim, held, said, taken
 from stigg_guard.errors import ConfigError, LedgerUnavailable
 from stigg_guard.ledger import Refused, Use, ledger_from_url, sqlite
-
 
 RECORDS_ON_A_FULL_DISK = """
 import resource, sys
