@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from stat import S_IMODE
 from tempfile import mkdtemp
@@ -17,7 +19,8 @@ from tempfile import mkdtemp
 import pytest
 
 from conftest import in_child
-from stigg_guard import ConfigError
+from stigg_guard import Clock, ConfigError, LedgerUnavailable
+from stigg_guard.ledger import State, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import (
     COMPANIONS,
     default_url,
@@ -223,6 +226,46 @@ class TestTwoUsers:
             f"{file.path} belongs to the user {ANN} and lets in the group {WEB}, which the user {EVE} of this process "
         )
         assert as_user(EVE, lambda: obstacle(file.path) == f"{told}is not in: add {EVE} to it", group=EVE)
+
+
+@as_root
+class TestLedger:
+    """What is above, by the ledger itself."""
+
+    @pytest.mark.parametrize("rights", [0o2770, 0o770, 0o777], ids=oct)
+    def test_of_a_group_is_used_by_two_users_and_not_by_a_third(self, common: Path, rights: int) -> None:
+        folder = common / "ledger"
+        folder.mkdir()
+        os.chown(folder, -1, WEB)
+        folder.chmod(rights)
+        url = f"sqlite:///{folder}/l.db?mode=0660&group={WEB}"
+        for units, user in enumerate((ANN, BOB, ANN, BOB), 1):
+            assert as_user(user, partial(uses_unit, url, units))
+        assert mode(folder / "l.db") == 0o660
+        assert as_user(EVE, partial(is_refused, url, "belongs to the user"), group=EVE)
+
+    def test_of_one_user_keeps_out_the_other_who_is_told_the_owner_and_the_remedy(self, common: Path) -> None:
+        common.chmod(0o777)
+        url = f"sqlite:///{common}/l.db"
+        assert as_user(ANN, partial(uses_unit, url, 1), mask=0)
+        assert mode(common / "l.db") == 0o600
+        told = (
+            f"l.db belongs to the user {ANN} and does not let in the user {BOB} of this process: run it as {ANN}, or "
+        )
+        assert as_user(BOB, partial(is_refused, url, told))
+
+
+def uses_unit(url: str, units: int) -> bool:
+    """Uses one more unit; whether this many have been used by then."""
+    with closing(ledger_from_url(url, Clock())) as ledger:
+        ledger.record(Use(UsageKey("c", "", "f"), 1))
+        return sum(entry.amount for entry in ledger.entries([State.UNSENT], 10)) == units
+
+
+def is_refused(url: str, told: str) -> bool:
+    with closing(ledger_from_url(url, Clock())) as ledger, pytest.raises(LedgerUnavailable, match=re.escape(told)):
+        ledger.record(Use(UsageKey("c", "", "f"), 1))
+    return True
 
 
 class TestObstacle:

@@ -139,9 +139,7 @@ def test_every_line_goes_through_the_one_logger() -> None:
 
 
 def test_every_line_begins_with_words_or_figures_of_ours() -> None:
-    foreign = {"%s is used without a hold, as ON_OUTAGE allows: %s"}
-    foreign |= {"%s may be counted or LOST: the ledger did not answer for too long"}
-    assert {line.template for line in lines() if re.match("%[^dg]", line.template)} == foreign
+    assert [line.template for line in lines() if line.template.startswith("%s")] == []
 
 
 def manual_of(line: Line) -> Path:

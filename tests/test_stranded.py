@@ -213,4 +213,4 @@ class TestStepThatWasNotAnswered:
         clock.advance(60)
         rescue.stranded.retry()
         assert (len(rescue.stranded), counted(rescue)) == (0, {"doubted": 1})
-        assert "3 of 'c f' may be counted or LOST: the ledger did not answer for too long" in caplog.text
+        assert "may be counted or LOST, since the ledger did not answer for too long: 3 of 'c f'" in caplog.text

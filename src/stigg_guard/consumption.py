@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import threading
@@ -29,12 +28,11 @@ from stigg_guard.errors import (
     SidecarTimeout,
 )
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, News, Period, Refused, UsageKey, Use
+from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.observer import Observer, tell
 from stigg_guard.processes import may_end_at_once
 from stigg_guard.reporter import SEND_SECONDS, Reporter
-
-logger = logging.getLogger("stigg_guard")
 
 Item = TypeVar("Item")
 

@@ -21,6 +21,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stigg_guard.foreign import printable
@@ -45,7 +46,7 @@ class StiggGuardError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {name: value for name, value in vars(self).items() if name not in self._of_this_process}
-        return _made_again, (type(self), self.args, fields)
+        return _made_again, (type(self), self.args), fields
 
     def __copy__(self) -> StiggGuardError:
         return _made_again(type(self), self.args, vars(self))
@@ -55,7 +56,9 @@ class StiggGuardError(Exception):
         return _made_again(type(self), *deepcopy((self.args, vars(self)), memo))
 
 
-def _made_again(kind: type[StiggGuardError], args: tuple[Any, ...], fields: Mapping[str, Any]) -> StiggGuardError:
+def _made_again(
+    kind: type[StiggGuardError], args: tuple[Any, ...], fields: Mapping[str, Any] = MappingProxyType({})
+) -> StiggGuardError:
     """An error without its constructor, which makes the text of ``args`` from something else.
 
     The built-in exception that it is one of may keep more than ``args``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
@@ -18,11 +17,11 @@ from stigg_guard.channel.statuses import error_of
 from stigg_guard.channel.target import Target, checked_port
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, InvalidRequest, SidecarError, StiggGuardError
+from stigg_guard.log import logger
 from stigg_guard.wire import KEYS_HONOURED, METHODS, TELLS_OF_KEYS
 
 __all__ = ["FOREVER", "Channel", "checked_port"]
 
-logger = logging.getLogger("stigg_guard")
 
 FOREVER = 365 * 86_400.0
 """The longest deadline in seconds: gRPC's own clocks end somewhere."""

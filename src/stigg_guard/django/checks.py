@@ -5,22 +5,25 @@
 ``stigg_guard.E002``       there is no resolver ``CUSTOMER``
 ``stigg_guard.E003``       a setting is unknown or wrong, or two sidecars have one ledger
 ``stigg_guard.E004``       the file of the ledger cannot be written
+``stigg_guard.E007``       the two ways to the ledger's database lead to different tables (``--database``)
 ``stigg_guard.W001``       the middleware stands above the one that tells who is signed in
 ``stigg_guard.W002``       ``ON_OUTAGE`` is not decided (``--deploy``)
 ``stigg_guard.W003``       the ledger is in memory (``--deploy``)
 ``stigg_guard.W004``       the ledger's SQLite database refuses transactions that turn to writing
 ``stigg_guard.W005``       a feature is named that the catalog does not have (``--deploy``)
+``stigg_guard.W009``       the ledger's database is behind a pooler (``--database``)
+``stigg_guard.I001``       how many connections the ledger's database has to have (``--deploy``)
 =========================  =====================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - as Django names it
+from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - as Django names it
 from django.db import connections
 from django.urls import NoReverseMatch
 from django.utils.module_loading import import_string
@@ -28,6 +31,8 @@ from django.utils.module_loading import import_string
 from stigg_guard.config import Anonymous, Config
 from stigg_guard.django.conf import DATABASE_LEDGER, configurations, faults, given_settings
 from stigg_guard.django.folders import project_folders
+from stigg_guard.django.ledger.address import Address, address_of
+from stigg_guard.django.ledger.checks import connection_notes, database_faults
 from stigg_guard.django.middleware import StiggGuardMiddleware, login_page
 from stigg_guard.errors import ConfigError
 from stigg_guard.features import Comparison, known_features
@@ -47,8 +52,9 @@ def register_checks() -> None:
     """Registers all checks under the tag ``stigg_guard``."""
     for check in (check_settings, check_middleware, check_customer, check_login, check_ledger):
         register(check, TAG)
-    for check in (check_outage_policy, check_workers, check_features):
+    for check in (check_outage_policy, check_workers, check_features, check_connections):
         register(check, TAG, deploy=True)
+    register(check_databases, TAG, Tags.database)
 
 
 def check_settings(**_: Any) -> Sequence[CheckMessage]:
@@ -88,6 +94,18 @@ def check_login(**_: Any) -> Sequence[CheckMessage]:
 def check_ledger(**_: Any) -> Sequence[CheckMessage]:
     """What cannot be written would be told by the first request that uses something."""
     return [fault for place, config in _configs() for fault in _ledger_faults(place, config.ledger or "")]
+
+
+def check_connections(**_: Any) -> Sequence[CheckMessage]:
+    """With too few of them requests wait for each other."""
+    return [note for place, address in _database_ledgers() for note in connection_notes(address, place)]
+
+
+def check_databases(databases: Collection[str] | None = None, **_: Any) -> Sequence[CheckMessage]:
+    """What is wrong with the databases that ``manage.py`` was told to look at."""
+    return [
+        fault for place, address in _database_ledgers() for fault in database_faults(address, place, databases or ())
+    ]
 
 
 def check_outage_policy(**_: Any) -> Sequence[CheckMessage]:
@@ -133,6 +151,12 @@ def _configs() -> list[tuple[str, Config]]:
     return [(f"settings.STIGG_GUARD of {using!r}", made.guard.config) for using, made in configurations().items()]
 
 
+def _database_ledgers() -> list[tuple[str, Address]]:
+    """The ledgers in databases, each with where it is named."""
+    urls = ((place, config.ledger or "") for place, config in _configs())
+    return [(place, address_of(url)) for place, url in urls if url.startswith(DATABASE_LEDGER)]
+
+
 def _login_faults(place: str, config: Config) -> Iterator[CheckMessage]:
     if config.anonymous is Anonymous.LOGIN:
         try:
@@ -147,7 +171,7 @@ def _ledger_faults(place: str, url: str) -> Iterator[CheckMessage]:
         hint = "Let the user that runs the site write it, or name another LEDGER."
         yield Error(f"The ledger cannot be used: {problem}.", hint=hint, obj=place, id="stigg_guard.E004")
     if url.startswith(DATABASE_LEDGER):
-        alias = url.removeprefix(DATABASE_LEDGER)
+        alias = address_of(url).alias
         database = connections[alias]
         mode = database.settings_dict["OPTIONS"].get("transaction_mode")
         if database.vendor == "sqlite" and database.settings_dict["ATOMIC_REQUESTS"] and mode is None:

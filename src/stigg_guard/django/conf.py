@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -19,6 +19,8 @@ from stigg_guard.clock import Clock
 from stigg_guard.config import Config, split_address
 from stigg_guard.consumption import confirm_now
 from stigg_guard.decorators import is_asynchronous
+from stigg_guard.django.ledger.address import address_of
+from stigg_guard.django.ledger.ledger import django_ledger_from_url
 from stigg_guard.django.signals import SignalObserver
 from stigg_guard.django.transactions import confirm_on_commit
 from stigg_guard.entitlements import Customer
@@ -148,6 +150,8 @@ def _ledger_place(config: Config) -> tuple[object, ...] | None:
     if url.scheme == "django":
         database = connections.settings[url.netloc]
         return tuple(str(database[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
+    if url.scheme == "unix":
+        return ("redis", os.path.realpath(unquote(url.path)), parse_qs(url.query).get("db", ["0"])[0])
     if url.scheme in ("redis", "rediss"):
         number = parse_qs(url.query).get("db", [url.path.strip("/") or "0"])[0]
         return ("redis", url.hostname, url.port or 6379, number)
@@ -160,13 +164,10 @@ def _target(config: Config) -> tuple[object, ...]:
 
 
 def _guard_over_database(config: Config, url: str, observer: SignalObserver) -> Guard:
-    # The models behind it are importable only when the ledger's app is installed.
-    from stigg_guard.django.ledger.ledger import django_ledger_from_url
-
     clock = Clock()
     ledger = django_ledger_from_url(url, clock, settle_grace=config.settle_grace)
     on_commit = confirm_on_commit(config.database)
-    in_same_database = url == f"{DATABASE_LEDGER}{config.database}"
+    in_same_database = address_of(url).alias == config.database
 
     def confirm(end: Callable[[bool], None]) -> None:
         """At once where usage is a part of the transaction that it follows; the ledger of an override is not."""

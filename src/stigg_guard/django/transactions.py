@@ -36,11 +36,10 @@ def follow_transaction(connection: BaseDatabaseWrapper, end: Callable[[bool], No
     # The stubs know neither of robust callbacks nor of the mark that test cases leave on their blocks.
     callbacks: list[Any] = connection.run_on_commit
     blocks: list[Any] = connection.atomic_blocks
-    hook = (set(connection.savepoint_ids), _Undecided(end).commit, True)
+    place = sum(_is_ours(callback) for _, callback, _ in callbacks)
     if any(block._from_testcase for block in blocks):
-        callbacks.append(hook)  # a test captures those that were added last, and commits nothing
-    else:
-        callbacks.insert(sum(_is_ours(callback) for _, callback, _ in callbacks), hook)
+        place = len(callbacks)  # a test captures those that were added last, and commits nothing
+    callbacks.insert(place, (set(connection.savepoint_ids), _Undecided(end).commit, True))
 
 
 def _is_ours(callback: Callable[[], Any]) -> bool:
@@ -50,9 +49,11 @@ def _is_ours(callback: Callable[[], Any]) -> bool:
 class _Undecided:
     """Work in a transaction. Django calls ``commit``, or drops this when the transaction or its savepoint is undone."""
 
+    _end: Callable[[bool], None] | None = None
+
     def __init__(self, end: Callable[[bool], None]) -> None:
-        self._end: Callable[[bool], None] | None = end
         self._pid = os.getpid()
+        self._end = end  # last: what an exception from outside drops before was never in a transaction
 
     def commit(self) -> None:
         end, self._end = self._end, None

@@ -64,12 +64,17 @@ local function believed(row, news, now, grace)
     local asked_at = news.asked_at <= now and news.asked_at or 0
     local may_lower = news.ticket > row.settled and (not row.settled_at or asked_at >= row.settled_at + grace)
     local told = may_lower and news.used or news.used + row.added
+    local has_just_moved = row.moved_at and asked_at < row.moved_at + grace
+    local limit = lower(row.limit, news.limit)
     if news.period == row.period then
-        row.used = may_lower and news.used or math.max(row.used, news.used)
-        row.limit, row.seen, row.added = news.limit, news.ticket, row.used - news.used
-    elseif row.moved_at and asked_at < row.moved_at + grace then
+        row.used = may_lower and news.used or math.max(row.used, row.seen ~= 0 and news.used or told)
+        if limit ~= row.limit then row.moved_at = now end
+        row.limit = news.limit
+        if has_just_moved then row.limit = limit end
+        row.seen, row.added = news.ticket, row.used - news.used
+    elseif has_just_moved then
         local used = math.max(row.used, told)
-        row.limit, row.added, row.settled_at = lower(row.limit, news.limit), row.added + used - row.used, now
+        row.limit, row.seen, row.added, row.settled_at = limit, news.ticket, row.added + used - row.used, now
         row.used = used
     else
         row.period, row.used, row.limit, row.seen = news.period, told, news.limit, news.ticket
@@ -105,19 +110,20 @@ local function before_text(row)
     return string.format('%.0f %s %s', row.used, moved_at, row.period)
 end
 
-local function taken(row, ticket)
-    local before = row.added == 0 and before_text(row) or ''
+local function taken(row, ticket, is_alone)
+    local before = row.added == 0 and is_alone and before_text(row) or ''
     row.settled = ticket
     return row, before
 end
 
 local function learned(row, pending, told, period, ticket, now)
-    if not row then
-        return told and {period = period, used = told, seen = 0, settled = ticket, settled_at = now, added = 0}
-    end
+    row = row or {period = period, used = 0, seen = 0, settled = 0, added = 0}
+    local is_newest = math.max(row.seen, row.settled) <= pending.ticket
     local with_it = row.used
     if not told or counts(pending, row.period) then
         with_it = pending.is_set and pending.amount or math.max(0, row.used + pending.amount)
+        local is_here = period == row.period or period == '/' and period_surely_holds(row.period, pending.used_at)
+        if not (is_newest and is_here) then with_it = math.max(row.used, with_it) end
     end
     if not told or period ~= row.period then
         row.added = row.added + math.max(with_it - row.used, 0)
@@ -128,19 +134,15 @@ local function learned(row, pending, told, period, ticket, now)
     if row.added ~= 0 or not period_surely_holds(period, pending.used_at) then
         used = math.max(told, with_it)
     else
-        used = row.seen < pending.ticket and told or math.max(told, row.used)
+        used = is_newest and told or math.max(told, row.used)
     end
     row.used, row.added, row.settled, row.settled_at = used, used - told, ticket, now
     return row
 end
 
-local function discarded(row, ticket, now)
-    row.settled, row.settled_at = ticket, now
-    return row
-end
-
-local function may_add_up(first, second)
+local function may_add_up(first, second, present)
     if first.ticket ~= 0 or second.ticket ~= 0 or first.dimensions ~= second.dimensions then return false end
+    if counts(first, present) ~= counts(second, present) then return false end
     local is_plain = not first.is_set and not second.is_set and (first.amount > 0) == (second.amount > 0)
     local same_side = period_holds(first.period, first.used_at) == period_holds(second.period, second.used_at)
     local is_close = apart(first.used_at, second.used_at) <= ADDED_UP_WITHIN

@@ -98,7 +98,7 @@ local function record(use)
             reason = '', attempts = 0, ticket = 0, before = '',
         }
         local old = use.event == '' and newest_unsent(key)
-        if old and may_add_up(old, new) then
+        if old and may_add_up(old, new, period_of(key)) then
             weigh(old, -1)
             old.amount, old.used_at = old.amount + new.amount, later(old.used_at, new.used_at)
             weigh(old, 1)

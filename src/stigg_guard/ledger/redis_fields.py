@@ -1,4 +1,4 @@
-"""How the Redis ledger names its keys, writes its values as the words of commands, and reads them from answers."""
+"""How the Redis ledger names its keys, and how its values are written as words of commands and read from answers."""
 
 from __future__ import annotations
 

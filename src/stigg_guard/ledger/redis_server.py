@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable, MissingExtra
 from stigg_guard.ledger.redis_scripts import Script
+from stigg_guard.log import logger
 
 try:
     from redis import ConnectionPool
@@ -22,7 +22,6 @@ try:
 except ImportError as error:
     raise MissingExtra("redis", "A Redis ledger") from error
 
-logger = logging.getLogger("stigg_guard")
 
 CONNECT_SECONDS = 0.25
 ANSWER_SECONDS = 0.25

@@ -98,12 +98,22 @@ local function sendable_events(room)
     return found, false, soonest
 end
 
+-- The keys of which something was sent that is not settled.
+local function sent_names()
+    local sent = {}
+    for _, range in ipairs({{'s', 'u'}, {'w', 'y'}}) do
+        for _, id in ipairs(ids(range[1], range[2])) do sent[name_of(id)] = true end
+    end
+    return sent
+end
+
 local function mark(entries, batch)
-    local ticket, befores = #entries > 0 and next_ticket(), {}
+    if #entries == 0 then return end
+    local ticket, befores, sent = next_ticket(), {}, sent_names()
     for _, entry in ipairs(entries) do
         local key = at('k', name_of(entry.id))
         weigh(entry, -1)
-        if key.row and not befores[key] then key.row, befores[key] = taken(key.row, ticket) end
+        if key.row and not befores[key] then key.row, befores[key] = taken(key.row, ticket, not sent[key.name]) end
         entry.used_at = sent_at(entry.period, entry.used_at, instant_text(now))
         entry.state, entry.batch, entry.ticket, entry.before = 'sending', batch, ticket, befores[key] or ''
         weigh(entry, 1)
@@ -151,8 +161,7 @@ function steps.acknowledge()
             weigh(entry, -1)
             entry.gone = true
             local period = period_of(key)
-            local row = learned(key.row, entry, tonumber(ARGV[i + 1]), ARGV[i + 2], ticket, now)
-            if row then note(key, row, period) end
+            note(key, learned(key.row, entry, tonumber(ARGV[i + 1]), ARGV[i + 2], ticket, now), period)
         end
     end
     return changed(number, batches)
@@ -200,7 +209,8 @@ function steps.discard()
         local key = at('k', name_of(entry.id))
         weigh(entry, -1)
         entry.gone = true
-        if key.row then key.row = discarded(key.row, ticket, now) end
+        local period = period_of(key)
+        if entry.state == 'uncertain' then note(key, learned(key.row, entry, nil, '/', ticket, now), period) end
     end)
 end
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sqlite3
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from time import monotonic
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock, microseconds
@@ -25,7 +25,6 @@ from stigg_guard.ledger.accounting import (
     Row,
     believed,
     counted,
-    discarded,
     is_free,
     learned,
     may_add_up,
@@ -57,9 +56,8 @@ from stigg_guard.ledger.entries import (
 )
 from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
 from stigg_guard.ledger.sqlite_schema import prepare
+from stigg_guard.log import logger
 from stigg_guard.urls import LedgerFile
-
-logger = logging.getLogger("stigg_guard")
 
 BUSY_SECONDS = 1.0
 LOOK_SECONDS = 1.0  # how often it is seen whether the file is still there
@@ -69,6 +67,7 @@ T = TypeVar("T")
 _KEY = "customer = ? AND resource = ? AND feature = ?"
 _SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
 _WAITS = "state IN ('dead', 'uncertain')"
+_DOUBTED = "state = 'uncertain'"
 _ON_ITS_WAY = "state > 'dead'"  # sending, uncertain, unsent: one range of the index, where IN would search thrice
 _NEXT_TICKET = "UPDATE numbers SET ticket = ticket + 1 RETURNING ticket"
 _ROW = "period, used, allowed, seen, settled, settled_at, moved_at, added"
@@ -204,7 +203,8 @@ class SqliteLedger:
         def step(db: sqlite3.Connection) -> None:
             ticket = _next_ticket(db)
             for answer in answers:
-                _learn(db, answer, ticket, now)
+                told = None if answer.current_usage is None else quanta_used(answer.current_usage)
+                _settle(db, answer.report.id, told, answer.period, ticket, now)
 
         self._write(step)
 
@@ -282,12 +282,8 @@ class SqliteLedger:
 
         def step(db: sqlite3.Connection) -> int:
             ticket = _next_ticket(db)
-            statement = f"SELECT customer, resource, feature FROM entries WHERE id = ? AND {_WAITS}"
-            for key in [key for entry in ids for key in db.execute(statement, (entry,))]:
-                row = _row(db, key)
-                if row is not None:
-                    _note(db, key, discarded(row, ticket, now))
-            return _change(db, "DELETE FROM entries", ids)
+            dead = _change(db, "DELETE FROM entries", ids, "state = 'dead'")
+            return dead + sum(_settle(db, entry, None, Period(), ticket, now, _DOUBTED) for entry in ids)
 
         return self._write(step)
 
@@ -463,11 +459,12 @@ def _opened(file: LedgerFile | None) -> sqlite3.Connection:
     """
     if file is None:
         return _prepared(":memory:", None)
+    place = f"file:{quote(os.path.abspath(file.path))}?mode=rw"  # which never makes a file: that is for make_file
     try:
         if is_default(file.path):
             make_folder(os.path.dirname(os.path.abspath(file.path)))
         make_file(file)
-        db = _prepared(file.path, file.path)
+        db = _prepared(place, file.path)
     except (OSError, sqlite3.Error) as error:
         if os.path.isdir(file.path):
             raise ConfigError(f"LEDGER: {file.path} is a folder; name a file") from error
@@ -475,14 +472,13 @@ def _opened(file: LedgerFile | None) -> sqlite3.Connection:
         if problem is None and isinstance(error, sqlite3.Error):
             raise
         raise LedgerUnavailable(f"the ledger {file.path} cannot be used: {problem or error}") from error
-    if file.group is not None:
-        share_companions(file.path)
+    share_companions(file.path)
     return db
 
 
 def _prepared(name: str, path: str | None) -> sqlite3.Connection:
     with ExitStack() as on_failure:
-        db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
         on_failure.enter_context(closing(db))
         db.execute("PRAGMA schema_version")  # fails unless it is a database
         prepare(db, path)
@@ -516,8 +512,8 @@ def _next_ticket(db: sqlite3.Connection) -> int:
     return int(db.execute(_NEXT_TICKET).fetchall()[0][0])
 
 
-def _change(db: sqlite3.Connection, statement: str, ids: Sequence[str]) -> int:
-    return sum(db.execute(f"{statement} WHERE id = ? AND {_WAITS}", (entry,)).rowcount for entry in ids)
+def _change(db: sqlite3.Connection, statement: str, ids: Sequence[str], where: str = _WAITS) -> int:
+    return sum(db.execute(f"{statement} WHERE id = ? AND {where}", (entry,)).rowcount for entry in ids)
 
 
 def _standing(db: sqlite3.Connection, key: _Key, now: int) -> tuple[int, bool, Row | None]:
@@ -573,33 +569,39 @@ def _record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) -
     """Writes the use, added to what is unsent where that loses nothing; the key's usage with it. Without the period of
     a hold it belongs to the present one."""
     key = _columns(use.key)
+    row = _row(db, key) or Row(Period(), 0)
     if period is None:
-        row = _row(db, key)
-        period = Period() if row is None else row.period
+        period = row.period
     if use.amount or use.is_set:
         dimensions, event = dimensions_text(use.dimensions), event_text(use.event)
         used_at = stamped(period, now * 1000)
         new = Pending(quanta(use.amount), period, used_at, use.is_set, dimensions=dimensions)
-        if event or not _is_added_up(db, key, new):
+        if event or not _is_added_up(db, key, new, row.period):
             db.execute(
                 "INSERT INTO entries (customer, resource, feature, state, amount, is_set, used_at, first_at, period, "
                 "event, dimensions) VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?, ?, ?, ?)",
                 (*key, new.amount, use.is_set, instant_text(used_at), now, period_text(period), event, dimensions),
             )
-    return _usage(db, use.key)
+    return units(counted(row, 0, _pending(db, key, row.period)))
 
 
-def _is_added_up(db: sqlite3.Connection, key: _Key, new: Pending) -> bool:
+def _is_added_up(db: sqlite3.Connection, key: _Key, new: Pending, present: Period) -> bool:
     newest = db.execute(_NEWEST, key).fetchone()
     if newest is None:
         return False
     number, amount, period, used_at, is_set, ticket, dimensions = newest
     old = Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket, dimensions)
-    if not may_add_up(old, new):
+    if not may_add_up(old, new, present):
         return False
     latest = instant_text(max(old.used_at, new.used_at))
     db.execute("UPDATE entries SET amount = ?, used_at = ? WHERE id = ?", (amount + new.amount, latest, number))
     return True
+
+
+def _is_alone(db: sqlite3.Connection, key: _Key) -> bool:
+    """Whether nothing of the key was sent that is not settled."""
+    statement = f"SELECT EXISTS (SELECT 1 FROM entries WHERE {_KEY} AND state IN ('sending', 'uncertain'))"
+    return not db.execute(statement, key).fetchone()[0]
 
 
 def _bring_back(db: sqlite3.Connection, now: int) -> None:
@@ -620,7 +622,7 @@ def _new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
     for key in {_columns(entry.key) for entry in entries}:
         row = _row(db, key)
         if row is not None:
-            row, before = taken(row, ticket)
+            row, before = taken(row, ticket, _is_alone(db, key))
             _note(db, key, row)
             befores[key] = before_text(before)
     db.executemany(
@@ -636,19 +638,17 @@ def _new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
     return batch
 
 
-def _learn(db: sqlite3.Connection, answer: Acknowledged, ticket: int, now: int) -> None:
-    """Forgets the report and notes what its answer says, unless it is forgotten already."""
-    statement = "DELETE FROM entries WHERE id = ? RETURNING amount, period, used_at, is_set, ticket"
-    gone = db.execute(statement, (answer.report.id,)).fetchall()
-    if not gone:
-        return
-    ((amount, period, used_at, is_set, first),) = gone
-    pending = Pending(amount, period_of(period), instant_of(used_at), bool(is_set), first)
-    told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-    key = _columns(answer.report.key)
-    row = learned(_row(db, key), pending, told, answer.period, ticket, now)
-    if row is not None:
-        _note(db, key, row)
+def _settle(
+    db: sqlite3.Connection, entry: str, told: int | None, period: Period, ticket: int, now: int, where: str = "true"
+) -> bool:
+    """Forgets an entry that was counted, or may have been, and notes what is known of it; False if it is gone."""
+    fields = "customer, resource, feature, amount, period, used_at, is_set, ticket"
+    gone = db.execute(f"DELETE FROM entries WHERE id = ? AND {where} RETURNING {fields}", (entry,)).fetchall()
+    for customer, resource, feature, amount, held_in, used_at, is_set, first in gone:
+        key = customer, resource, feature
+        pending = Pending(amount, period_of(held_in), instant_of(used_at), bool(is_set), first)
+        _note(db, key, learned(_row(db, key), pending, told, period, ticket, now))
+    return bool(gone)
 
 
 def _entry(row: Sequence[Any]) -> Entry:

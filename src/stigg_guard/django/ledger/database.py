@@ -2,99 +2,127 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, cast
-from weakref import WeakSet
+from collections import deque
+from collections.abc import Callable
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
 
-from django.core import mail
-from django.db import Error, OperationalError, ProgrammingError, connections, transaction
+from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from stigg_guard.django.ledger.models import Ticket
+from stigg_guard.clock import Clock, microseconds, utc_now
+from stigg_guard.django.ledger.apps import LedgerConfig
+from stigg_guard.django.ledger.own import OwnConnections, code_of
+from stigg_guard.django.ledger.step import Step
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
 
-BUSY_SECONDS = 5
 PROVEN = ("postgresql", "sqlite")
-# The rows that the ledger has locked are to be read as they are then.
-_AS_OURS = f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{BUSY_SECONDS}s'"
 _TURN = 0x53474C47  # "SGLG": the number of an advisory lock that nobody else is likely to take
+_NO_TABLE = "42P01"
+_SAVEPOINT = "SAVEPOINT stigg_guard"
+_PLACE = """
+SELECT pg_postmaster_start_time()::text, current_database(), home.oid::bigint, quote_ident(space.nspname)
+FROM pg_class AS home JOIN pg_namespace AS space ON space.oid = home.relnamespace
+WHERE home.oid = 'stigg_guard_ledger_entries'::regclass
+"""
+
+T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    """Where a table is: the start of its server, by which no two are the same, the database, its number, the schema."""
+
+    server: str
+    database: str
+    number: int
+    schema: str
+
+
+def place_of(own: OwnConnections) -> Place:
+    """Where the ledger's tables are for these connections."""
+    return Place(*own.run(lambda cursor: Step(cursor, now=None, schema="").run(_PLACE)[0]))
 
 
 class Database:
     """The database of an alias, as the ledger uses it.
 
-    On PostgreSQL a step runs on a connection of the ledger's own, one for each thread: it is committed at once,
-    whatever becomes of the user's transaction. Such a connection is checked before each use, and closed when
-    ``CONN_MAX_AGE`` says so, or with its thread; a forked process makes new ones. SQLite has one writer, so that a
-    second connection would only wait for the user's: there a step is part of the user's transaction if one is open.
+    On PostgreSQL a step runs on a connection of the ledger's own, to the alias ``via``: it is committed at once,
+    whatever becomes of the user's transaction. SQLite has one writer, so that a second connection would only wait for
+    the user's: there a step is part of the user's transaction if one is open. Time is the server's, unless there is
+    none or the clock is not the usual one.
+
+    Nothing that threads share is changed while a step lasts, so that an exception from outside costs no more than it.
 
     Raises:
-        ConfigError: neither of these two serves the alias.
+        ConfigError: neither of these two serves the alias, or ``via`` is no other way to PostgreSQL.
     """
 
-    def __init__(self, alias: str) -> None:
+    def __init__(self, alias: str, clock: Clock, *, via: str | None = None) -> None:
         self.alias = alias
+        self._via = via or alias
+        self._is_sqlite = connections[alias].vendor == "sqlite"
+        self._host_time = clock.now if self._is_sqlite or clock.now is not utc_now else None
+        self._own = OwnConnections(self._via)
+        self._place: Place | None = None
         self._thread = _Thread()
-        self._opened: WeakSet[_Own] = WeakSet()
+        self._dropped: deque[Callable[[], object]] = deque()  # in the middle of a step: done at the end of one
         self._closed = False
-        if self._users.vendor not in PROVEN:
+        if connections[alias].vendor not in PROVEN:
             raise ConfigError(
-                f"LEDGER: the database {alias!r} is {self._users.display_name}, and a ledger is proven on PostgreSQL "
-                "and SQLite only; name an alias of one of them, or another ledger"
+                f"LEDGER: the database {alias!r} is {connections[alias].display_name}, and a ledger is proven on "
+                "PostgreSQL and SQLite only; name an alias of one of them, or another ledger"
             )
+        if via is not None and {connections[name].vendor for name in (alias, via)} != {"postgresql"}:
+            raise ConfigError(f"LEDGER: via={via} is a second way to PostgreSQL only; leave it away")
 
-    @contextmanager
-    def step(self, *, with_data: bool = False, alone: bool = False) -> Iterator[None]:
-        """One transaction. ``with_data`` it is a part of the user's, if he has one open.
+    def step(self, work: Callable[[Step], T], *, with_data: bool = False, alone: bool = False) -> T:
+        """What the work answers, in one transaction. ``with_data`` it is a part of the user's, if he has one open.
 
         Of the steps that are ``alone`` each waits for the one before: they change rows of many keys, in any order.
 
         Raises:
             LedgerUnavailable: it failed, and changed nothing.
+            ConfigError: the two aliases lead to different tables.
         """
         if self._closed:
             raise ClientClosed("the guard or its ledger is closed; make a new one")
-        put_off: list[Callable[[], None]] = []
-        self._thread.put_off = put_off
+        self._thread.is_stepping = True
         try:
-            with self._joined() if self._joins(with_data) else self._apart():
-                if alone and self._users.vendor == "postgresql":
-                    with self._users.cursor() as cursor:
-                        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_TURN])
-                yield
+            return self._run(work, with_data=with_data, alone=alone)
         except Error as error:
             raise LedgerUnavailable(f"the ledger in the database {self.alias!r} {self._fault(error)}") from error
         finally:
-            self._thread.put_off = None
-            for work in put_off:
-                work()
+            self._thread.is_stepping = False
+            with suppress(IndexError):
+                while True:
+                    self._dropped.popleft()()
 
-    def put_off(self, work: Callable[[], None]) -> bool:
-        """Whether this thread is in the middle of a step, and does the work at the end of it: a finalizer came by, and
-        the connection is busy."""
-        if self._thread.put_off is None:
-            return False
-        self._thread.put_off.append(work)
-        return True
+    def put_off(self, work: Callable[[], object]) -> bool:
+        """Whether this thread is in the middle of a step, and the work is done at the end of it: a finalizer came by,
+        and the connection is busy. A mark that a torn step left behind puts it off until the end of the next one."""
+        if self._thread.is_stepping:
+            self._dropped.append(work)
+        return self._thread.is_stepping
 
     def users_transaction(self) -> BaseDatabaseWrapper | None:
         """The user's connection if a block of his is open on it; the blocks around a test are not his."""
-        return self._users if _blocks(self._users, of_tests=False) else None
+        users = connections[self.alias]
+        return users if _blocks(users, of_tests=False) else None
+
+    def takes_nothing(self, users: BaseDatabaseWrapper) -> bool:
+        """Whether the user's transaction is lost, or will be rolled back; in SQLite the ledger goes along with it."""
+        if users.connection is None:
+            return True
+        if self._is_sqlite:
+            return users.commit_on_exit and not users.connection.in_transaction
+        return users.needs_rollback
 
     def sees_uncommitted(self) -> bool:
         """Whether a step would see what the user may still roll back."""
-        return self.users_transaction() is not None and self._joins(with_data=False)
-
-    def transaction_ids(self) -> list[int]:
-        """In a step: by what :meth:`was_committed` knows it; nothing where the outcome of a commit is always known."""
-        if self._users.vendor == "sqlite":
-            return []
-        with self._users.cursor() as cursor:
-            cursor.execute("SELECT txid_current()")
-            return [int(cursor.fetchone()[0])]
+        users = self.users_transaction()
+        return users is not None and (self._is_sqlite or _blocks(users, of_tests=True))
 
     def was_committed(self, transaction_id: int) -> bool:
         """What became of a step whose commit was not answered.
@@ -102,131 +130,121 @@ class Database:
         Raises:
             LedgerUnavailable: the server cannot be asked, or does not know yet.
         """
-        with self.step(), self._users.cursor() as cursor:
-            cursor.execute("SELECT txid_status(%s)", [transaction_id])
-            (status,) = cursor.fetchone()
+        ((status,),) = self.step(lambda step: step.run("SELECT txid_status(%(id)s)", id=transaction_id))
         if status == "in progress":
             raise LedgerUnavailable(f"the ledger in the database {self.alias!r} has not ended a transaction yet")
         return bool(status == "committed")
 
     def close(self) -> None:
         self._closed = True
-        for own in list(self._opened):
-            own.close()
+        self._own.close()
 
-    @property
-    def _users(self) -> BaseDatabaseWrapper:
-        return connections[self.alias]
+    def _run(self, work: Callable[[Step], T], *, with_data: bool, alone: bool) -> T:
+        users = connections[self.alias]
+        if self._is_sqlite:
+            return self._run_in_sqlite(users, work)
+        if _blocks(users, of_tests=True):  # what a test leaves behind is to be rolled back with it
+            return self._run_within(users, work, schema="")
+        if with_data and _blocks(users, of_tests=False):  # its search path may be another
+            return self._run_within(users, work, schema=self._proven_place().schema)
+        if self._via != self.alias:
+            self._proven_place()
+        return self._run_apart(work, alone=alone)
 
-    def _joins(self, with_data: bool) -> bool:
-        users = self._users
-        return (
-            users.vendor == "sqlite"
-            or _blocks(users, of_tests=True)  # what a test leaves behind is to be rolled back with it
-            or (with_data and _blocks(users, of_tests=False))
-        )
+    def _run_apart(self, work: Callable[[Step], T], *, alone: bool) -> T:
+        def transaction(cursor: Any) -> T:
+            step = self._step(cursor, schema="")
+            if alone:
+                step.run("SELECT pg_advisory_xact_lock(%(turn)s)", turn=_TURN)
+            return work(step)
 
-    @contextmanager
-    def _joined(self) -> Iterator[None]:
-        users = self._users
-        if users.vendor != "sqlite":
-            with transaction.atomic(using=self.alias):
-                yield
-            return
-        if users.connection is None and cast(Any, users).is_in_memory_db():
-            raise LedgerUnavailable(f"the database {self.alias!r} is in the memory of another thread")
-        with users.temporary_connection() as cursor, _not_doomed(users), transaction.atomic(using=self.alias):
-            # Whoever reads before he writes is refused if somebody wrote in between; whoever writes first, waits.
-            cursor.execute("DELETE FROM stigg_guard_ledger_ticket WHERE id = 0")
-            yield
+        return self._own.run(transaction)
 
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        users, own = self._users, self._own()
-        connections[self.alias] = own.connection
-        try:
-            with transaction.atomic(using=self.alias), own.connection.cursor() as cursor:
-                cursor.execute(_AS_OURS)
-                yield
-        finally:
-            connections[self.alias] = users
-            own.end_step(keep=not self._closed)
+    def _run_within(self, users: BaseDatabaseWrapper, work: Callable[[Step], T], *, schema: str | None) -> T:
+        """In the transaction that is open, behind Django's back: what it notes of a savepoint could be torn."""
+        with users.wrap_database_errors, closing(users.create_cursor()) as cursor:
+            cursor.execute(_SAVEPOINT)
+            try:
+                answer = work(self._step(cursor, schema=schema))
+            except BaseException:
+                with suppress(cast(Any, users).Database.Error):
+                    cursor.execute(f"ROLLBACK TO {_SAVEPOINT}")
+                raise
+            cursor.execute(f"RELEASE {_SAVEPOINT}")
+            return answer
 
-    def _own(self) -> _Own:
-        own = self._thread.own
-        if own is not None and own.is_inherited():
-            _inherited.append(own)
-        if own is None or own.is_inherited() or own.is_closed:
-            own = self._thread.own = _Own(self._users)
-            self._opened.add(own)
-        return own
+    def _run_in_sqlite(self, users: BaseDatabaseWrapper, work: Callable[[Step], T]) -> T:
+        if users.connection is None:
+            if cast(Any, users).is_in_memory_db():
+                raise LedgerUnavailable(f"the database {self.alias!r} is in the memory of another thread")
+            with closing(users):
+                users.ensure_connection()
+                return self._run_in_sqlite(users, work)
+        if self._thread.begun is users.connection and not users.in_atomic_block:
+            users.connection.rollback()  # what a torn step left behind
+        if users.connection.in_transaction:
+            return self._run_within(users, partial(_writing, work=work), schema=None)
+        with users.wrap_database_errors, closing(users.create_cursor()) as cursor:
+            self._thread.begun = users.connection
+            try:
+                cursor.execute("BEGIN IMMEDIATE")
+                answer = work(self._step(cursor, schema=None))
+                cursor.execute("COMMIT")
+            finally:
+                if users.connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+                self._thread.begun = None
+            return answer
+
+    def _step(self, cursor: Any, *, schema: str | None) -> Step:
+        return Step(cursor, now=self._host_time and microseconds(self._host_time()), schema=schema)
+
+    def _proven_place(self) -> Place:
+        """Where the tables are, which is the same by both ways."""
+        if self._place is None:
+            place = place_of(self._own)
+            if self._via != self.alias:
+                with closing(OwnConnections(self.alias)) as users:
+                    require_same_place(self.alias, place_of(users), self._via, place)
+            self._place = place
+        return self._place
 
     def _fault(self, error: Error) -> str:
-        if isinstance(error, (ProgrammingError, OperationalError)) and self._lacks_tables():
+        text = str(error).partition("\n")[0]
+        if code_of(error) != _NO_TABLE and not text.startswith("no such table"):
+            return f"cannot be used: {text}"
+        if router.allow_migrate(self.alias, LedgerConfig.label):
             return f"has no tables yet: run manage.py migrate --database={self.alias}"
-        return f"cannot be used: {error}"
-
-    def _lacks_tables(self) -> bool:
-        with suppress(Error), self._users.temporary_connection() as cursor:
-            return Ticket._meta.db_table not in self._users.introspection.table_names(cursor)
-        return False
+        return (
+            f"has no tables, since DATABASE_ROUTERS forbid them: let allow_migrate({self.alias!r}, "
+            f"{LedgerConfig.label!r}) be true, then run manage.py migrate --database={self.alias}"
+        )
 
 
-class _Own:
-    """A connection of the ledger's own to the database of a user's one."""
-
-    def __init__(self, users: BaseDatabaseWrapper) -> None:
-        given = users.settings_dict
-        # A pool may have no second connection for a thread that waits with its first.
-        options = {name: value for name, value in given["OPTIONS"].items() if name != "pool"}
-        settings = {**given, "OPTIONS": options, "AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": True}
-        self.connection = type(users)(settings, users.alias)
-        self.is_closed = False
-        self._pid = os.getpid()
-
-    def is_inherited(self) -> bool:
-        return self._pid != os.getpid()
-
-    def end_step(self, *, keep: bool) -> None:
-        if keep and not _is_test_run():
-            self.connection.close_if_unusable_or_obsolete()
-        else:
-            self.close()
-
-    def close(self) -> None:
-        """From any thread; a step that is under way fails."""
-        self.is_closed = True
-        connection = self.connection.connection
-        if connection is not None and not self.is_inherited():
-            connection.close()
-
-    __del__ = close
+def require_same_place(alias: str, place: Place, via: str, other: Place) -> None:
+    """Raises:
+    ConfigError: what is used in the user's transactions would be looked for elsewhere.
+    """
+    if place != other:
+        raise ConfigError(
+            f"LEDGER: {alias!r} and {via!r} lead to different tables, {place.schema} of the database "
+            f"{place.database!r} and {other.schema} of {other.database!r}, or to different servers; both aliases must "
+            "lead to one database"
+        )
 
 
-_inherited: list[_Own] = []  # a connection is the parent's: to close it, or to let go of it, would end it there
+def _writing(step: Step, work: Callable[[Step], T]) -> T:
+    """Whoever reads before he writes is refused if somebody wrote in between; whoever writes first, waits."""
+    step.run("DELETE FROM stigg_guard_ledger_tickets WHERE id = 0")
+    return work(step)
 
 
 class _Thread(threading.local):
-    own: _Own | None = None
-    put_off: list[Callable[[], None]] | None = None
+    is_stepping = False
+    begun: Any = None
 
 
 def _blocks(connection: BaseDatabaseWrapper, *, of_tests: bool) -> bool:
     """Whether there are open atomic blocks that a test case made around its tests, or else others."""
     blocks: list[Any] = connection.atomic_blocks  # the stubs know nothing of the mark that tests leave on them
     return any(block._from_testcase is of_tests for block in blocks)
-
-
-@contextmanager
-def _not_doomed(users: BaseDatabaseWrapper) -> Iterator[None]:
-    """Lets a step run in a transaction that will be rolled back, and be rolled back with it."""
-    doomed, users.needs_rollback = users.needs_rollback, False
-    try:
-        yield
-    finally:
-        users.needs_rollback = users.needs_rollback or doomed
-
-
-def _is_test_run() -> bool:
-    """A test run drops its database at the end, and cannot while anybody is connected."""
-    return hasattr(mail, "outbox")

@@ -1,13 +1,22 @@
-"""Rows of the ledger as what it tells, and what it is told as rows."""
+"""Rows of the ledger as what it tells, and keys as what a row has of them."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Sequence
+from typing import Any
 from urllib.parse import quote, unquote
 
-from stigg_guard.django.ledger.models import Entry, HeldUnits
-from stigg_guard.ledger import Entry as Report
-from stigg_guard.ledger import Event, State, UsageKey, Use
+from stigg_guard.amounts import units
+from stigg_guard.ledger import Entry, State, UsageKey
+from stigg_guard.ledger.entries import before_of, dimensions_of, event_of, instant_of, period_of
+
+REPORT = (
+    "id, state, key, amount, is_set, used_at, event, reason, attempts, dimensions, period, first_at, ticket, before"
+)
+"""The columns of :func:`report_of`."""
+HELD = "hold, 'held', key, amount, period, taken_at"
+"""The columns of :func:`held_report_of`."""
+_LONGEST_ID = 18  # in digits: what the database takes for a number
 
 
 def text_of(key: UsageKey) -> str:
@@ -16,45 +25,44 @@ def text_of(key: UsageKey) -> str:
     return "/".join(quote(part, safe="", errors="surrogatepass") for part in ids)
 
 
-def _key_of(text: str) -> UsageKey:
+def key_of(text: str) -> UsageKey:
     return UsageKey(*(unquote(part, errors="surrogatepass") for part in text.split("/")))
 
 
-def entry_of(use: Use, now: float) -> Entry:
-    """The row of a use that is unsent."""
-    return Entry(
-        key=text_of(use.key),
-        state=State.UNSENT.value,
-        amount=use.amount,
-        is_set=use.is_set,
-        used_at=now,
-        period_start=use.period_start,
-        event=_event_text(use.event),
-    )
+def plain(reason: str) -> str:
+    """A reason as a database can keep it."""
+    return reason.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
-def report_of(entry: Entry) -> Report:
+def numbers_of(ids: Iterable[str]) -> list[int]:
+    """Those of the ids that an entry can have; what is held has an id of another kind."""
+    return [int(one) for one in ids if one.isascii() and one.isdecimal() and len(one) <= _LONGEST_ID]
+
+
+def report_of(row: Sequence[Any]) -> Entry:
     """What the ledger tells of an entry."""
-    return Report(
-        id=str(entry.pk),
-        state=State(entry.state),
-        key=_key_of(entry.key),
-        amount=entry.amount,
-        is_set=entry.is_set,
-        used_at=entry.used_at,
-        event=Event(**json.loads(entry.event)) if entry.event else None,
-        reason=entry.reason,
-        attempts=entry.attempts,
+    number, state, key, amount, is_set, used_at, event, reason, attempts, dimensions, *more = row
+    period, first_at, ticket, before = more
+    return Entry(
+        id=str(number),
+        state=State(state),
+        key=key_of(key),
+        amount=units(amount),
+        is_set=bool(is_set),
+        used_at=instant_of(used_at),
+        event=event_of(event),
+        reason=reason,
+        attempts=attempts,
+        dimensions=dimensions_of(dimensions),
+        period=period_of(period),
+        first_at=first_at,
+        ticket=ticket,
+        before=before_of(before),
     )
 
 
-def held_report_of(units: HeldUnits) -> Report:
+def held_report_of(row: Sequence[Any]) -> Entry:
     """What the ledger tells of a hold on a key."""
-    return Report(units.hold, State.HELD, _key_of(units.key), units.amount, False, units.taken_at)
-
-
-def _event_text(event: Event | None) -> str | None:
-    if event is None:
-        return None
-    fields = {"name": event.name, "idempotency_key": event.idempotency_key, "dimensions": dict(event.dimensions)}
-    return json.dumps(fields)
+    hold, state, key, amount, period, taken_at = row
+    told = hold, State(state), key_of(key), units(amount), False, taken_at * 1000
+    return Entry(*told, period=period_of(period), first_at=taken_at)
