@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from stigg_guard.channel import FOREVER, Channel, checked_port
+from stigg_guard.channel import MAX_TIMEOUT, Channel, checked_port
 from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
 from stigg_guard.wire import METHODS
@@ -77,10 +77,10 @@ class Stigg:
     """A blocking client of a Stigg sidecar.
 
     ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
-    elsewhere; ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
-    ``local_sidecar_catalog`` or the demonstration catalog; ``offline_file`` answers from a file, in this process;
-    ``answers`` is anything else that answers requests, and is closed with the client. Threads may share it.
-    Connections are made by the first call of each process.
+    elsewhere; the host may be a socket, as in ``unix:/run/sidecar.sock``. ``local_sidecar_config=LocalSidecarConfig()``
+    starts one as a child process on localhost:8433, from ``local_sidecar_catalog`` or the demonstration catalog;
+    ``offline_file`` answers from a file, in this process; ``answers`` is anything else that answers requests, and is
+    closed with the client. Threads may share it. Connections are made by the first call of each process.
 
     ``tls_ca_file`` is the PEM file of the authority behind a remote sidecar's certificate; without it, plaintext.
     ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
@@ -271,7 +271,7 @@ class _LocalAnswers(Channel):
 
 
 def _is_timeout(seconds: object) -> bool:
-    return isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds <= FOREVER
+    return isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds <= MAX_TIMEOUT
 
 
 def _or(given: float | None, default: float) -> float:

@@ -205,8 +205,8 @@ class Reporter:
         while not self._is_over:
             if self._waited(pause):
                 sleep(LINGER_SECONDS)
-            self._empty_wake()
-            pause = self._turn()
+                self._empty_wake()
+            pause = 0.0 if self._is_over else self._turn()
         if self._is_left:
             self._turn()
         atexit.unregister(self._at_exit)
@@ -216,7 +216,7 @@ class Reporter:
         deadline = monotonic() + pause
         with contextlib.suppress(Empty):
             while not self._is_over and (remaining := deadline - monotonic()) > 0:
-                if not self._wake.get(timeout=remaining) or not self._failures:
+                if self._wake.get(timeout=remaining) and not self._failures:
                     return True
         return False
 

@@ -20,10 +20,10 @@ from stigg_guard.errors import ClientClosed, InvalidRequest, SidecarError, Stigg
 from stigg_guard.log import logger
 from stigg_guard.wire import KEYS_HONOURED, METHODS, TELLS_OF_KEYS
 
-__all__ = ["FOREVER", "Channel", "checked_port"]
+__all__ = ["MAX_TIMEOUT", "Channel", "checked_port"]
 
 
-FOREVER = 365 * 86_400.0
+MAX_TIMEOUT = 365 * 86_400.0
 """The longest deadline in seconds: gRPC's own clocks end somewhere."""
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -76,7 +76,7 @@ class Channel:
         body = request.SerializeToString()
         if len(body) > MAX_MESSAGE_BYTES:
             raise InvalidRequest("", f"the request has {len(body)} bytes; send at most {MAX_MESSAGE_BYTES}")
-        deadline = self._clock.monotonic() + (FOREVER if timeout is None else timeout)
+        deadline = self._clock.monotonic() + (MAX_TIMEOUT if timeout is None else timeout)
         call = Call(method, body, deadline, idempotency_key)
         process = self._own_process()
         return process.callers.run(partial(self._answered, process.route, call))

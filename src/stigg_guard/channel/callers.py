@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import sys
 import threading
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed
+
+logger = logging.getLogger("stigg_guard")
 
 T = TypeVar("T")
 
@@ -49,9 +52,9 @@ class Callers:
         """
         if sys.is_finalizing() or not (self._threads or self._start()):
             return work()
-        outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self.post(partial(_settle, partial(copy_context().run, work), outcome.put))
-        answer, error = outcome.get()
+        outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._hand_over(partial(_settle, partial(copy_context().run, work), outcomes.put))
+        answer, error = outcomes.get()
         if error is None:
             return answer  # type: ignore[no-any-return] # a queue of outcomes of any type
         try:
@@ -60,17 +63,14 @@ class Callers:
             del error  # it holds this frame by its traceback
 
     def post(self, work: Callable[[], None]) -> None:
-        """Has ``work``, which raises nothing, done by and by."""
-        with self._handing:
-            if self._ended:
-                raise ClientClosed("the client is closed; make a new one")
-            self._handed.put(work)
+        """Has ``work`` done by and by. Raises ``ClientClosed`` when they have ended."""
+        self._hand_over(partial(_settle, work, _log_fault))
 
     def end(self, last: Callable[[], None]) -> None:
         """Ends the threads once all is done that was handed over, and ``last``."""
         with self._handing:
             self._ended = True
-            self._handed.put(last)
+            self._handed.put(partial(_settle, last, _log_fault))
             self._handed.put(None)
 
     def hold_back(self) -> None:
@@ -84,6 +84,12 @@ class Callers:
         """After the fork."""
         self._forking_until = 0.0
 
+    def _hand_over(self, job: Callable[[], None]) -> None:
+        with self._handing:
+            if self._ended:
+                raise ClientClosed("the client is closed; make a new one")
+            self._handed.put(job)
+
     def _start(self) -> bool:
         try:
             threading.Thread(target=self._serve, name="stigg-calls", daemon=True).start()
@@ -95,7 +101,7 @@ class Callers:
         with self._counting:
             self._threads += 1
             self._waiting += 1
-        while (work := self._handed.get()) is not None:
+        while (job := self._handed.get()) is not None:
             with self._counting:
                 self._waiting -= 1
                 alone = not self._waiting
@@ -103,8 +109,8 @@ class Callers:
                 self._start()
             while not self._begun():
                 time.sleep(self.TICK)
-            work()
-            del work  # and what it holds, while waiting for more
+            job()
+            del job  # and what it holds, while waiting for more
             if self._is_spare():
                 return
         self._handed.put(None)
@@ -127,7 +133,13 @@ class Callers:
 def _settle(work: Callable[[], object], tell: Callable[[tuple[object, BaseException | None]], None]) -> None:
     try:
         answer = work()
-    except BaseException as error:  # noqa: BLE001 - it is raised where the work was handed over
+    except BaseException as error:  # noqa: BLE001 - who is told raises or logs it
         tell((None, error))
     else:
         tell((answer, None))
+
+
+def _log_fault(outcome: tuple[object, BaseException | None]) -> None:
+    _, error = outcome
+    if error is not None:
+        logger.error("work beside the calls to the sidecar failed", exc_info=error)

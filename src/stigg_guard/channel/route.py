@@ -169,7 +169,7 @@ class Route:
         """The seconds until the call's deadline. Raises ``SidecarTimeout`` when there are none."""
         left = call.deadline - self._monotonic()
         if left <= 0:
-            raise SidecarTimeout(f"{call.method} was not sent to the sidecar {self._target.address}: its time was up")
+            raise SidecarTimeout(f"no time was left to send {call.method} to {self._target.address}; allow it more")
         return left
 
     def _new(self) -> _Connection:

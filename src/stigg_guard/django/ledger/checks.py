@@ -10,8 +10,8 @@ from django.db import Error as DatabaseError
 from django.db import connections
 
 from stigg_guard.django.ledger.address import Address
-from stigg_guard.django.ledger.database import place_of, require_same_place
 from stigg_guard.django.ledger.own import OwnConnections
+from stigg_guard.django.ledger.place import own_place, require_one_place
 from stigg_guard.errors import ConfigError, LedgerUnavailable
 
 _HINT = (
@@ -42,8 +42,9 @@ def database_faults(address: Address, place: str, databases: Collection[str]) ->
 
 def _way_faults(alias: str, via: str, place: str) -> Iterator[CheckMessage]:
     with closing(OwnConnections(alias)) as users, closing(OwnConnections(via)) as own:
+        other = own_place(own)
         try:
-            require_same_place(alias, place_of(users), via, place_of(own))
+            require_one_place(alias, own_place(users, other.schema if other else ""), via, other)
         except ConfigError as error:
             yield Error(str(error), hint="Correct the alias.", obj=place, id="stigg_guard.E007")
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,6 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from stigg_guard.clock import Clock, microseconds, utc_now
 from stigg_guard.django.ledger.apps import LedgerConfig
 from stigg_guard.django.ledger.own import OwnConnections, code_of
+from stigg_guard.django.ledger.place import Place, own_place, place_of, require_one_place
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
 
@@ -22,27 +23,7 @@ PROVEN = ("postgresql", "sqlite")
 _TURN = 0x53474C47  # "SGLG": the number of an advisory lock that nobody else is likely to take
 _NO_TABLE = "42P01"
 _SAVEPOINT = "SAVEPOINT stigg_guard"
-_PLACE = """
-SELECT pg_postmaster_start_time()::text, current_database(), home.oid::bigint, quote_ident(space.nspname)
-FROM pg_class AS home JOIN pg_namespace AS space ON space.oid = home.relnamespace
-WHERE home.oid = 'stigg_guard_ledger_entries'::regclass
-"""
-
 T = TypeVar("T")
-
-
-class Place(NamedTuple):
-    """Where a table is: the start of its server, by which no two are the same, the database, its number, the schema."""
-
-    server: str
-    database: str
-    number: int
-    schema: str
-
-
-def place_of(own: OwnConnections) -> Place:
-    """Where the ledger's tables are for these connections."""
-    return Place(*own.run(lambda cursor: Step(cursor, now=None, schema="").run(_PLACE)[0]))
 
 
 class Database:
@@ -146,9 +127,9 @@ class Database:
         if _blocks(users, of_tests=True):  # what a test leaves behind is to be rolled back with it
             return self._run_within(users, work, schema="")
         if with_data and _blocks(users, of_tests=False):  # its search path may be another
-            return self._run_within(users, work, schema=self._proven_place().schema)
+            return self._run_within(users, work, schema=self._schema(users))
         if self._via != self.alias:
-            self._proven_place()
+            self._schema(users)
         return self._run_apart(work, alone=alone)
 
     def _run_apart(self, work: Callable[[Step], T], *, alone: bool) -> T:
@@ -199,38 +180,36 @@ class Database:
     def _step(self, cursor: Any, *, schema: str | None) -> Step:
         return Step(cursor, now=self._host_time and microseconds(self._host_time()), schema=schema)
 
-    def _proven_place(self) -> Place:
+    def _schema(self, users: BaseDatabaseWrapper) -> str:
         """Where the tables are, which is the same by both ways."""
         if self._place is None:
-            place = place_of(self._own)
+            place = own_place(self._own)
             if self._via != self.alias:
-                with closing(OwnConnections(self.alias)) as users:
-                    require_same_place(self.alias, place_of(users), self._via, place)
+                require_one_place(self.alias, self._users_place(users, place), self._via, place)
+            if place is None:
+                raise LedgerUnavailable(f"the ledger in the database {self.alias!r} {self._lack()}")
             self._place = place
-        return self._place
+        return self._place.schema
+
+    def _users_place(self, users: BaseDatabaseWrapper, place: Place | None) -> Place | None:
+        """By the user's way. For a transaction that is open there, there may be no second connection."""
+        schema = "" if place is None else place.schema
+        if users.in_atomic_block and users.connection is not None:
+            return self._run_within(users, place_of, schema=schema)
+        with closing(OwnConnections(self.alias)) as brief:
+            return own_place(brief, schema)
 
     def _fault(self, error: Error) -> str:
         text = str(error).partition("\n")[0]
-        if code_of(error) != _NO_TABLE and not text.startswith("no such table"):
-            return f"cannot be used: {text}"
+        is_missing = code_of(error) == _NO_TABLE or text.startswith("no such table")
+        return self._lack() if is_missing else f"cannot be used: {text}"
+
+    def _lack(self) -> str:
+        migrate = f"run manage.py migrate --database={self.alias}"
         if router.allow_migrate(self.alias, LedgerConfig.label):
-            return f"has no tables yet: run manage.py migrate --database={self.alias}"
-        return (
-            f"has no tables, since DATABASE_ROUTERS forbid them: let allow_migrate({self.alias!r}, "
-            f"{LedgerConfig.label!r}) be true, then run manage.py migrate --database={self.alias}"
-        )
-
-
-def require_same_place(alias: str, place: Place, via: str, other: Place) -> None:
-    """Raises:
-    ConfigError: what is used in the user's transactions would be looked for elsewhere.
-    """
-    if place != other:
-        raise ConfigError(
-            f"LEDGER: {alias!r} and {via!r} lead to different tables, {place.schema} of the database "
-            f"{place.database!r} and {other.schema} of {other.database!r}, or to different servers; both aliases must "
-            "lead to one database"
-        )
+            return f"has no tables yet: {migrate}"
+        allow = f"let allow_migrate({self.alias!r}, {LedgerConfig.label!r}) be true"
+        return f"has no tables, since DATABASE_ROUTERS forbid them: {allow}, then {migrate}"
 
 
 def _writing(step: Step, work: Callable[[Step], T]) -> T:
