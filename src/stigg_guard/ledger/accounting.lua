@@ -1,6 +1,7 @@
 -- The rules of the ledger once more, function by function as in accounting.py, because a step in Redis must be atomic;
 -- tests/test_accounting_lua.py runs one table of cases through both. What is None there is nil here. Periods and the
--- times of uses are the texts of entries.py, which compare like what they stand for. Numbers are exact up to 2^53.
+-- times of uses are the texts of entries.py, which compare like what they stand for. Numbers are exact up to 2^53. Where
+-- a function there makes a new row, the row that is given is changed here.
 
 -- A period's start and end; empty for an end that was not told.
 local function ends_of(period) return string.match(period, '^(%d*)/(%d*)$') end
@@ -33,13 +34,6 @@ local function apart(one, other)
     return math.abs(seconds * 1000000000 + tonumber(string.sub(one, 14)) - tonumber(string.sub(other, 14)))
 end
 
-local function replaced(row, changes)
-    local new = {}
-    for name, value in pairs(row) do new[name] = value end
-    for name, value in pairs(changes) do new[name] = value end
-    return new
-end
-
 local function earlier(one, other) return other < one and other or one end
 
 local function later(one, other) return one < other and other or one end
@@ -55,10 +49,8 @@ local function sent_at(period, used_at, read)
 end
 
 local function not_ahead(row, now)
-    return replaced(row, {
-        settled_at = row.settled_at and math.min(row.settled_at, now),
-        moved_at = row.moved_at and math.min(row.moved_at, now),
-    })
+    row.settled_at = row.settled_at and math.min(row.settled_at, now)
+    row.moved_at = row.moved_at and math.min(row.moved_at, now)
 end
 
 -- The row, and the limit to decide by.
@@ -68,7 +60,7 @@ local function believed(row, news, now, grace)
             news.limit
     end
     if news.ticket <= row.seen then return row, lower(row.limit, news.limit) end
-    row = not_ahead(row, now)
+    not_ahead(row, now)
     local asked_at = news.asked_at <= now and news.asked_at or 0
     local may_lower = news.ticket > row.settled and (not row.settled_at or asked_at >= row.settled_at + grace)
     local told = may_lower and news.used or news.used + row.added
@@ -120,7 +112,8 @@ end
 
 local function taken(row, ticket, is_alone)
     local before = row.added == 0 and is_alone and before_text(row) or ''
-    return replaced(row, {settled = ticket}), before
+    row.settled = ticket
+    return row, before
 end
 
 local function learned(row, pending, told, period, ticket, now)
@@ -133,8 +126,9 @@ local function learned(row, pending, told, period, ticket, now)
         if not (is_newest and is_here) then with_it = math.max(row.used, with_it) end
     end
     if not told or period ~= row.period then
-        local added = row.added + math.max(with_it - row.used, 0)
-        return replaced(row, {used = with_it, added = added, settled = ticket, settled_at = now})
+        row.added = row.added + math.max(with_it - row.used, 0)
+        row.used, row.settled, row.settled_at = with_it, ticket, now
+        return row
     end
     local used
     if row.added ~= 0 or not period_surely_holds(period, pending.used_at) then
@@ -142,7 +136,8 @@ local function learned(row, pending, told, period, ticket, now)
     else
         used = is_newest and told or math.max(told, row.used)
     end
-    return replaced(row, {used = used, added = used - told, settled = ticket, settled_at = now})
+    row.used, row.added, row.settled, row.settled_at = used, used - told, ticket, now
+    return row
 end
 
 local function may_add_up(first, second, present)

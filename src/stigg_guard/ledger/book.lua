@@ -16,8 +16,8 @@ local BOOK, INDEX = KEYS[1], KEYS[2]
 -- At how many values at once; a call has room for fewer than 8000.
 local AT_ONCE = 2000
 
--- What was read of the book, by field; false for nothing.
-local loaded = {}
+-- What was read of the book: the customer, and by kind and id keys, holds and entries; false for what is not there.
+local customer, loaded = nil, {k = {}, h = {}, e = {}}
 
 local function number_of(id) return string.sub(id, 1, 16) end
 
@@ -25,83 +25,95 @@ local function name_of(id) return string.match(id, '^%d+~?/(.*)$') end
 
 local function is_event(id) return string.sub(id, 17, 17) == '~' end
 
-local function pack(kind, value)
-    if kind == 'e' then
-        return cmsgpack.pack(
-            value.state, value.amount, value.is_set, value.used_at, value.first_at, value.period, value.event,
-            value.dimensions, value.ends, value.lasts, value.batch, value.reason, value.attempts, value.ticket,
-            value.before
-        )
-    elseif kind == 'k' then
-        local row = value.row or {}
+-- A value of the book as text, and back.
+local function encoded(kind, value)
+    if kind == 'k' then
+        local row = value.row or value
         return cmsgpack.pack(
             value.held, value.latest, value.live, value.more, value.total, value.newest, row.period, row.used,
             row.limit, row.seen, row.settled, row.settled_at, row.moved_at, row.added
         )
     elseif kind == 'h' then
         return cmsgpack.pack(value.amount, value.period, value.taken_at, value.ends, value.lasts)
-    end
-    return cmsgpack.pack(
-        value.number, value.void, value.ticket, value.horizon, value.soonest, value.is_coming
-    )
-end
-
-local function unpacked(kind, packed)
-    local value, row = {packed = packed}, {}
-    if kind == 'e' then
-        value.state, value.amount, value.is_set, value.used_at, value.first_at, value.period, value.event,
+    elseif kind == 'e' then
+        return cmsgpack.pack(
+            value.state, value.amount, value.is_set, value.used_at, value.first_at, value.period, value.event,
             value.dimensions, value.ends, value.lasts, value.batch, value.reason, value.attempts, value.ticket,
-            value.before = cmsgpack.unpack(packed)
-    elseif kind == 'k' then
-        value.held, value.latest, value.live, value.more, value.total, value.newest, row.period, row.used,
-            row.limit, row.seen, row.settled, row.settled_at, row.moved_at, row.added = cmsgpack.unpack(packed)
-        value.row = row.used and row
-    elseif kind == 'h' then
-        value.amount, value.period, value.taken_at, value.ends, value.lasts = cmsgpack.unpack(packed)
-    else
-        value.number, value.void, value.ticket, value.horizon, value.soonest,
-            value.is_coming = cmsgpack.unpack(packed)
+            value.before
+        )
     end
-    return value
+    return cmsgpack.pack(value.number, value.void, value.ticket, value.horizon, value.soonest, value.is_coming)
 end
 
--- Where an entry or a hold stands in the index.
-local function place(kind, value, id)
+local function decoded(kind, packed, id)
+    if kind == 'k' then
+        local held, latest, live, more, total, newest, period, used, limit, seen, settled, settled_at, moved_at, added =
+            cmsgpack.unpack(packed)
+        return {
+            packed = packed, name = id, held = held, latest = latest, live = live, more = more, total = total,
+            newest = newest,
+            row = used and {
+                period = period, used = used, limit = limit, seen = seen, settled = settled, settled_at = settled_at,
+                moved_at = moved_at, added = added,
+            },
+        }
+    elseif kind == 'h' then
+        local amount, period, taken_at, ends, lasts = cmsgpack.unpack(packed)
+        return {
+            packed = packed, id = id, amount = amount, period = period, taken_at = taken_at, ends = ends, lasts = lasts,
+        }
+    elseif kind == 'e' then
+        local state, amount, is_set, used_at, first_at, period, event, dimensions, ends, lasts, batch, reason, attempts,
+            ticket, before = cmsgpack.unpack(packed)
+        return {
+            packed = packed, id = id, state = state, amount = amount, is_set = is_set, used_at = used_at,
+            first_at = first_at, period = period, event = event, dimensions = dimensions, ends = ends, lasts = lasts,
+            batch = batch, reason = reason, attempts = attempts, ticket = ticket, before = before,
+        }
+    end
+    local number, void, ticket, horizon, soonest, is_coming = cmsgpack.unpack(packed)
+    return {
+        packed = packed, number = number, void = void, ticket = ticket, horizon = horizon, soonest = soonest,
+        is_coming = is_coming,
+    }
+end
+
+-- Where a hold or an entry stands in the index.
+local function place(kind, value)
+    local id, state = value.id, value.state
     if kind == 'h' then return 'h' .. digits(value.ends) .. id end
-    if value.state == 'sending' then return (is_event(id) and 't' or 's') .. value.batch .. ' ' .. id end
-    if value.state == 'unsent' then return (is_event(id) and 'v' or 'u') .. id end
-    if value.state == 'dead' then return 'd' .. id end
+    if state == 'sending' then return (is_event(id) and 't' or 's') .. value.batch .. ' ' .. id end
+    if state == 'unsent' then return (is_event(id) and 'v' or 'u') .. id end
+    if state == 'dead' then return 'd' .. id end
     return value.ends and 'w' .. digits(value.ends) .. id or 'x' .. id
 end
 
--- Reads the fields that were not read yet, in one go.
-local function fetch(fields)
-    local missing = {}
-    for _, field in ipairs(fields) do
-        if loaded[field] == nil then table.insert(missing, field) end
+local function load(kind, id, packed)
+    local value = packed and decoded(kind, packed, id)
+    if kind == 'c' then
+        customer = value
+    elseif kind == 'k' then
+        loaded.k[id] = value or {name = id, held = 0, latest = 0, live = 0, more = 0, total = 0, newest = ''}
+    else
+        if value then value.place = place(kind, value) end
+        loaded[kind][id] = value
     end
-    for first = 1, #missing, AT_ONCE do
-        local last = math.min(first + AT_ONCE - 1, #missing)
-        for i, packed in ipairs(redis.call('HMGET', BOOK, unpack(missing, first, last))) do
-            local field = missing[first + i - 1]
-            local kind = string.sub(field, 1, 1)
-            local value = packed and unpacked(kind, packed)
-            if value and (kind == 'e' or kind == 'h') then
-                value.id = string.sub(field, 2)
-                value.place = place(kind, value, value.id)
-            elseif kind == 'k' then
-                value = value or {held = 0, latest = 0, live = 0, more = 0, total = 0, newest = ''}
-                value.name = string.sub(field, 2)
-            end
-            loaded[field] = value
+end
+
+-- Reads fields that were not read yet, in one go.
+local function read(fields)
+    for first = 1, #fields, AT_ONCE do
+        local found = redis.call('HMGET', BOOK, unpack(fields, first, math.min(first + AT_ONCE - 1, #fields)))
+        for i, packed in ipairs(found) do
+            local field = fields[first + i - 1]
+            load(string.sub(field, 1, 1), string.sub(field, 2), packed)
         end
     end
 end
 
 local function at(kind, id)
-    local field = kind .. id
-    if loaded[field] == nil then fetch({field}) end
-    return loaded[field]
+    if loaded[kind][id] == nil then read({kind .. id}) end
+    return loaded[kind][id]
 end
 
 local function call_in_parts(command, key, values)
@@ -113,26 +125,27 @@ end
 -- Writes what has changed of all that was read. A value that is `gone` is deleted.
 local function write()
     local puts, drops, enters, leaves = {}, {}, {}, {}
-    for field, value in pairs(loaded) do
-        local kind = string.sub(field, 1, 1)
-        if value and value.gone then
-            table.insert(drops, field)
-            table.insert(leaves, value.place)
-            loaded[field] = false
-        elseif value then
-            local packed = pack(kind, value)
-            if packed ~= value.packed then
-                table.insert(puts, field)
-                table.insert(puts, packed)
-                value.packed = packed
-            end
-            if kind == 'e' or kind == 'h' then
-                local place_now = place(kind, value, value.id)
-                if place_now ~= value.place then
-                    table.insert(leaves, value.place)
-                    table.insert(enters, 0)
-                    table.insert(enters, place_now)
-                    value.place = place_now
+    local packed = customer and encoded('c', customer)
+    if packed and packed ~= customer.packed then
+        puts[1], puts[2] = 'c', packed
+        customer.packed = packed
+    end
+    for kind, values in pairs(loaded) do
+        for id, value in pairs(values) do
+            if value and value.gone then
+                drops[#drops + 1], leaves[#leaves + 1] = kind .. id, value.place
+                values[id] = false
+            elseif value then
+                packed = encoded(kind, value)
+                if packed ~= value.packed then
+                    puts[#puts + 1], puts[#puts + 2] = kind .. id, packed
+                    value.packed = packed
+                    local present_place = kind ~= 'k' and place(kind, value)
+                    if present_place and present_place ~= value.place then
+                        leaves[#leaves + 1] = value.place
+                        enters[#enters + 1], enters[#enters + 2] = 0, present_place
+                        value.place = present_place
+                    end
                 end
             end
         end
@@ -159,12 +172,14 @@ local function ids(first, last, limit)
     return found
 end
 
--- Entries or holds by their ids.
+-- Holds or entries by their ids.
 local function all_at(kind, found)
-    local fields, values = {}, {}
-    for i, id in ipairs(found) do fields[i] = kind .. id end
-    fetch(fields)
-    for _, field in ipairs(fields) do table.insert(values, loaded[field] or nil) end
+    local missing, values = {}, {}
+    for _, id in ipairs(found) do
+        if loaded[kind][id] == nil then table.insert(missing, kind .. id) end
+    end
+    read(missing)
+    for _, id in ipairs(found) do table.insert(values, loaded[kind][id] or nil) end
     return values
 end
 
@@ -172,9 +187,9 @@ end
 
 local function period_of(key) return key.row and key.row.period or '/' end
 
--- The row of a key is this one now; what is on its way is reckoned anew for another period.
-local function note(key, row)
-    if row.period ~= period_of(key) and key.live > 0 then key.more = nil end
+-- The row of a key is this one now; what is on its way is reckoned anew if it was for another period.
+local function note(key, row, period)
+    if row.period ~= period and key.live > 0 then key.more = nil end
     key.row = row
 end
 
@@ -225,7 +240,7 @@ local function key_of(hold) return at('k', string.match(hold.id, '^[^/]*/[^/]*')
 
 -- A key's `held` is the sum of its holds that end after the customer's `horizon`; none of those ends before `soonest`.
 local function weigh_hold(hold, sign)
-    local customer, key = at('c', ''), key_of(hold)
+    local key = key_of(hold)
     if sign > 0 then key.latest = math.max(key.latest, hold.ends - hold.lasts) end
     if hold.ends > customer.horizon then
         key.held = key.held + sign * hold.amount
@@ -242,7 +257,6 @@ end
 
 -- Moves the horizon to the present.
 local function reckon_holds()
-    local customer = at('c', '')
     if customer.horizon <= now and now < (customer.soonest or now + 1) then return end
     local first, last, sign = customer.horizon, now, -1
     if now < customer.horizon then first, last, sign = now, customer.horizon, 1 end

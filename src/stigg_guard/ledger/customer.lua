@@ -4,20 +4,16 @@
 -- Nothing is queued for the customer as of this token: a step that queued it with this token or an older one must
 -- queue it again, because the queue is about to forget it.
 local function void(token)
-    local customer = at('c', '')
     if customer then customer.void = math.max(customer.void, token) end
 end
 
 -- Why the step may not be made: -1 where the customer is not known here yet, or the token that it must exceed.
 local function refusal()
-    local customer = at('c', '')
     if not customer or customer.is_coming then return -1 end
-    local token = tonumber(ARGV[2])
-    return token <= customer.void and customer.void
+    return tonumber(ARGV[2]) <= customer.void and customer.void
 end
 
 local function next_ticket()
-    local customer = at('c', '')
     customer.ticket = customer.ticket + 1
     return customer.ticket
 end
@@ -46,8 +42,9 @@ end
 
 -- name
 function steps.outstanding()
+    read({'c', 'k' .. ARGV[2]})
+    if not customer then return 0 end
     local key = at('k', ARGV[2])
-    if not at('c', '') then return 0 end
     reckon_holds()
     bring_back_holds(key)
     write()
@@ -90,7 +87,8 @@ end
 -- token; the size of what is kept of the customer, and how much of it is in each state
 function steps.count()
     local answer = {}
-    if at('c', '') then forget_old_holds() end
+    read({'c'})
+    if customer then forget_old_holds() end
     write()
     local kept = redis.call('ZCARD', INDEX)
     if kept == 0 then void(tonumber(ARGV[2])) end

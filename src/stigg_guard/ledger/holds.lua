@@ -1,7 +1,7 @@
 -- The steps of one customer's holds and uses.
 
 function steps.ticket()
-    local customer = at('c', '')
+    read({'c'})
     if not customer or customer.is_coming then return -1 end
     local number = next_ticket()
     write()
@@ -13,18 +13,19 @@ function steps.hold()
     local id, lasts, grace = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
     local fields = {'c'}
     for i = 6, #ARGV, 7 do table.insert(fields, 'k' .. ARGV[i]) end
-    fetch(fields)
+    read(fields)
     local again = refusal()
     if again then return again end
     reckon_holds()
     local parts, refused = {}, nil
     for i = 6, #ARGV, 7 do
         local key, amount = at('k', ARGV[i]), tonumber(ARGV[i + 1])
+        local period = period_of(key)
         local row, limit = believed(key.row, {
             period = ARGV[i + 2], used = tonumber(ARGV[i + 3]), limit = tonumber(ARGV[i + 4]),
             ticket = tonumber(ARGV[i + 5]), asked_at = tonumber(ARGV[i + 6]),
         }, now, grace)
-        note(key, row)
+        note(key, row, period)
         bring_back_holds(key)
         local before = parts[key] or 0
         local total = counted(row, key.held + before, on_its_way(key))
@@ -34,7 +35,7 @@ function steps.hold()
     for key, amount in pairs(refused and {} or parts) do
         local part = {amount = amount, period = key.row.period, taken_at = now, ends = now + lasts, lasts = lasts}
         part.id = key.name .. '/' .. id
-        loaded['h' .. part.id] = part
+        loaded.h[part.id] = part
         weigh_hold(part, 1)
     end
     write()
@@ -45,7 +46,7 @@ end
 function steps.renew()
     local fields, lasts = {'c'}, tonumber(ARGV[2])
     for i = 3, #ARGV do table.insert(fields, 'h' .. ARGV[i]) end
-    fetch(fields)
+    read(fields)
     for i = 3, #ARGV do
         local part = at('h', ARGV[i])
         if part then
@@ -102,10 +103,9 @@ local function record(use)
             old.amount, old.used_at = old.amount + new.amount, later(old.used_at, new.used_at)
             weigh(old, 1)
         else
-            local customer = at('c', '')
             customer.number = math.max(tonumber(ARGV[2]), customer.number + 1)
             new.id = digits(customer.number) .. (use.event == '' and '' or '~') .. '/' .. key.name
-            loaded['e' .. new.id] = new
+            loaded.e[new.id] = new
             weigh(new, 1)
             if use.event == '' then key.newest = new.id end
         end
@@ -120,7 +120,7 @@ function steps.commit()
     local fields = {'c'}
     for i = 6, last do table.insert(fields, 'h' .. ARGV[i]) end
     for i = last + 1, #ARGV, 5 do table.insert(fields, 'k' .. ARGV[i]) end
-    fetch(fields)
+    read(fields)
     local again = refusal()
     if again then return again end
     local periods, late, is_made = {}, false, not redis.call('SET', KEYS[3], '1', 'EX', ARGV[3], 'NX')
@@ -142,7 +142,9 @@ end
 
 -- id...
 function steps.release()
-    if not at('c', '') then return end
+    local fields = {'c'}
+    for i = 2, #ARGV do table.insert(fields, 'h' .. ARGV[i]) end
+    read(fields)
     end_hold(2, #ARGV)
     write()
 end

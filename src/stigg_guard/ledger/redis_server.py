@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable, MissingExtra
 from stigg_guard.ledger.redis_scripts import Script
 from stigg_guard.log import logger
 
 try:
-    from redis import Connection, ConnectionPool
+    from redis import ConnectionPool
     from redis.backoff import NoBackoff
     from redis.exceptions import NoScriptError, RedisError, ResponseError
     from redis.exceptions import TimeoutError as NoAnswer
@@ -29,6 +30,19 @@ ANSWERS_AT_ONCE = 50
 
 Command: TypeAlias = "tuple[Any, ...]"
 """The words of a command. Of a script's call the first is the script itself, and the server is asked by its hash."""
+
+
+class _Connection(Protocol):
+    """What is used of redis-py's connections, over TCP, TLS and Unix sockets."""
+
+    socket_timeout: float | None
+
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def can_read(self) -> bool: ...
+    def pack_commands(self, commands: Sequence[Command]) -> Sequence[bytes]: ...
+    def send_packed_command(self, command: Sequence[bytes]) -> None: ...
+    def read_response(self) -> Any: ...
 
 
 class Unanswered(LedgerUnavailable):
@@ -48,14 +62,13 @@ class Server:
     """
 
     def __init__(self, url: str) -> None:
-        self._connect = _connector(url)
-        connection = self._connect()  # it does not connect yet
-        where = getattr(connection, "path", None) or f"{connection.host}:{connection.port}"
-        self._address = where
-        self._seconds: float = connection.socket_timeout or ANSWER_SECONDS
+        made, fields = _connection_of(url)
+        self._connect: Callable[[], _Connection] = partial(made, **fields)
+        self._address = fields.get("path") or f"{fields.get('host', 'localhost')}:{fields.get('port', 6379)}"
+        self._seconds: float = fields["socket_timeout"]
         self._closed = False
         self._checked = False
-        self._idle: tuple[int, deque[Connection]] = (os.getpid(), deque())
+        self._idle: tuple[int, deque[_Connection]] = (os.getpid(), deque())
 
     def ask(self, command: Command) -> Any:
         return self.ask_all([command])[0]
@@ -117,13 +130,13 @@ class Server:
             if isinstance(answer, RedisError):
                 raise self._unavailable(answer)
 
-    def _answer(self, connection: Connection) -> Any:
+    def _answer(self, connection: _Connection) -> Any:
         try:
             return connection.read_response()
         except ResponseError as error:
             return error
 
-    def _connection(self, idle: deque[Connection]) -> Connection:
+    def _connection(self, idle: deque[_Connection]) -> _Connection:
         """One on which nothing is under way: an idle one that the server has not closed, or a new one."""
         while True:
             try:
@@ -143,7 +156,7 @@ class Server:
             raise
         return connection
 
-    def _idle_ones(self) -> deque[Connection]:
+    def _idle_ones(self) -> deque[_Connection]:
         """Those of this process; what it inherited from its parent is left to the parent."""
         pid, idle = self._idle
         if pid != os.getpid():
@@ -181,26 +194,25 @@ class Server:
             self._disconnect()
 
 
-def _connector(url: str) -> Callable[[], Connection]:
-    """What makes a connection, which is not connected yet."""
+def _connection_of(url: str) -> tuple[Callable[..., _Connection], dict[str, Any]]:
+    """The class of the connections to the server at a URL, and what it is made with."""
     try:
         pool = ConnectionPool.from_url(
             url,
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=ANSWER_SECONDS,
             retry=Retry(NoBackoff(), 0),
-            protocol=2,
             decode_responses=True,
             encoding_errors="surrogatepass",
         )
-        made, fields = pool.connection_class, pool.connection_kwargs
-        made(**fields)  # it refuses what it does not know
+        fields = {**pool.connection_kwargs, "protocol": 2}
+        pool.connection_class(**fields)  # it does not connect yet, and refuses what it does not know
     except (ValueError, TypeError):  # their text may quote a piece of the password
         raise ConfigError(
             "LEDGER: expected redis://user:password@host:port/number, rediss://… or unix:///path?db=number, with what "
             "a URL cannot carry percent-encoded"
         ) from None
-    return lambda: made(**fields)
+    return pool.connection_class, fields
 
 
 def _words(command: Command) -> Command:
@@ -208,7 +220,7 @@ def _words(command: Command) -> Command:
     return ("EVALSHA", first.sha, *others) if isinstance(first, Script) else command
 
 
-def _is_stale(connection: Connection) -> bool:
+def _is_stale(connection: _Connection) -> bool:
     """Whether the server has closed it; nothing else can have come on it."""
     try:
         return bool(connection.can_read())

@@ -21,6 +21,7 @@ end
 
 -- Changes the entries in these states whose ids begin at this argument, and takes them out of their batches.
 local function change(first, states, work)
+    read({'c'})
     local again = refusal()
     if again then return again end
     local given, batches, number = {}, {}, 0
@@ -125,6 +126,7 @@ end
 function steps.take()
     local token, batch, ends, room, kind = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
     local more, soonest = room > 0, nil
+    read({'c'})
     -- Once the lease ended, somebody else may have found the batch and be sending it: it must not grow any more.
     if more and now < ends then
         local found
@@ -144,11 +146,12 @@ end
 
 -- token, {id, usage told or nothing, its period}...
 function steps.acknowledge()
+    local given, batches, number = {'c'}, {}, 0
+    for i = 3, #ARGV, 3 do table.insert(given, 'e' .. ARGV[i]) end
+    read(given)
     local again = refusal()
     if again then return again end
-    local given, batches, number, ticket = {}, {}, 0, next_ticket()
-    for i = 3, #ARGV, 3 do table.insert(given, 'e' .. ARGV[i]) end
-    fetch(given)
+    local ticket = next_ticket()
     for i = 3, #ARGV, 3 do
         local entry = at('e', ARGV[i])
         if entry and not entry.gone then
@@ -157,7 +160,8 @@ function steps.acknowledge()
             if entry.batch then batches[entry.batch] = true end
             weigh(entry, -1)
             entry.gone = true
-            note(key, learned(key.row, entry, tonumber(ARGV[i + 1]), ARGV[i + 2], ticket, now))
+            local period = period_of(key)
+            note(key, learned(key.row, entry, tonumber(ARGV[i + 1]), ARGV[i + 2], ticket, now), period)
         end
     end
     return changed(number, batches)
@@ -205,7 +209,8 @@ function steps.discard()
         local key = at('k', name_of(entry.id))
         weigh(entry, -1)
         entry.gone = true
-        if entry.state == 'uncertain' then note(key, learned(key.row, entry, nil, '/', ticket, now)) end
+        local period = period_of(key)
+        if entry.state == 'uncertain' then note(key, learned(key.row, entry, nil, '/', ticket, now), period) end
     end)
 end
 
@@ -228,6 +233,7 @@ end
 function steps.take_uncertain()
     local size, lasts = tonumber(ARGV[3]), tonumber(ARGV[4])
     local due, entries = ids('w', 'w' .. digits(now + 1)), {}
+    read({'c'})
     table.sort(due)
     for i = size + 1, #due do due[i] = nil end
     for i, entry in ipairs(all_at('e', due)) do

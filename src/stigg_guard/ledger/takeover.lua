@@ -40,7 +40,7 @@ local function old_entries()
 end
 
 local function move(old)
-    local entry, customer = old.entry, at('c', '')
+    local entry = old.entry
     customer.number = math.max(math.floor(entry.number), customer.number + 1)
     local new = {
         state = entry.state, amount = quanta(entry.amount), is_set = entry.is_set and true or false,
@@ -53,7 +53,7 @@ local function move(old)
     end
     local name = string.match(old.id, '^[^/]*/[^/]*')
     new.id = digits(customer.number) .. (entry.event and '~' or '') .. '/' .. name
-    loaded['e' .. new.id] = new
+    loaded.e[new.id] = new
     weigh(new, 1)
     if new.state == 'unsent' and not entry.event then at('k', name).newest = new.id end
     redis.call('ZREM', old.index, old.id)
@@ -75,7 +75,7 @@ local function mirror_holds()
             part = part or {id = id, amount = quanta(entry.amount), taken_at = micros(entry.used_at)}
             part.period = part.period or period_of(key_of(part))
             if part.ends ~= ends then part.ends, part.lasts = ends, math.max(0, ends - now) end
-            loaded['h' .. id] = part
+            loaded.h[id] = part
             weigh_hold(part, 1)
             held[id] = true
         end
@@ -99,11 +99,10 @@ function steps.take_over()
     redis.call('EXPIRE', OLD.held, 86400)
     if redis.call('ZCARD', OLD.sending) > 0 and now < tonumber(ARGV[3]) then return 'wait' end
     if not token and redis.call('HLEN', OLD.entries) > 0 then return 'queue' end
-    local customer = at('c', '')
+    read({'c'})
     if customer and token and token <= customer.void then return customer.void end
     local old_ticket = tonumber(redis.call('HGET', OLD.counters, 'ticket') or 0)
     customer = customer or {number = 0, void = 0, ticket = old_ticket, horizon = 0, is_coming = true}
-    loaded.c = customer
     local found, more = old_entries()
     for _, old in ipairs(found) do move(old) end
     local is_held = mirror_holds()
