@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ManualClock
-from ledger.conftest import Make
-from ledger.steps import KEY, LEASE, NOTHING, OTHER, SECOND, amounts, claim, commit, counted, taken
+from ledger.steps import KEY, LEASE, NOTHING, OTHER, SECOND, Make, amounts, claim, commit, counted, taken
 from stigg_guard.errors import ConfigError
 from stigg_guard.ledger import Claim, Entry, Event, Hold, Ledger, News, Period, State, Ticket, UsageKey, Use
 
