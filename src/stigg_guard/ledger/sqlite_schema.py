@@ -144,11 +144,8 @@ def _entry(
 ) -> tuple[object, ...]:  # fmt: skip
     first_at, ends = _microseconds(used_at), None if until is None else _microseconds(until)
     if abs(amount) > MAX_AMOUNT:
-        state, batch, reason = (
-            "dead",
-            None,
-            f"{amount:.0f} units are more than {MAX_AMOUNT:.0f} at once: report them in parts, and discard this",
-        )
+        state, batch = "dead", None
+        reason = f"{amount:.0f} units are more than {MAX_AMOUNT:.0f} at once: report them in parts, and discard this"
     used = _quanta(amount), is_set, instant_text(first_at * 1000), first_at, ""
     lasts = _LEASE if ends else 0
     return number, customer, resource, feature, state, *used, ends, lasts, batch, reason, event or "", attempts
