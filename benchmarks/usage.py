@@ -15,14 +15,14 @@ import grpc
 from benchmarks.measure import Comparison, ratio_at_most
 from benchmarks.servers import local_sidecar
 from stigg_guard import Clock, Config, Guard
-from stigg_guard.ledger import Claim, Hold, Ledger, UsageKey, Use, ledger_from_url
+from stigg_guard.ledger import Claim, Hold, Ledger, News, Period, UsageKey, Use, ledger_from_url
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as wire
 
 CUSTOMER = "customer-demo-02"
 METER = "feature-api-calls"
 KEY = UsageKey(CUSTOMER, "", METER)
-CLAIM = Claim(KEY, 1.0, None, 0.0, 0.0, 1)
+CLAIM = Claim(KEY, 1.0, News(Period(), used=0, limit=None, ticket=1))
 BACKLOG = 500
 BULK = 100
 

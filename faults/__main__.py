@@ -11,6 +11,8 @@ from pathlib import Path
 
 from faults.disk import disk
 from faults.django_ledger import django_ledger
+from faults.horses import horses
+from faults.interrupted import interrupted
 from faults.killed import killed
 from faults.network import network
 from faults.outage import outage
@@ -25,6 +27,8 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "outage": outage,
     "disk": disk,
     "network": network,
+    "interrupted": interrupted,
+    "horses": horses,
     "peers": peers,
 }
 

@@ -63,6 +63,16 @@ def in_child(work: Callable[[], bool], fork: Callable[[], int] = os.fork) -> boo
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
+def exit_at_once(work: Callable[[], object]) -> None:
+    """Does the work in a forked child that ends right after it, and tells nobody."""
+
+    def exits() -> bool:
+        work()
+        os._exit(0)
+
+    assert in_child(exits)
+
+
 @contextmanager
 def full_disk(ledger: Path) -> Iterator[None]:
     """While it lasts, no file of this process grows beyond what the ledger's log has grown to: not the tests' own

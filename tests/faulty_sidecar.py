@@ -23,8 +23,8 @@ meter = "fluctuating"
 type = "metered"
 meter = "fluctuating"
 [plans.p.entitlements]
-f = { limit = 100 }
-g = { limit = 100 }
+f = { limit = 100, reset = "year" }
+g = { limit = 100, reset = "year" }
 [customers.c]
 plan = "p"
 """
@@ -39,6 +39,9 @@ class FaultySidecar:
         self.after: Callable[[grpc.ServicerContext], None] = no_fault
         self.asked: list[tuple[str, str | None]] = []
         self.without: set[str] = set()
+        self.unreadable: set[str] = set()  # features whose usage cannot be read
+        self.reported: set[str] = set()  # the features of the last report, and the latest time in it
+        self.reported_at = 0.0
         self.honours_keys = True  # the local sidecar does; Stigg's own does not
         self._server = grpc.server(ThreadPoolExecutor(4))
         handlers = {name: self._handler(name) for name in METHODS}
@@ -65,7 +68,12 @@ class FaultySidecar:
             if self.honours_keys and name in TELLS_OF_KEYS:
                 context.set_trailing_metadata((KEYS_HONOURED,))
             if not name.startswith("Report"):
+                if getattr(request, "feature_id", "") in self.unreadable:
+                    context.abort(grpc.StatusCode.NOT_FOUND, "on purpose")
                 return self.engine.answer(name, request)
+            usages = [request] if name == "ReportUsage" else getattr(request, "usages", [])
+            self.reported = {usage.feature_id for usage in usages}
+            self.reported_at = max((usage.timestamp.seconds for usage in usages), default=0)
             key = dict(context.invocation_metadata()).get("idempotency-key")
             self.asked.append((name, key))
             self.before(context)

@@ -36,6 +36,7 @@ SECOND = 1_000_000_000
 START = datetime(2026, 3, 1, tzinfo=timezone.utc)
 EPOCH_NS = int(START.timestamp()) * SECOND
 DAY, HOUR = 86_400, 3_600
+HALF_A_DAY = timedelta(hours=12)
 GRACE = 15.0
 KEYS = [UsageKey(customer, resource, feature) for customer in "ab" for resource in ("", "r/1") for feature in "fg"]
 AMOUNTS = [0.1, 0.2, 1, 1, 2, 2.5, 3, 0.000001]
@@ -51,18 +52,22 @@ PERIODS = [
 
 
 class LockstepClock:
-    """The clock of all ledgers. It moves a little with each step, so that no two uses are of one instant."""
+    """The clock of all ledgers. It moves a little with each step, so that no two uses are of one instant. It goes back
+    half a day at most, as no hold is ended later than that: when an expired one is deleted, after a day, is each
+    ledger's own affair."""
 
     def __init__(self) -> None:
-        self._now = START
-        self.clock = Clock(now=lambda: self._now)
+        self.now = self.furthest = START
+        self.clock = Clock(now=lambda: self.now)
 
     def advance(self, rng: random.Random) -> None:
         jump = rng.random()
         seconds = rng.choice([0.01, 0.5, 3, 20])
         if jump < 0.02:
-            seconds = rng.choice([40, 100, HOUR, 3 * HOUR, DAY, -2, -100, -HOUR, -2 * DAY])
-        self._now += timedelta(seconds=seconds, microseconds=rng.randrange(1, 1000))
+            seconds = rng.choice([40, 100, HOUR, 3 * HOUR, DAY, -2, -100, -HOUR, -DAY])
+        self.now = max(self.now + timedelta(seconds=seconds), self.furthest - HALF_A_DAY)
+        self.now += timedelta(microseconds=rng.randrange(1, 1000))
+        self.furthest = max(self.furthest, self.now)
 
 
 @dataclass
@@ -107,6 +112,7 @@ class Lockstep:
         self._numbers = count(1)
         self._story: list[str] = []
         self._seen: dict[str, dict[int, Any]] = {"tickets": {}, "holds": {}, "batches": {}}
+        self._given: dict[int, datetime] = {}  # when a hold was given or renewed
         self._steps = [
             *(self.ticket,) * 3,
             *(self.hold,) * 6,
@@ -127,6 +133,7 @@ class Lockstep:
             self.entries,
             self.counts,
             self.known,
+            self.outstanding,
         ]
 
     def step(self) -> None:
@@ -178,11 +185,13 @@ class Lockstep:
 
         if self._all(f"hold {number} {wishes} for {ttl}", hold) == "held":
             self._seen["holds"][number] = wishes
+            self._given[number] = self._clock.now
 
     def renew(self) -> None:
         if (number := self._pick("holds")) is not None:
             ttl = self._rng.choice([1.0, 300.0])
             self._all(f"renew {number} {ttl}", lambda home: home.ledger.renew([home.holds[number]], ttl))
+            self._given[number] = self._clock.now
 
     def commit(self) -> None:
         rng = self._rng
@@ -304,6 +313,10 @@ class Lockstep:
         for key in KEYS:
             self._all(f"known {key}", lambda home, key=key: _row(home.ledger.known(key)))
 
+    def outstanding(self) -> None:
+        for key in KEYS:
+            self._all(f"outstanding {key}", lambda home, key=key: home.ledger.outstanding(key))
+
     def _reports(self, home: Home, number: int) -> list[Entry]:
         return [home.reports[report] for report in self._seen["batches"][number]]
 
@@ -317,6 +330,8 @@ class Lockstep:
     def _pick(self, kind: str) -> int | None:
         """One of the last few, mostly; old ones come late."""
         known = list(self._seen[kind])
+        if kind == "holds":
+            known = [number for number in known if self._clock.furthest - self._given[number] < HALF_A_DAY]
         if not known:
             return None
         return self._rng.choice(known[-4:] if self._rng.random() < 0.9 else known)

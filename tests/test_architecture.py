@@ -19,13 +19,15 @@ PACKAGE = Path(stigg_guard.__file__).parent
 
 # A room imports only what stands on a lower step; what is listed together does not see each other.
 STAIRCASE = [
-    {"errors", "clock", "console", "wire"},
-    {"entitlements", "fallbacks", "mentions"},
-    {"rules", "wording"},
-    {"config", "channel", "cache", "ledger", "sidecar", "api"},
-    {"client", "denial", "messages", "observer", "shared"},
-    {"lookup", "sender"},
-    {"settlement", "stranded"},
+    {"foreign"},
+    {"errors", "clock", "console", "processes", "wire"},
+    {"amounts", "fallbacks", "log", "mentions"},
+    {"entitlements"},
+    {"rules", "urls", "wording"},
+    {"config", "channel", "ledger", "sidecar", "api"},
+    {"cache", "client", "denial", "messages", "observer"},
+    {"sender", "shared"},
+    {"lookup", "settlement", "stranded"},
     {"reporter"},
     {"consumption"},
     {"decorators"},

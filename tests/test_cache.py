@@ -16,6 +16,7 @@ from stigg_guard.cache import EXTRAS_KEPT, Snapshot, SnapshotCache
 from stigg_guard.clock import Clock
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, entitlements_by_id
 from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable
+from stigg_guard.ledger import Ticket
 from stigg_guard.wire import sidecar_pb2 as wire
 
 ANN = Customer("ann")
@@ -59,7 +60,7 @@ class Origin:
         self.before: Callable[[], None] = lambda: None
 
     def fetch(self, customer: Customer) -> Snapshot:
-        ticket = next(self.tickets)
+        ticket = Ticket(next(self.tickets), 0)
         self.asked.append(customer)
         answer, fault = self.answer, self.fault
         self.before()

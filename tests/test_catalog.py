@@ -122,7 +122,6 @@ def test_anchor_is_utc_unless_it_says_otherwise(anchor):
         ("f-meter = { limit = -1 }", "f-meter.limit: must be a number, 0 or more, not -1"),
         ("f-meter = { limit = nan }", "f-meter.limit: must be a number, 0 or more, not nan"),
         ("f-meter = { limit = inf }", "f-meter.limit: must be a number, 0 or more, not inf"),
-        (f"f-meter = {{ limit = {10**309} }}", "f-meter.limit: must be a number, 0 or more"),
         ("f-meter = { limit = true }", "f-meter.limit: must be a number, 0 or more, not True"),
         ('f-meter = { limit = 1, reset = "mounth" }', "f-meter.reset: there is no 'mounth'; did you mean 'month'?"),
         ('f-meter = { limit = 1, soft = "yes" }', "f-meter.soft: must be true or false, not 'yes'"),

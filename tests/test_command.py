@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_asks_for_a_resource_and_prints_json(capsys: pytest.CaptureFixture[str])
     assert main(["check", CUSTOMER, "feature-templates", "--resource", "site-01", "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert (answer["kind"], answer["current_usage"], answer["source"]) == ("metered", 0, "sidecar")
+
+
+def test_a_question_makes_no_ledger_and_needs_no_place_for_one(
+    state_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["check", CUSTOMER, "feature-templates"]) == 0
+    assert not state_folder.exists()
+    monkeypatch.setenv("XDG_STATE_HOME", "~")
+    assert main(["check", CUSTOMER, "feature-templates"]) == 0
 
 
 @pytest.mark.parametrize(

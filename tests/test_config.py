@@ -89,7 +89,7 @@ def test_nothing_given_is_the_documented_defaults() -> None:
     config = Config.from_env({})
     assert config == Config() == Config.from_mapping({})
     assert (config.sidecar, config.timeout, config.cache_ttl, config.stale_ttl) == ("localhost:80", 1, 30, 86_400)
-    assert (config.on_outage, config.report, config.enabled) == (OnOutage.ERROR, ReportMode.BACKGROUND, True)
+    assert (config.on_outage, config.report, config.enabled) == (OnOutage.ERROR, ReportMode.AUTO, True)
     assert config.status_codes == STATUS_CODES
 
 
@@ -155,7 +155,7 @@ def test_every_fault_is_told_at_once() -> None:
         ("CACHE_SIZE", "inf", "a finite number"),
         *(("ENABLED", value, "expected true or false") for value in ("maybe", 2, None, "")),
         *(("ON_OUTAGE", value, "expected one of 'allow', 'deny', 'error'") for value in ("open", None, 1)),
-        ("REPORT", "later", "expected one of 'background', 'inline'"),
+        ("REPORT", "later", "expected one of 'auto', 'background', 'inline'"),
         ("LEDGER", "", "expected text, not nothing"),
         *((name, url, "names no host") for name in ("CACHE", "LEDGER") for url in ("redis://", "rediss://:pw@:6379/0")),
         *(("CACHE", value, "expected memory://, redis://") for value in ("memory", "http://cache", "sqlite:///x")),

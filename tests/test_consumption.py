@@ -549,7 +549,7 @@ class TestWithoutLedger:
     ) -> None:
         with full_disk(ledger):
             guard.report("unheard-of", 3, customer="c")
-        assert "the sidecar refuses usage of c unheard-of" in caplog.text
+        assert "the sidecar refuses usage of 'c unheard-of'" in caplog.text
         assert (guard.stats()["stranded"], guard.stats()["refused"]) == (0, 1)
 
     def test_a_failure_leaves_the_hold_to_expire(
@@ -578,7 +578,7 @@ class TestWithoutLedgerAndSidecar:
             usage.end(succeeded=True)
             assert guard.stats()["stranded"] == 1
             assert logging.CRITICAL in levels(caplog)
-            assert "c seats is kept in memory only" in caplog.text
+            assert "'c seats' is kept in memory only" in caplog.text
             assert guard.flush(timeout=0.1) >= 1
 
         return keep
@@ -619,12 +619,12 @@ class TestWithoutLedgerAndSidecar:
         outage.begin()
         guard.stats()
         with closing(sqlite3.connect(ledger)) as damaged:
-            damaged.execute("ALTER TABLE entry RENAME TO lost")
+            damaged.execute("ALTER TABLE entries RENAME TO lost")
 
         def report() -> int:
             guard.report("seats", 1, customer="c")
             with closing(sqlite3.connect(ledger)) as mended:
-                mended.execute("ALTER TABLE lost RENAME TO entry")
+                mended.execute("ALTER TABLE lost RENAME TO entries")
             return guard.stats()["stranded"] + waiting(guard)
 
         assert exit_status(report) == 1
@@ -738,7 +738,7 @@ def test_stats_tell_of_the_ledger_and_of_the_reporter(guard: Guard) -> None:
         assert guard.stats()["held"] == 1
     assert guard.flush() == 0
     assert guard.stats() == {
-        **dict.fromkeys(("held", "unsent", "sending", "uncertain", "dead", "late"), 0),
+        **dict.fromkeys(("held", "unsent", "sending", "uncertain", "waiting", "dead", "late"), 0),
         **dict.fromkeys(("refused", "doubted", "failures", "stranded"), 0),
         "acknowledged": 1,
     }

@@ -31,7 +31,7 @@ def test_mapping_takes_ready_fallbacks_and_bare_booleans():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ('{"f": ', "not JSON, line 1"),
+        ('{"f": ', "not JSON: Expecting value: line 1"),
         ("[]", "must map feature ids"),
         ({"f": {"hasAcces": True}}, "unknown key 'hasAcces'; did you mean 'hasAccess'"),
         ({"f": {"has_access": True}}, "did you mean 'hasAccess'"),

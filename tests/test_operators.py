@@ -20,7 +20,7 @@ import pytest
 from stigg_guard import Clock, GetMeteredEntitlementRequest
 from stigg_guard.__main__ import main
 from stigg_guard.clock import utc_now
-from stigg_guard.ledger import Claim, Event, Ledger, State, UsageKey, Use, ledger_from_url
+from stigg_guard.ledger import Claim, Event, Ledger, News, Period, State, UsageKey, Use, ledger_from_url
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
@@ -174,7 +174,7 @@ class TestList:
         assert status == 0
         assert printed == (
             "id  state      customer  resource  feature  amount  age  attempts  reason\n"
-            "1   dead       c1                  f        +2      2 h  1         'the feature\\nis not there'\n"
+            "1   dead       c1                  f        +2      2 h  1         the feature\\nis not there\n"
             "2   uncertain  c2                  f        +2      2 h  1         no answer\n"
             "3   unsent     c0        site-01   f        =5      2 h  0\n"
         )
@@ -194,7 +194,7 @@ class TestList:
         assert [entry["state"] for entry in json.loads(printed)] == ["dead", "uncertain"]
 
     def test_shows_holds(self, run: Run, ledger_at: Callable[[float], Ledger]) -> None:
-        claim = Claim(key(), 4, limit=None, known_usage=0, period_start=0, ticket=0)
+        claim = Claim(key(), 4, News(Period(), used=0, limit=None))
         ledger_at(0).hold([claim], ttl=300)
         _, printed, _ = run("ledger", "list", "--state", "held", "--json")
         (held,) = json.loads(printed)
@@ -204,7 +204,7 @@ class TestList:
         ledger.record(Use(key("c0", "site-01"), 1, event=Event("login", "key-1", {"user": "u"})))
         _, printed, _ = run("ledger", "list", "--json")
         (entry,) = json.loads(printed)
-        assert entry.pop("used_at").endswith("+00:00")
+        assert entry.pop("used_at") == entry.pop("first_used_at")
         assert entry == {
             "customer_id": "c0",
             "resource_id": "site-01",
@@ -216,6 +216,7 @@ class TestList:
             "event": {"name": "login", "idempotency_key": "key-1", "dimensions": {"user": "u"}},
             "reason": "",
             "attempts": 0,
+            "dimensions": {},
         }
 
     @pytest.mark.usefixtures("entries")
@@ -226,6 +227,41 @@ class TestList:
     @pytest.mark.usefixtures("ledger")
     def test_says_when_there_is_nothing(self, run: Run) -> None:
         assert run("ledger", "list") == (0, "nothing\n", "")
+
+
+STRANGE = "a\n\x1b[2Jdead  0\u2028\x85\x00b"
+STRANGE_SHOWN = r"a\n\x1b[2Jdead  0\u2028\x85\x00b"
+
+
+class TestOutput:
+    """What comes from elsewhere can neither break a line nor steer the terminal."""
+
+    def test_ids_of_entries_are_shown_on_one_line(self, run: Run, ledger: Ledger) -> None:
+        ledger.record(Use(UsageKey(STRANGE, STRANGE, STRANGE), 1))
+        _, printed, _ = run("ledger", "list")
+        (_, row) = printed.splitlines()
+        assert (row.count(STRANGE_SHOWN), row.isprintable()) == (3, True)
+
+    def test_features_and_units_are_shown_on_one_line(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        feature = json.dumps(STRANGE)
+        shop = tmp_path / "shop.toml"
+        shop.write_text(
+            f"[features.{feature}]\ntype = 'metered'\nmeter = 'incremental'\nunits_plural = {feature}\n"
+            f"[plans.p.entitlements]\n{feature} = {{ limit = 3 }}\n[customers.c]\nplan = 'p'\n"
+        )
+        for name, value in {"SIDECAR": "offline", "OFFLINE_FILE": str(shop)}.items():
+            monkeypatch.setenv(f"STIGG_GUARD_{name}", value)
+        assert run("check", "c") == (0, f"{STRANGE_SHOWN}  yes  0 of 3 {STRANGE_SHOWN}\n", "")
+        status, printed, _ = run("features", str(tmp_path))
+        assert (status, printed.splitlines()[0]) == (0, f"known, and not named here: {STRANGE_SHOWN}")
+
+    @pytest.mark.usefixtures("ledger")
+    def test_an_error_is_one_line(self, run: Run) -> None:
+        for command in (("check", STRANGE, "f"), ("check", "c", STRANGE), ("ledger", "retry", STRANGE)):
+            _, printed, told = run(*command)
+            assert (printed + told).count("\n") == 1
 
 
 class TestRetry:
@@ -393,7 +429,7 @@ class TestReport:
         self, run: Run, ledger: Ledger, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert run("report", "c0", "no-feature", "3")[0] == 2
-        assert "the sidecar refuses usage of c0 no-feature" in caplog.text
+        assert "the sidecar refuses usage of 'c0 no-feature'" in caplog.text
         assert ledger.counts()["dead"] == 1
 
     @pytest.mark.parametrize(
@@ -435,16 +471,23 @@ class TestErrors:
         wrong = tmp_path / "wrong.db"
         status, _, told = run("ledger", action, "--url", f"sqlite:///{wrong}")
         assert (status, told.count("\n")) == (2, 1)
-        assert told.startswith(f"stigg-guard: LEDGER: there is no file {wrong};")
+        assert told.startswith(f"stigg-guard: LEDGER: there is no file {wrong}: ")
         assert not wrong.exists()
+
+    def test_a_url_with_a_part_that_is_unknown_is_refused(self, run: Run, path: Path) -> None:
+        status, _, told = run("ledger", "status", "--url", f"sqlite:///{path}?mod=0660")
+        assert (status, told.count("\n")) == (2, 1)
+        assert "did you mean mode?" in told
 
     def test_a_ledger_that_was_never_used_is_told_with_its_path(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, state_folder: Path
     ) -> None:
         monkeypatch.delenv("STIGG_GUARD_LEDGER")
-        status, _, told = run("ledger", "status")
-        assert status == 2
-        assert f"there is no file {state_folder}" in told
+        for action in ("status", "list", "drain"):
+            status, _, told = run("ledger", action)
+            assert status == 2
+            assert f"there is no file {state_folder}" in told
+        assert not state_folder.exists()
 
     def test_a_file_that_is_no_ledger_is_told(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "text.db").write_text("this is no database, although it is a file" * 100)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
-from grpc import StatusCode
+from grpc import ServicerContext, StatusCode
 
 from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
-from stigg_guard import Config, Fallback, ReportUsageRequest, SidecarError, Stigg
-from stigg_guard.ledger import Acknowledged, Event, Ledger, UsageKey, Use, ledger_from_url
+from stigg_guard import Clock, Config, Fallback, ReportUsageRequest, SidecarError, Stigg
+from stigg_guard.ledger import Acknowledged, Event, Ledger, State, UsageKey, Use, ledger_from_url
 from stigg_guard.sender import Sender
 from stigg_guard.settlement import Settlement
 
@@ -38,10 +38,10 @@ def told() -> list[Acknowledged]:
 
 
 @pytest.fixture
-def make(ledger: Ledger, stigg: Stigg, told: list[Acknowledged]) -> Callable[..., Settlement]:
+def make(ledger: Ledger, stigg: Stigg, told: list[Acknowledged], clock: ManualClock) -> Callable[..., Settlement]:
     def make(stigg: Stigg = stigg, **settings: str) -> Settlement:
         config = Config.from_mapping(settings)
-        return Settlement(ledger, Sender(lambda: stigg, config.on_uncertain), config, told.append)
+        return Settlement(ledger, Sender(lambda: stigg, config.on_uncertain), config, clock.clock, told.append)
 
     return make
 
@@ -54,13 +54,15 @@ def settlement(make: Callable[..., Settlement]) -> Settlement:
 def settle(settlement: Settlement) -> None:
     """Sends and decides all that is there, until the sidecar fails."""
     with suppress(SidecarError):
-        while settlement.send_batch(SECONDS):
-            pass
+        for _ in range(20):
+            batch, error = settlement.send_batch(SECONDS)
+            if batch is None or error is not None:
+                break
         settlement.decide_uncertain()
 
 
 def test_nothing_is_sent_when_there_is_nothing(settlement: Settlement, faulty: FaultySidecar) -> None:
-    assert not settlement.send_batch(SECONDS)
+    assert settlement.send_batch(SECONDS) == (None, None)
     assert faulty.asked == []
 
 
@@ -136,7 +138,7 @@ def test_a_report_that_is_refused_alone_is_set_aside(
         ledger.record(Use(UsageKey("c", "", feature), 2))
     settle(settlement)
     assert (faulty.used(), settlement.counts["refused"], ledger.counts()["dead"]) == (2, 1, 1)
-    assert "the sidecar refuses usage of c unheard-of" in caplog.text
+    assert "the sidecar refuses usage of 'c unheard-of'" in caplog.text
 
 
 class TestUncertainReports:
@@ -238,8 +240,7 @@ class TestUncertainReports:
         faulty.without = {"GetMeteredEntitlement"}
         with faulty.client(fallbacks={"f": Fallback(has_access=True)}) as stigg:
             blind = make(stigg)
-            while blind.send_batch(SECONDS):
-                pass
+            assert blind.send_batch(SECONDS)[1] is None
             clock.advance(60)
             with pytest.raises(SidecarError, match="a fallback answered"):
                 blind.decide_uncertain()
@@ -279,3 +280,122 @@ class TestUncertainReports:
         clock.advance(60)
         settle(settlement)
         assert (len(faulty.asked), settlement.counts["doubted"], ledger.counts()["uncertain"]) == (1, 1, 1)
+
+    def test_one_that_cannot_be_read_back_stops_neither_others_nor_for_long_its_own_key(
+        self,
+        make: Callable[..., Settlement],
+        faulty: FaultySidecar,
+        lose_answers: Callable[[], None],
+        ledger: Ledger,
+        clock: ManualClock,
+    ) -> None:
+        settlement = make()
+        for feature in ("f", "g"):
+            ledger.record(Use(UsageKey("c", "", feature), 1))
+        settle(settlement)
+        lose_answers()
+        for feature in ("f", "g"):
+            ledger.record(Use(UsageKey("c", "", feature), 2))
+        settle(settlement)
+        faulty.before = faulty.after = no_fault
+        faulty.unreadable = {"f"}
+        clock.advance(60)
+        settle(settlement)
+        clock.advance(60)
+        settle(settlement)
+        assert (ledger.counts()["uncertain"], ledger.counts()["waiting"]) == (1, 0)
+        clock.advance(60)
+        settle(settlement)
+        assert faulty.used("g") == 3
+        assert (ledger.counts()["uncertain"], ledger.counts()["waiting"]) == (1, 1)
+        counted = faulty.used("f")
+        ledger.record(Use(KEY, 5))
+        settle(settlement)
+        assert faulty.used("f") == counted + 5
+
+
+def test_a_report_that_reaches_the_sidecar_and_is_never_answered_stops_no_other(
+    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    def poison(context: ServicerContext) -> None:
+        if faulty.reported == {"f"}:
+            context.abort(StatusCode.INTERNAL, "on purpose")
+
+    faulty.before = poison
+    ledger.record(Use(KEY, 1))
+    settle(settlement)
+    ledger.record(Use(UsageKey("c", "", "g"), 2))
+    settle(settlement)
+    assert faulty.used("g") == 2
+    for _ in range(10):
+        clock.advance(60)
+        settle(settlement)
+    assert (ledger.counts()["sending"], settlement.counts["doubted"]) == (0, 1)
+
+
+def test_who_was_paused_for_longer_than_the_lease_sends_nothing(
+    ledger: Ledger, stigg: Stigg, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    instants = iter([0.0, 31.0, 31.0, 31.1])
+    paused = Clock(monotonic=lambda: next(instants), now=clock.now)
+    config = Config()
+    settlement = Settlement(ledger, Sender(lambda: stigg, config.on_uncertain), config, paused, lambda _: None)
+    ledger.record(Use(KEY, 1))
+    batch, _ = settlement.send_batch(SECONDS)
+    assert batch is not None
+    assert (faulty.asked, ledger.counts()["sending"]) == ([], 1)
+    clock.advance(31)
+    settlement.send_batch(SECONDS)
+    assert faulty.used() == 1
+
+
+class TestTimes:
+    """A host whose clock was ahead: the sidecar refuses reports from the future."""
+
+    @pytest.fixture(autouse=True)
+    def strict(self, faulty: FaultySidecar, clock: ManualClock) -> None:
+        begun = clock.now().timestamp()
+
+        def refuse(context: ServicerContext) -> None:
+            if faulty.reported_at > begun + 300:
+                context.abort(StatusCode.INVALID_ARGUMENT, "timestamp: it lies in the future")
+
+        faulty.before = refuse
+
+    @pytest.fixture
+    def ahead(self, clock: ManualClock, ledger: Ledger) -> None:
+        clock.advance(3_600)
+        ledger.record(Use(KEY, 3))
+
+    @pytest.mark.usefixtures("ahead")
+    def test_is_corrected_before_it_is_sent_if_the_clock_is_right_again(
+        self, settlement: Settlement, faulty: FaultySidecar, clock: ManualClock
+    ) -> None:
+        clock.advance(-3_600)
+        settle(settlement)
+        assert faulty.used() == 3
+
+    @pytest.mark.usefixtures("ahead")
+    def test_that_is_refused_is_corrected_once_the_clock_is_right(
+        self, settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+    ) -> None:
+        settle(settlement)
+        assert (faulty.used(), ledger.counts()["unsent"]) == (0, 1)
+        clock.advance(-3_600)
+        settle(settlement)
+        clock.advance(6)
+        settle(settlement)
+        assert (faulty.used(), ledger.counts()["unsent"]) == (3, 0)
+
+    @pytest.mark.usefixtures("ahead")
+    def test_that_is_refused_twice_waits_for_a_person_whose_retry_corrects_it(
+        self, settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+    ) -> None:
+        settle(settlement)
+        clock.advance(6)
+        settle(settlement)
+        assert ledger.counts()["dead"] == 1
+        clock.advance(-3_606)
+        ledger.retry([entry.id for entry in ledger.entries([State.DEAD], 1)])
+        settle(settlement)
+        assert faulty.used() == 3

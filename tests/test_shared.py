@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from conftest import ManualClock
 from redis_server import RedisServer
 from stigg_guard import Clock, Config, ConfigError, Customer, Guard, SidecarUnavailable, Source
-from stigg_guard.cache import Snapshot, SnapshotCache, snapshot_of
+from stigg_guard.cache import NO_TICKET, Snapshot, SnapshotCache, snapshot_of
+from stigg_guard.clock import microseconds
+from stigg_guard.ledger import Ticket
 from stigg_guard.shared import REST_SECONDS, RedisSnapshots
 from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
@@ -78,13 +80,14 @@ class Room:
 
     def __init__(self, url: str, clock: Clock, **given: object) -> None:
         self.tickets = 100
+        self._now = clock.now
         self.news: News = SimpleQueue()
         config = Config.from_mapping({"CACHE": url, **given})
         self.snapshots = RedisSnapshots(config, clock, self.ticket, lambda *heard: self.news.put(heard))
 
-    def ticket(self, _customer: Customer) -> int:
+    def ticket(self, _customer: Customer) -> Ticket:
         self.tickets += 1
-        return self.tickets
+        return Ticket(self.tickets, microseconds(self._now()))
 
     def store(self, snapshot: Snapshot, customer: Customer = ANN) -> bool:
         return self.snapshots.store(customer, snapshot)
@@ -120,7 +123,7 @@ def fetched(stamp: int, used: float = 3, ticket: int = 1) -> Snapshot:
     body = wire.MeteredEntitlement(feature=wire.EntitlementFeature(id="f"), usage_limit=6, current_usage=used)
     snapshot = snapshot_of(
         wire.GetEntitlementsStateV2Response(entitlements=[wire.EntitlementV2(has_access=used < 6, metered=body)]),
-        ticket,
+        Ticket(ticket, 1),
     )
     snapshot.stamp = stamp
     return snapshot
@@ -327,7 +330,7 @@ class TestRoom:
         assert usage(room.find()) == 2
 
     def test_snapshot_that_others_cannot_read_is_not_stored(self, room: Room) -> None:
-        assert room.store(Snapshot({}, None, 1))
+        assert room.store(Snapshot({}, None, NO_TICKET))
         assert room.store(fetched(stamp=0))
         assert room.find() is None
 
@@ -360,7 +363,7 @@ class TestRoom:
         one.store(fetched(one.stamp(), ticket=7))
         found = other.find()
         assert found is not None
-        assert found.ticket == 7
+        assert found.ticket == Ticket(7, 1)
 
     def test_ticket_that_the_ledger_cannot_have_given_is_not_believed(
         self, make_room: Callable[..., Room], redis: RedisServer
@@ -369,17 +372,19 @@ class TestRoom:
         room.store(fetched(room.stamp(), ticket=10**9))
         found = room.find()
         assert found is not None
-        assert found.ticket == room.tickets
+        assert found.ticket == Ticket(room.tickets, 1)
 
     @pytest.mark.parametrize("ledger", ["memory://", "sqlite:///ledger.db", "redis://127.0.0.1:1/0"])
-    def test_ticket_of_another_ledger_is_replaced_by_one_of_our_own(
-        self, make_room: Callable[..., Room], ledger: str
+    def test_ticket_of_another_ledger_is_replaced_by_one_of_our_own_as_old_as_the_snapshot(
+        self, make_room: Callable[..., Room], ledger: str, clock: ManualClock
     ) -> None:
         one, other = make_room(LEDGER=ledger), make_room(LEDGER=ledger)
+        begun_at = microseconds(clock.now())
         one.store(fetched(one.stamp(), ticket=7))
+        clock.advance(5)
         found = other.find()
         assert found is not None
-        assert found.ticket == other.tickets == 101
+        assert found.ticket == Ticket(other.tickets, begun_at) == Ticket(101, begun_at)
 
 
 class TestCache:
@@ -421,7 +426,18 @@ class TestCache:
 
 
 class TestGarbage:
-    @pytest.mark.parametrize("value", [b"", b"\x00\xff", b"1", b"2 123\n", b"1 9999999999999999999999 x", b"null"])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            b"",
+            b"\x00\xff",
+            b"1",
+            b"2 123\n",
+            b"1 12 7 - GetEntitlementsStateV2Response 0123456789abcdef0123456789abcdef\n",
+            b"1 9999999999999999999999 x",
+            b"null",
+        ],
+    )
     def test_value_that_is_not_ours_is_a_miss_with_one_line_in_the_log(
         self, room: Room, redis: RedisServer, caplog: pytest.LogCaptureFixture, value: bytes
     ) -> None:

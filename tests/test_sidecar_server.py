@@ -668,7 +668,7 @@ class Heard(logging.Handler):
 
 def test_caller_that_hangs_up_is_logged_in_one_message(sidecar: Sidecar) -> None:
     heard = Heard()
-    log = logging.getLogger("stigg_guard.sidecar.health")
+    log = logging.getLogger("stigg_guard")
     log.addHandler(heard)
     host, _, port = sidecar.http_address.rpartition(":")
     with socket.create_connection((host, int(port))) as caller:
@@ -717,7 +717,7 @@ def test_unknown_host_is_named_with_the_remedy(engine: Engine) -> None:
 def test_address_of_other_machines_is_warned_about_once(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     with Sidecar(engine, host="0.0.0.0"):
         assert [record.getMessage() for record in caplog.records] == [
-            "0.0.0.0 can be reached from other machines, and the sidecar asks for no password"
+            "the sidecar at 0.0.0.0 can be reached from elsewhere, and asks for no password"
         ]
 
 

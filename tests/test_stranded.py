@@ -14,7 +14,7 @@ from grpc import StatusCode
 from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
 from stigg_guard.config import OnUncertain
-from stigg_guard.errors import LedgerUnavailable, SidecarError
+from stigg_guard.errors import LedgerUnavailable
 from stigg_guard.ledger import Acknowledged, Event, Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.sender import Sender
 from stigg_guard.stranded import MAX_STRANDED, StrandedUses
@@ -47,9 +47,9 @@ class Rescue(NamedTuple):
 def damaged(ledger: Path) -> Iterator[None]:
     """While it lasts, the ledger's file lacks a table."""
     with closing(sqlite3.connect(ledger)) as file:
-        file.execute("ALTER TABLE entry RENAME TO lost")
+        file.execute("ALTER TABLE entries RENAME TO lost")
         yield
-        file.execute("ALTER TABLE lost RENAME TO entry")
+        file.execute("ALTER TABLE lost RENAME TO entries")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ class TestThatTheSidecarTakes:
 def test_that_the_sidecar_refuses_is_told_and_not_kept(rescue: Rescue, caplog: pytest.LogCaptureFixture) -> None:
     rescue.use(Use(UsageKey("c", "", "unheard-of"), 3))
     assert (len(rescue.stranded), counted(rescue)) == (0, {"refused": 1})
-    assert "the sidecar refuses usage of c unheard-of, and no ledger can keep it" in caplog.text
+    assert "the sidecar refuses usage of 'c unheard-of', and no ledger can keep it" in caplog.text
 
 
 class TestThatNothingTakes:
@@ -104,7 +104,7 @@ class TestThatNothingTakes:
         faulty.before = abort(StatusCode.RESOURCE_EXHAUSTED)
         rescue.use(Use(KEY, 1), Use(UsageKey("c", "", "g"), 2))
         assert len(rescue.stranded) == 2
-        assert "c g is kept in memory only: 2 units" in caplog.text
+        assert "'c g' is kept in memory only: 2 units" in caplog.text
 
     def test_is_kept_while_nothing_does(self, rescue: Rescue) -> None:
         rescue.retry_without_ledger()
@@ -128,7 +128,7 @@ def test_beyond_what_memory_is_for_is_lost_loudly(
     with caplog.at_level("CRITICAL", "stigg_guard"):
         rescue.stranded.rescue(uses, LedgerUnavailable("the disk is full"))
     assert len(rescue.stranded) == MAX_STRANDED
-    assert "usage of c f is LOST: 1 units" in caplog.text
+    assert "usage of 'c f' is LOST: 1 units" in caplog.text
 
 
 class TestThatMayBeCounted:
@@ -160,7 +160,7 @@ class TestThatMayBeCounted:
         rescue = doubtful()
         rescue.stranded.retry()
         assert (faulty.used(), len(rescue.stranded), counted(rescue)) == (3, 0, {"doubted": 1})
-        assert "3 units of c f may be counted or LOST" in caplog.text
+        assert "3 units of 'c f' may be counted or LOST" in caplog.text
 
     def test_is_sent_again_where_they_are_not_if_told_so(
         self, doubtful: Callable[..., Rescue], faulty: FaultySidecar
@@ -174,8 +174,7 @@ class TestThatMayBeCounted:
     ) -> None:
         rescue = doubtful()
         faulty.stop()
-        with pytest.raises(SidecarError):
-            rescue.stranded.retry()
+        rescue.stranded.retry()
         assert len(rescue.stranded) == 1
 
 
@@ -214,4 +213,4 @@ class TestStepThatWasNotAnswered:
         clock.advance(60)
         rescue.stranded.retry()
         assert (len(rescue.stranded), counted(rescue)) == (0, {"doubted": 1})
-        assert "3 of c f may be counted or LOST: the ledger did not answer for too long" in caplog.text
+        assert "may be counted or LOST, since the ledger did not answer for too long: 3 of 'c f'" in caplog.text

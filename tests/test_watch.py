@@ -121,7 +121,7 @@ def test_a_thread_looks_until_the_block_ends(watch: CatalogWatch, engine: Engine
         def emit(self, record: logging.LogRecord) -> None:
             taken_in.set()
 
-    log = logging.getLogger("stigg_guard.sidecar.watch")
+    log = logging.getLogger("stigg_guard")
     handler, before = Told(), log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

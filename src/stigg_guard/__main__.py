@@ -6,15 +6,13 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from urllib.parse import unquote
 
 from stigg_guard.commands import configure_check, configure_features, configure_ledger, configure_report
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.console import Console
-from stigg_guard.errors import ConfigError, StiggGuardError
+from stigg_guard.errors import StiggGuardError
 from stigg_guard.guard import Guard
-from stigg_guard.ledger import default_ledger, user_state_folder
+from stigg_guard.operators import ledger_url, require_ledger
 from stigg_guard.sidecar import __main__ as sidecar
 
 
@@ -29,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check = commands.add_parser("check", help="ask what a customer may use")
     configure_check(check)
-    check.set_defaults(run=_acting(lambda _, config: config))
+    # It writes nothing, so it makes no ledger.
+    check.set_defaults(run=_acting(lambda _, config: replace(config, ledger=config.ledger or "memory://")))
 
     report = commands.add_parser("report", help="report usage that happened")
     configure_report(report)
@@ -41,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     features = commands.add_parser("features", help="compare the features named in code with those that are known")
     configure_features(features)
-    # It writes nothing, so it makes no ledger.
     features.set_defaults(run=_acting(lambda _, config: replace(config, ledger="memory://")), paths=["."])
 
     options = parser.parse_args(argv)
@@ -72,14 +70,9 @@ def _ledger_option() -> ArgumentParser:
 
 def _with_ledger(options: Namespace, config: Config) -> Config:
     """The ledger that was asked for. It must be there, so that a wrong path does not make an empty one."""
-    url: str = options.url or config.ledger or default_ledger(user_state_folder(), config.sidecar)
-    scheme, _, path = url.partition(":///")
-    if scheme == "sqlite" and not Path(unquote(path)).exists():
-        raise ConfigError(
-            f"LEDGER: there is no file {Path(unquote(path)).absolute()}; "
-            "name the application's ledger in --url or STIGG_GUARD_LEDGER"
-        )
-    return replace(config, ledger=url)
+    settled = replace(config, ledger=options.url or ledger_url(config))
+    require_ledger(ledger_url(settled))
+    return settled
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ exactly.
 from __future__ import annotations
 
 import math
-import reprlib
 from decimal import Decimal
 from numbers import Real
 from typing import TypeAlias
 
 from stigg_guard.errors import InvalidRequest
+from stigg_guard.foreign import quoted
 
 Amount: TypeAlias = "float | int | Decimal"
 
@@ -70,10 +70,10 @@ def usage_amount(amount: Amount, field: str = "value", *, negative: bool = False
     """
     number = finite_number(amount, field)
     if abs(number) > MAX_AMOUNT:
-        raise InvalidRequest(field, f"usage is at most {MAX_AMOUNT:.0f} units at once, not {reprlib.repr(amount)}")
+        raise InvalidRequest(field, f"usage is at most {MAX_AMOUNT:.0f} units at once, not {quoted(amount)}")
     counted = quanta(number)
     if counted < 0 and not negative:
-        raise InvalidRequest(field, f"usage is not negative, and this is {reprlib.repr(amount)}")
+        raise InvalidRequest(field, f"usage is not negative, and this is {quoted(amount)}")
     return units(counted or int(number > 0))
 
 
@@ -84,11 +84,11 @@ def finite_number(amount: Amount, field: str) -> float:
         InvalidRequest: it is not such a number.
     """
     if isinstance(amount, bool) or not isinstance(amount, (Real, Decimal)):
-        raise InvalidRequest(field, f"usage is a number, not {reprlib.repr(amount)}")
+        raise InvalidRequest(field, f"usage is a number, not {quoted(amount)}")
     try:
         number = float(amount)
     except (OverflowError, ValueError):  # a huge int, a signalling NaN
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidRequest(field, f"usage is a finite number, not {reprlib.repr(amount)}")
+        raise InvalidRequest(field, f"usage is a finite number, not {quoted(amount)}")
     return number

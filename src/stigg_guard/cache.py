@@ -42,8 +42,8 @@ class Snapshot:
 
     ``messages`` are the wire's entitlements by feature id or currency id, read when they are first asked for;
     ``denial`` is the reason why the customer has none at all. ``ticket`` orders snapshots and reports of a customer: a
-    later fetch has a higher one, drawn before it began. ``period_ends`` are the ends of usage periods, in seconds since the epoch. ``source``
-    marks the answers: ``CACHE``, or ``OFFLINE``.
+    later fetch has a higher one, drawn before it began. ``period_ends`` are the ends of usage periods, in seconds since
+    the epoch. ``source`` marks the answers: ``CACHE``, or ``OFFLINE``.
 
     ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
     came. What was asked for alone, because the list lacks it, joins both, or ``missing`` when no such feature exists.

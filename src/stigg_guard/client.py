@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from stigg_guard.channel import Channel
+from stigg_guard.channel import MAX_TIMEOUT, Channel, checked_port
 from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
 from stigg_guard.wire import METHODS
@@ -19,6 +18,7 @@ from stigg_guard.wire import sidecar_pb2 as wire
 Response = TypeVar("Response", bound=Message)
 
 LOCAL_PORT = 8433
+TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
 
 class Answers(Protocol):
@@ -77,16 +77,17 @@ class Stigg:
     """A blocking client of a Stigg sidecar.
 
     ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
-    elsewhere; ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
-    ``local_sidecar_catalog`` or the demonstration catalog; ``offline_file`` answers from a file, in this process;
-    ``answers`` is anything else that answers requests, and is closed with the client. Threads may share it.
-    Connections are made by the first call of each process.
+    elsewhere; the host may be a socket, as in ``unix:/run/sidecar.sock``. ``local_sidecar_config=LocalSidecarConfig()``
+    starts one as a child process on localhost:8433, from ``local_sidecar_catalog`` or the demonstration catalog;
+    ``offline_file`` answers from a file, in this process; ``answers`` is anything else that answers requests, and is
+    closed with the client. Threads may share it. Connections are made by the first call of each process.
 
+    ``tls_ca_file`` is the PEM file of the authority behind a remote sidecar's certificate; without it, plaintext.
     ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
-    another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer.
+    another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer, whatever the reason.
 
     Raises:
-        ConfigError: none or several of the four are given, or a fallback is malformed.
+        ConfigError: none or several of the four are given, or one of the arguments is malformed; it is named.
         SidecarStartError: the local sidecar did not start.
     """
 
@@ -95,13 +96,13 @@ class Stigg:
         api_config: ApiConfig | None = None,
         *,
         remote_sidecar_host: str | None = None,
-        remote_sidecar_port: int = 80,
+        remote_sidecar_port: int | str = 80,
         local_sidecar_config: LocalSidecarConfig | None = None,
-        local_sidecar_port: int = LOCAL_PORT,
+        local_sidecar_port: int | str = LOCAL_PORT,
         local_sidecar_catalog: str | os.PathLike[str] | None = None,
         offline_file: str | os.PathLike[str] | None = None,
         answers: Answers | None = None,
-        tls_ca_file: str | None = None,
+        tls_ca_file: str | os.PathLike[str] | None = None,
         timeout: float = 1.0,
         report_timeout: float = 5.0,
         fallbacks: Mapping[str, Any] | None = None,
@@ -113,6 +114,9 @@ class Stigg:
                 "answers"
             )
         self.api_config = api_config
+        for name, seconds in {"timeout": timeout, "report_timeout": report_timeout}.items():
+            if not _is_timeout(seconds):
+                raise ConfigError(f"{name}: {TIMEOUT_EXPECTED}, not {seconds!r}")
         self._timeout = timeout
         self._report_timeout = report_timeout
         self._closed = False
@@ -121,7 +125,8 @@ class Stigg:
         if answers is not None:
             self._answers = answers
         elif local_sidecar_config is not None:
-            self._answers = _LocalAnswers(local_sidecar_port, local_sidecar_catalog, self._fallbacks)
+            port = checked_port("local_sidecar_port", local_sidecar_port, lowest=0)
+            self._answers = _LocalAnswers(port, local_sidecar_catalog, self._fallbacks)
         elif offline_file is not None:
             self._answers = _offline_answers(offline_file, self._fallbacks)
         else:
@@ -238,8 +243,8 @@ class Stigg:
         expected = METHODS[method].request
         if not isinstance(request, expected):
             raise InvalidRequest("", f"{method} takes a {expected.__name__}, not a {type(request).__name__}")
-        if not 0 < timeout < inf:
-            raise InvalidRequest("", f"a timeout is a number of seconds above 0, not {timeout!r}")
+        if not _is_timeout(timeout):
+            raise InvalidRequest("timeout", f"{TIMEOUT_EXPECTED}, not {timeout!r}")
         if self._closed:
             raise ClientClosed("this Stigg client is closed; make a new one")
         return cast(Response, self._answers.answer(method, request, timeout=timeout, idempotency_key=key))
@@ -263,6 +268,10 @@ class _LocalAnswers(Channel):
     def close(self) -> None:
         super().close()
         self._child.stop()
+
+
+def _is_timeout(seconds: object) -> bool:
+    return isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds <= MAX_TIMEOUT
 
 
 def _or(given: float | None, default: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,12 +13,12 @@ from typing import Any
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback, parse_fallbacks
+from stigg_guard.foreign import json_value, quoted
 from stigg_guard.rules import Rule, parse_rules
+from stigg_guard.urls import REDIS, require_parts, require_redis
 
 PREFIX = "STIGG_GUARD_"
 YEAR = 366 * 86_400.0
-
-_REDIS = ("redis://", "rediss://")
 
 # What money can change is 402; the rest is 403 (RFC 9110).
 STATUS_CODES: Mapping[Reason, int] = {
@@ -93,7 +92,8 @@ class Config:
     cache_size: int = 10_000
     """Number of customers whose entitlements are kept."""
     cache: str = field(default="memory://", repr=False)
-    """``memory://``, or the ``redis://`` or ``rediss://`` URL of what all processes share; it may hold a password."""
+    """``memory://``, or the ``redis://``, ``rediss://`` or ``unix://`` URL of what all processes share; it may hold a
+    password."""
     redis_environment_prefix: str = "stigg-guard"
     """What the keys of the shared cache begin with: another one for each environment that shares a Redis."""
     redis_keys_ttl: int = 604_800
@@ -181,7 +181,7 @@ def _settled(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name, value in given.items():
         try:
             values[name] = _READERS[name.upper()](value)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             faults.append(f"{name.upper()}: {error}")
     return values, [*faults, *_contradictions(values)]
 
@@ -234,6 +234,7 @@ def split_address(address: str) -> tuple[str, int]:
         or host.split() != [host]
         or not port.isascii()
         or not port.isdigit()
+        or len(port) > 5
         or not 0 < int(port) < 65536
     ):
         raise ConfigError(f"expected host:port, host, 'local' or 'offline', not {address!r}")
@@ -243,39 +244,38 @@ def split_address(address: str) -> tuple[str, int]:
 def _seconds(value: Any) -> float:
     seconds = _number(value)
     if not 0 < seconds <= YEAR:
-        raise ValueError(f"expected a number of seconds above 0 and up to a year, not {value!r}")
+        raise ValueError(f"expected a number of seconds above 0 and up to a year, not {quoted(value)}")
     return seconds
 
 
 def _keys_ttl(value: Any) -> int:
     seconds = _number(value)
     if seconds == 0 or seconds != int(seconds):
-        raise ValueError(f"expected a whole number of seconds, negative for never, not {value!r}")
+        raise ValueError(f"expected a whole number of seconds, negative for never, not {quoted(value)}")
     return int(seconds)
 
 
 def _cache(value: Any) -> str:
     url = _text(value)
-    if url != "memory://" and not url.startswith(_REDIS):
-        raise ValueError("expected memory://, redis://host:port/number or rediss://…")
-    return _with_host(url)
+    if url != "memory://":
+        if not url.startswith(REDIS):
+            raise ValueError("expected memory://, redis://host:port/number, rediss://… or unix:///path")
+        require_redis(url)
+    return url
 
 
 def _ledger(value: Any) -> str | None:
-    return None if value is None else _with_host(_text(value))
-
-
-def _with_host(url: str) -> str:
-    authority = url.partition("://")[2].partition("/")[0]
-    if url.startswith(_REDIS) and not authority.rpartition("@")[2].partition(":")[0]:
-        raise ValueError("this URL, which may hold a password, names no host: write redis://host:port/number")
+    if value is None:
+        return None
+    url = _text(value)
+    require_parts(url)
     return url
 
 
 def _duration(value: Any) -> float:
     seconds = _number(value)
     if seconds < 0:
-        raise ValueError(f"expected a number of seconds, 0 or more, not {value!r}")
+        raise ValueError(f"expected a number of seconds, 0 or more, not {quoted(value)}")
     return seconds
 
 
@@ -285,14 +285,14 @@ def _number(value: Any) -> float:
     except (ValueError, TypeError, OverflowError):
         number = float("nan")
     if not isfinite(number):
-        raise ValueError(f"expected a finite number, not {value!r}")
+        raise ValueError(f"expected a finite number, not {quoted(value)}")
     return number
 
 
 def _count(value: Any) -> int:
     number = _number(value)
     if number < 1 or number != int(number):
-        raise ValueError(f"expected a whole number of 1 or more, not {value!r}")
+        raise ValueError(f"expected a whole number of 1 or more, not {quoted(value)}")
     return int(number)
 
 
@@ -302,7 +302,7 @@ def _flag(value: Any) -> bool:
     spelled = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     answer = spelled.get(str(value).strip().lower())
     if answer is None:
-        raise ValueError(f"expected true or false, not {value!r}")
+        raise ValueError(f"expected true or false, not {quoted(value)}")
     return answer
 
 
@@ -312,7 +312,7 @@ def _one_of(choices: type[Enum]) -> Callable[[Any], Enum]:
             return choices(value.strip().lower() if isinstance(value, str) else value)
         except ValueError:
             names = ", ".join(repr(choice.value) for choice in choices)
-            raise ValueError(f"expected one of {names}, not {value!r}") from None
+            raise ValueError(f"expected one of {names}, not {quoted(value)}") from None
 
     return read
 
@@ -324,7 +324,7 @@ def _anonymous(value: Any) -> Anonymous | Customer:
     if kind == "customer":
         return Customer(customer_id)
     if value not in {choice.value for choice in Anonymous}:
-        raise ValueError(f"expected 'refuse', 'login' or 'customer:' and an id, not {value!r}")
+        raise ValueError(f"expected 'refuse', 'login' or 'customer:' and an id, not {quoted(value)}")
     return Anonymous(value)
 
 
@@ -341,7 +341,7 @@ def _fallbacks(value: Any) -> Mapping[str, Fallback]:
 
 
 def _status_codes(value: Any) -> Mapping[Reason, int]:
-    table = json.loads(value) if isinstance(value, str) else value
+    table = json_value(value) if isinstance(value, str) else value
     if not isinstance(table, Mapping):
         raise ValueError("expected a mapping of denial reasons to HTTP statuses")
     return {**STATUS_CODES, **dict(_status(name, status) for name, status in table.items())}
@@ -350,9 +350,9 @@ def _status_codes(value: Any) -> Mapping[Reason, int]:
 def _status(name: Any, status: Any) -> tuple[Reason, int]:
     if name not in Reason.__members__:
         close = get_close_matches(str(name).upper(), Reason.__members__, n=1)
-        raise ValueError(f"unknown reason {name!r}; " + (f"did you mean {close[0]}?" if close else "see Reason"))
+        raise ValueError(f"unknown reason {quoted(name)}; " + (f"did you mean {close[0]}?" if close else "see Reason"))
     if isinstance(status, bool) or not isinstance(status, int) or not 400 <= status < 600:
-        raise ValueError(f"{name}: expected an HTTP status from 400 to 599, not {status!r}")
+        raise ValueError(f"{name}: expected an HTTP status from 400 to 599, not {quoted(status)}")
     return Reason[name], status
 
 

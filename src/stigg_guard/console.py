@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stigg_guard.foreign import printable
+
 
 def _on_standard_error(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -33,13 +35,9 @@ class Console:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows under their heads, in columns."""
-    cells = [head, *([_cell(text) for text in row] for row in rows)]
+    """The rows under their heads, in columns; a cell is one line, whatever is in it."""
+    cells = [head, *(list(map(printable, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
-
-
-def _cell(text: str) -> str:
-    return text if text.isprintable() else repr(text)  # ids and reasons come from elsewhere and may hold anything

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import threading
@@ -15,13 +14,11 @@ from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import TypeAlias, TypeVar
 
-from stigg_guard.amounts import Amount, finite_number, usage_amount
 from stigg_guard.amounts import Amount, finite_number, quanta, quanta_used, usage_amount
 from stigg_guard.cache import NO_TICKET, Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
 from stigg_guard.entitlements import Customer, Entitlement, Kind, changed, require_id
-from stigg_guard.entitlements import Customer, Entitlement, Kind, require_id
 from stigg_guard.errors import (
     ClientClosed,
     FeatureDenied,
@@ -31,12 +28,11 @@ from stigg_guard.errors import (
     SidecarTimeout,
 )
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, News, Period, Refused, UsageKey, Use
+from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.observer import Observer, tell
 from stigg_guard.processes import may_end_at_once
 from stigg_guard.reporter import SEND_SECONDS, Reporter
-
-logger = logging.getLogger("stigg_guard")
 
 Item = TypeVar("Item")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
@@ -12,11 +11,10 @@ from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.consumption import Consumption, SettlingStream
 from stigg_guard.entitlements import Customer, require_id
 from stigg_guard.errors import ConfigError
+from stigg_guard.log import logger
 
 if TYPE_CHECKING:
     from stigg_guard.guard import Guard
-
-logger = logging.getLogger("stigg_guard")
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +12,8 @@ from typing import TypeVar
 from stigg_guard.entitlements import Customer, Entitlement, Kind
 from stigg_guard.errors import InvalidRequest, SidecarError
 from stigg_guard.guard import Guard
+from stigg_guard.log import logger
 from stigg_guard.wording import ENGLISH, Text, Wording
-
-logger = logging.getLogger("stigg_guard")
 
 T = TypeVar("T")
 

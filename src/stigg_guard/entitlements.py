@@ -175,7 +175,7 @@ class Entitlement:
 
     @property
     def hard_limit(self) -> float | None:
-        """The limit that usage must not pass; None when it is unlimited, soft, too large to be met, or there is none."""
+        """The limit that usage must not pass; None when it is unlimited, soft, too large to be met, or not there."""
         limit = self.usage_limit
         if self.is_unlimited or self.has_soft_limit or limit is None or limit > MAX_AMOUNT:
             return None

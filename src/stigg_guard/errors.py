@@ -20,16 +20,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from copy import deepcopy
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from stigg_guard.foreign import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from stigg_guard.entitlements import Customer, Entitlement
 
 
 class StiggGuardError(Exception):
-    """The root of all errors of this library."""
+    """The root of all errors of this library. They can be copied and pickled with their fields.
+
+    Each argument is one line of the message, whatever characters it has.
+    """
+
+    _of_this_process: ClassVar[frozenset[str]] = frozenset()
+    """Fields that pickling leaves out, and that copies share."""
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: value for name, value in vars(self).items() if name not in self._of_this_process}
+        return _made_again, (type(self), self.args), fields
+
+    def __copy__(self) -> StiggGuardError:
+        return _made_again(type(self), self.args, vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StiggGuardError:
+        memo.update((id(value), value) for name, value in vars(self).items() if name in self._of_this_process)
+        return _made_again(type(self), *deepcopy((self.args, vars(self)), memo))
+
+
+def _made_again(
+    kind: type[StiggGuardError], args: tuple[Any, ...], fields: Mapping[str, Any] = MappingProxyType({})
+) -> StiggGuardError:
+    """An error without its constructor, which makes the text of ``args`` from something else.
+
+    The built-in exception that it is one of may keep more than ``args``.
+    """
+    error = kind.__new__(kind, *args)
+    built_in = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    built_in.__init__(error, *args)  # type: ignore[misc] # it is that of a base
+    vars(error).update(fields)
+    return error
 
 
 class ConfigError(StiggGuardError, ValueError):
@@ -78,6 +116,8 @@ class LedgerUnavailable(StiggGuardError):
     ``retry_after`` is the number of seconds after which it is worth trying again. Where the answer may only have been
     lost on its way, ``repeat`` makes the step again, for ``repeatable`` seconds without doing it twice.
     """
+
+    _of_this_process = frozenset({"repeat"})
 
     retry_after: float = 1.0
     repeat: Callable[[], object] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from google.protobuf.message import Message
 
 from stigg_guard.errors import ConfigError
+from stigg_guard.foreign import json_value, quoted
 from stigg_guard.wire import METHODS, sidecar_pb2
 
 TYPED_METHODS: Mapping[str, str] = {
@@ -74,9 +74,9 @@ def parse_fallbacks(source: str | Mapping[str, object]) -> dict[str, Fallback]:
     """
     if isinstance(source, str):
         try:
-            source = json.loads(source)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"fallbacks: not JSON, line {error.lineno} column {error.colno}: {error.msg}") from None
+            source = json_value(source)
+        except ValueError as error:
+            raise ConfigError(f"fallbacks: {error}") from None
     if not isinstance(source, Mapping):
         raise ConfigError('fallbacks: must map feature ids to fallbacks, as in {"feature-01": {"hasAccess": true}}')
     return {feature_id: _parse(feature_id, given) for feature_id, given in source.items()}
@@ -200,5 +200,5 @@ def _field(feature_id: str, key: str, value: object) -> tuple[str, Any]:
         remedy = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(_SHAPES)}"
         raise ConfigError(f"fallback of {feature_id!r}: unknown key {key!r}; {remedy}")
     if not shape.takes(value):
-        raise ConfigError(f"fallback of {feature_id!r}: {key} must be {shape.expected}, not {value!r}")
+        raise ConfigError(f"fallback of {feature_id!r}: {key} must be {shape.expected}, not {quoted(value)}")
     return shape.field, tuple(cast("list[str]", value)) if key == "enumValues" else value

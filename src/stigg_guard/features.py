@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,6 +14,7 @@ from stigg_guard.console import Console
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError, InvalidRequest
 from stigg_guard.fallbacks import parse_fallbacks
+from stigg_guard.foreign import json_value, printable
 from stigg_guard.guard import Guard
 from stigg_guard.mentions import Mention, mentions
 from stigg_guard.sidecar.catalog import load_catalog
@@ -91,9 +91,9 @@ class Comparison:
             near = self._nearest(one)
             yield f"{one}: {one.feature!r} is {console.bad('unknown')}" + (f"; did you mean {near!r}?" if near else "")
         for one in self.unchecked:
-            yield f"{one}: {one.problem}, not checked"
+            yield f"{one}: {printable(one.problem)}, not checked"
         if self.unused:
-            yield f"known, and not named here: {', '.join(self.unused)}"
+            yield f"known, and not named here: {', '.join(map(printable, self.unused))}"
         yield f"{len(self.mentions)} places, {len(self.unknown)} unknown, {len(self.unchecked)} not checked"
 
     def _nearest(self, mention: Mention) -> str | None:
@@ -116,7 +116,7 @@ def known_features(catalog: str | Path) -> frozenset[str]:
 def _json_object(path: Path) -> Mapping[str, object]:
     """What the file says if it is a JSON object; what is wrong with another one, the reader of catalogs tells."""
     with suppress(OSError, ValueError):
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = json_value(path.read_text(encoding="utf-8"))
         return given if isinstance(given, dict) else {}
     return {}
 

@@ -17,7 +17,8 @@ from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import FeatureDenied, InvalidRequest
 from stigg_guard.fallbacks import Fallback
-from stigg_guard.ledger import Ledger, UsageKey, Use, default_ledger, ledger_from_url, user_state_folder
+from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
+from stigg_guard.ledger.files import default_url, user_state_folder
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Observer, tell
 
@@ -314,7 +315,7 @@ def _ledger(config: Config, clock: Clock) -> Ledger:
 
 
 def _own_ledger(config: Config) -> str:
-    return default_ledger(user_state_folder(), config.sidecar) if config.enabled else "memory://"
+    return default_url(user_state_folder(), config.sidecar) if config.enabled else "memory://"
 
 
 def _feature_id(feature: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from stigg_guard.errors import ConfigError
+from stigg_guard.foreign import printable
 
 TEMPLATE_SUFFIXES = (".html", ".htm", ".xhtml", ".xml", ".txt", ".jinja", ".jinja2", ".j2")
 
@@ -64,7 +65,7 @@ class Mention:
 
     def __str__(self) -> str:
         path = os.path.relpath(self.path)
-        return f"{self.path if path.startswith(os.pardir) else path}:{self.line}"
+        return printable(f"{self.path if path.startswith(os.pardir) else path}:{self.line}")
 
 
 def mentions(paths: Iterable[str | os.PathLike[str]]) -> list[Mention]:
@@ -116,6 +117,8 @@ def _in_file(path: Path) -> Iterator[Mention]:
         yield Mention(path, 1, None, f"the file cannot be read: {error.strerror}")
     except (SyntaxError, ValueError) as error:
         yield Mention(path, getattr(error, "lineno", None) or 1, None, f"the file is not Python: {error}")
+    except (RecursionError, MemoryError):  # from the parser, for what no hand has written
+        yield Mention(path, 1, None, "the file is nested too deep to be read")
 
 
 def _in_python(path: Path, source: bytes) -> Iterator[Mention]:

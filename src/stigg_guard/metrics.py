@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from time import time
 
 from stigg_guard.errors import MissingExtra, StiggGuardError
 from stigg_guard.guard import Guard
@@ -28,19 +29,23 @@ class GuardCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
+        ledger = self._guard.ledger
         try:
-            counts = self._guard.ledger.counts()
+            counts = ledger.counts()
+            oldest = {state: ledger.entries([state], 1) for state in State if counts[state]}
         except StiggGuardError:
             yield _ledger_up(False)
         else:
             yield _ledger_up(True)
             yield from _ledger_metrics(counts)
+            yield _ages({state: time() - entries[0].first_at / 1e6 for state, entries in oldest.items() if entries})
         yield from _reporter_metrics(self._guard.reporter_stats())
 
     def describe(self) -> Iterator[Metric]:
         """The metrics without their values, so that registering reads no ledger."""
         yield _ledger_up(False)
         yield from _ledger_metrics(Counter())
+        yield _ages({})
         yield from _reporter_metrics(Counter())
 
 
@@ -54,6 +59,14 @@ def _ledger_metrics(stats: Mapping[str, int]) -> Iterator[Metric]:
         entries.add_metric([state.value], stats[state.value])
     yield entries
     yield CounterMetricFamily("stigg_guard_late_holds", "Holds committed after they expired.", value=stats["late"])
+
+
+def _ages(ages: Mapping[State, float]) -> Metric:
+    text = "Age of the oldest entry by its first use."
+    oldest = GaugeMetricFamily("stigg_guard_ledger_oldest_seconds", text, labels=["state"])
+    for state in State:
+        oldest.add_metric([state.value], max(0.0, ages.get(state, 0.0)))
+    return oldest
 
 
 def _reporter_metrics(stats: Mapping[str, int]) -> Iterator[Metric]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from stigg_guard.errors import FeatureDenied, StiggGuardError
 from stigg_guard.ledger import Acknowledged
-
-logger = logging.getLogger("stigg_guard")
+from stigg_guard.log import logger
 
 T = TypeVar("T")
 

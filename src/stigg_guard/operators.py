@@ -6,6 +6,7 @@ What goes wrong is raised.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,9 +22,12 @@ from stigg_guard.console import Console, table
 from stigg_guard.display import usage_text
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import ConfigError, InvalidRequest, SidecarError, StiggGuardError
+from stigg_guard.foreign import printable
 from stigg_guard.guard import Guard
-from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, UsageKey, default_ledger, user_state_folder
+from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, UsageKey
+from stigg_guard.ledger.files import default_url, obstacle, user_state_folder
 from stigg_guard.reporter import Reporter
+from stigg_guard.urls import SQLITE, ledger_file
 
 TELL_SECONDS = 1.0
 MAX_LISTED = 1_000_000
@@ -104,7 +108,7 @@ def show_status(guard: Guard, console: Console) -> int:
     ledger = _seen_ledger(guard)
     now = time()
     counts = ledger.counts()
-    ages = {state: next((now - entry.used_at for entry in ledger.entries((state,), 1)), None) for state in State}
+    ages = {state: next((now - entry.first_at / 1e6 for entry in ledger.entries((state,), 1)), None) for state in State}
     states = {state: {"entries": counts[state], "oldest_seconds": ages[state]} for state in State}
     rows = [(state.value, str(counts[state]), _age(ages[state])) for state in State]
     console.show(
@@ -225,17 +229,45 @@ class _Drain:
             self._tell(f"{self.left()} left, {self.acknowledged / (now - self._began):.0f} a second")
 
 
+def ledger_url(config: Config) -> str:
+    """Where the ledger of this configuration is.
+
+    Raises:
+        ConfigError: it names none, and there is no place for one.
+    """
+    return config.ledger or default_url(user_state_folder(), config.sidecar)
+
+
+def require_ledger(url: str) -> None:
+    """Refuses a ledger that nobody has made yet, so that looking at it does not make one.
+
+    Raises:
+        ConfigError: there is no file of this ledger, or it is out of reach.
+    """
+    if url.startswith(SQLITE):
+        path = os.path.abspath(ledger_file(url).path)
+        try:
+            os.stat(path)
+        except PermissionError:
+            raise ConfigError(f"LEDGER: {obstacle(path)}") from None
+        except OSError:
+            raise ConfigError(
+                f"LEDGER: there is no file {path}: nothing was used yet, or another ledger is in use; name that one"
+            ) from None
+
+
 def amount_text(entry: Entry) -> str:
     """How many units an entry is about: ``+2`` more, ``-2`` given back, ``=7`` a new total."""
     return f"={entry.amount:.15g}" if entry.is_set else f"{entry.amount:+.15g}"
 
 
 def _show_answers(console: Console, answers: Sequence[Entitlement]) -> None:
-    width = max((len(answer.feature_id) for answer in answers), default=0)
+    names = [printable(answer.feature_id) for answer in answers]
+    width = max(map(len, names), default=0)
     lines = (
-        f"{answer.feature_id:{width}}  {console.good('yes') if answer else console.bad('no ')}  "
-        f"{usage_text(answer) if answer else answer.explanation}"
-        for answer in answers
+        f"{name:{width}}  {console.good('yes') if answer else console.bad('no ')}  "
+        f"{printable(usage_text(answer) if answer else answer.explanation)}"
+        for name, answer in zip(names, answers, strict=True)
     )
     text = "\n".join(lines) or "nothing: there is no active subscription"
     console.show([asdict(answer) for answer in answers], text)
@@ -273,7 +305,7 @@ def _entries_of(ledger: Ledger, key: UsageKey) -> list[Entry]:
 
 
 def _whereabouts(guard: Guard, console: Console) -> str:
-    if _is_in_memory(guard.config):
+    if ledger_url(guard.config) == IN_MEMORY:
         return "lost with this process, since the ledger is in memory; name one that lasts in LEDGER"
     return f"kept in the ledger, from where the application sends it, or {console.ledger} drain"
 
@@ -286,29 +318,33 @@ def _require_reports(config: Config) -> None:
 
 
 def _seen_ledger(guard: Guard) -> Ledger:
-    """The guard's ledger, unless the processes that use it keep it to themselves."""
-    if _is_in_memory(guard.config):
+    """The guard's ledger, unless it is not there, or the processes that use it keep it to themselves."""
+    url = ledger_url(guard.config)
+    if url == IN_MEMORY:
         raise ConfigError(
             f"LEDGER: what is in {IN_MEMORY} only its own process can see; "
             "name a ledger that processes share, such as sqlite:///path"
         )
+    require_ledger(url)
     return guard.ledger
-
-
-def _is_in_memory(config: Config) -> bool:
-    return (config.ledger or default_ledger(user_state_folder(), config.sidecar)) == IN_MEMORY
 
 
 def _fields(entry: Entry) -> Mapping[str, Any]:
     fields = asdict(entry)
-    used_at = datetime.fromtimestamp(entry.used_at, timezone.utc).isoformat()
-    return {**fields.pop("key"), **fields, "used_at": used_at}
+    for internal in ("period", "first_at", "ticket", "before"):
+        del fields[internal]
+    times = {"used_at": _instant(entry.used_at / 1e9), "first_used_at": _instant(entry.first_at / 1e6)}
+    return {**fields.pop("key"), **fields, **times}
+
+
+def _instant(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
     key = entry.key
     what = (entry.id, entry.state.value, key.customer_id, key.resource_id, key.feature_id, amount_text(entry))
-    return (*what, _age(time() - entry.used_at), str(entry.attempts), entry.reason)
+    return (*what, _age(time() - entry.first_at / 1e6), str(entry.attempts), entry.reason)
 
 
 def _age(seconds: float | None) -> str:

@@ -19,11 +19,10 @@ from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Hold, Ledger, Use
+from stigg_guard.log import logger
 from stigg_guard.sender import Sender
 from stigg_guard.settlement import RECHECK_SECONDS, Settlement
 from stigg_guard.stranded import StrandedUses
-
-logger = logging.getLogger("stigg_guard")
 
 SEND_SECONDS = 5.0
 LINGER_SECONDS = 0.05  # what is used within it goes into one report
@@ -80,12 +79,14 @@ class Reporter:
 
     def rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         """Takes usage that the ledger could not: sends it now, or else keeps it in memory and goes on trying."""
+        self._enter_process()
         self._stranded.rescue(uses, error)
         if self._stranded:
             self.notify()
 
     def repeat(self, step: Callable[[], object], uses: Sequence[Use]) -> None:
         """Makes a step of the ledger that an exception from outside interrupted, and that may be made already."""
+        self._enter_process()
         self._stranded.repeat(step, REPEAT_SECONDS, uses)
         self.notify()
 
@@ -126,10 +127,11 @@ class Reporter:
         deadline = monotonic() + timeout
         pause, longest = FLUSH_PAUSES
         while (remaining := deadline - monotonic()) > 0:
-            with contextlib.suppress(StiggGuardError):
-                self._work(remaining)
+            came_to_the_end = self._try_work(remaining)
             if not self._left():
                 return 0
+            if not (came_to_the_end or self._failures or self._stranded):
+                break  # what is left came meanwhile
             sleep(max(0.0, min(pause, deadline - monotonic())))  # others are sending, or a decision is not due yet
             pause = min(2 * pause, longest)
         return self._left()
@@ -158,8 +160,8 @@ class Reporter:
         return left
 
     def leave(self) -> None:
-        """Lets the thread end, after a last attempt to report: nobody has the guard any more. For a finalizer, which may
-        run anywhere."""
+        """Lets the thread end, after a last attempt to report: nobody has the guard any more. A finalizer may call it,
+        anywhere."""
         self._is_left = True
         self._end_thread()
 
@@ -197,12 +199,12 @@ class Reporter:
                 thread.start()
 
     def _run(self) -> None:
-        pause = 0.0
+        pause = min(IDLE_SECONDS, self._renewal)
         while not self._is_over:
             if self._waited(pause):
                 sleep(LINGER_SECONDS)
-            self._empty_wake()
-            pause = self._turn()
+                self._empty_wake()
+            pause = 0.0 if self._is_over else self._turn()
         if self._is_left:
             self._turn()
         atexit.unregister(self._at_exit)
@@ -212,7 +214,7 @@ class Reporter:
         deadline = monotonic() + pause
         with contextlib.suppress(Empty):
             while not self._is_over and (remaining := deadline - monotonic()) > 0:
-                if not self._wake.get(timeout=remaining) or not self._failures:
+                if self._wake.get(timeout=remaining) and not self._failures:
                     return True
         return False
 
@@ -228,9 +230,9 @@ class Reporter:
             return min(_back_off(self._failures), self._renewal)
         return min(IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS, self._renewal)
 
-    def _try_work(self) -> bool:
+    def _try_work(self, timeout: float = inf) -> bool:
         try:
-            came_to_the_end = self._work()
+            came_to_the_end = self._work(timeout)
         except StiggGuardError as error:
             level = logging.DEBUG if self._failures else logging.WARNING
             logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
@@ -245,7 +247,7 @@ class Reporter:
         self._failures = 0
         return came_to_the_end
 
-    def _work(self, timeout: float = inf) -> bool:
+    def _work(self, timeout: float) -> bool:
         """Whether nothing is left to do at present."""
         self._stranded.retry()
         self._give_back_dropped()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stigg_guard.amounts import usage_amount
 from stigg_guard.entitlements import require_id
+from stigg_guard.foreign import json_value, quoted
 
 _KEYS = ("path", "feature", "consume", "methods")
 
@@ -46,7 +46,7 @@ def method_names(methods: Any) -> frozenset[str]:
     """
     names = [] if isinstance(methods, str) or not isinstance(methods, Iterable) else list(methods)
     if (not names and methods) or not all(isinstance(name, str) and name.isalpha() for name in names):
-        raise ValueError(f"methods: expected a list of HTTP methods such as ['POST'], not {methods!r}")
+        raise ValueError(f"methods: expected a list of HTTP methods such as ['POST'], not {quoted(methods)}")
     named = frozenset(name.upper() for name in names)
     return named | {"HEAD"} if "GET" in named else named
 
@@ -63,7 +63,7 @@ def parse_rules(given: Any) -> tuple[Rule, ...]:
     Raises:
         ValueError: a rule is wrong; the message has its number.
     """
-    listed = json.loads(given) if isinstance(given, str) else given
+    listed = json_value(given) if isinstance(given, str) else given
     if isinstance(listed, Mapping) or not isinstance(listed, Sequence):
         raise ValueError('expected a list of rules such as {"path": "/api/", "feature": "feature-api-calls"}')
     return tuple(_rule(index, entry) for index, entry in enumerate(listed))
@@ -80,13 +80,13 @@ def _rule(index: int, entry: Any) -> Rule:
 
 def _read(entry: Any) -> Rule:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"expected a mapping with {', '.join(_KEYS)}, not {entry!r}")
+        raise ValueError(f"expected a mapping with {', '.join(_KEYS)}, not {quoted(entry)}")
     unknown = [str(key) for key in entry if key not in _KEYS]
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: unknown; a rule has {', '.join(_KEYS)}")
     path, feature, consume = entry.get("path"), entry.get("feature"), entry.get("consume")
     if not isinstance(path, str) or not path.startswith("/"):
-        raise ValueError(f"path: expected the beginning of a path, such as '/api/', not {path!r}")
+        raise ValueError(f"path: expected the beginning of a path, such as '/api/', not {quoted(path)}")
     if feature is not None:
         require_id(feature, "feature")
     elif consume is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -10,12 +9,11 @@ from stigg_guard.amounts import quanta_used
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnUncertain
 from stigg_guard.errors import InvalidRequest, NotSupported, SidecarError, SidecarUnavailable, StiggGuardError
-from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger
+from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, Period
 from stigg_guard.ledger.accounting import was_counted
+from stigg_guard.log import logger
 from stigg_guard.messages import acknowledged
 from stigg_guard.sender import Sender
-
-logger = logging.getLogger("stigg_guard")
 
 BATCH_SIZE = 100  # the contract's limit for one bulk report
 LEASE_SECONDS = 30.0
@@ -52,13 +50,13 @@ class Settlement:
 
     def send_batch(self, timeout: float) -> tuple[Batch | None, SidecarError | None]:
         """Sends the next batch, waiting ``timeout`` seconds for its answer. None when there is nothing to send, and the
-        error when the sidecar did not take it; it stays in the ledger then.
+        error when the sidecar got it and did not say what came of it; it comes again, and others are sent meanwhile.
 
         Whoever was paused between taking a batch and sending it for so long that somebody else may have it, sends
         nothing.
 
         Raises:
-            SidecarUnavailable: the sidecar does not answer at all.
+            SidecarError: the sidecar does not answer, or takes nothing now; the batch stays in the ledger.
             LedgerUnavailable: the ledger cannot be read, or not be told what came of the batch.
         """
         taken_at = self._monotonic()
@@ -67,9 +65,9 @@ class Settlement:
             return batch, None
         try:
             self._send(batch, timeout)
-        except SidecarUnavailable:
-            raise
         except SidecarError as error:
+            if isinstance(error, SidecarUnavailable) or not error.outcome_unknown:
+                raise
             return batch, error
         return batch, None
 
@@ -107,6 +105,9 @@ class Settlement:
             self._look_again(report, "the sidecar tells no usage of this feature now")
             return
         told = acknowledged(report, answer)
+        if answer.reset_period and told.period == Period():
+            self._look_again(report, "the sidecar does not tell which period its figure is of")
+            return
         row = self._ledger.known(report.key)
         usage = quanta_used(answer.current_usage)
         counted = was_counted(row, report.before, report.pending, usage, told.period)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
@@ -18,6 +17,8 @@ from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.ledger import Ticket
+from stigg_guard.log import logger
+from stigg_guard.urls import REDIS
 from stigg_guard.wire import sidecar_pb2 as wire
 
 try:
@@ -29,7 +30,6 @@ try:
 except ImportError as error:
     raise MissingExtra("redis", "A Redis cache") from error
 
-logger = logging.getLogger("stigg_guard")
 
 ANSWER_SECONDS = 0.05
 REST_SECONDS = 1.0
@@ -37,10 +37,10 @@ LISTEN_SECONDS = 1.0
 HEALTH_CHECK_SECONDS = 30
 RECONNECT_SECONDS = (0.1, 5.0)
 
-# A stored snapshot is a line of the format's number, the stamp, the ticket with its time on the ledger's clock, the ledger
-# that it is of, the kind of message and a digest, and then the sidecar's answer. The digest covers the key too, so that neither a damaged value
-# nor one under another customer's key is ever believed. An invalidation leaves only the number and the stamp: a fetch
-# that began before it is not stored any more.
+# A stored snapshot is a line of the format's number, the stamp, the ticket with its time on the ledger's clock, the
+# ledger that it is of, the kind of message and a digest, and then the sidecar's answer. The digest covers the key too,
+# so that neither a damaged value nor one under another customer's key is ever believed. An invalidation leaves only the
+# number and the stamp: a fetch that began before it is not stored any more.
 _STORED = re.compile(
     rb"2 (?P<stamp>[0-9]{1,16}) (?P<ticket>[0-9]{1,18}) (?P<at>[0-9]{1,18}) (?P<ledger>[0-9]+|-) (?P<name>\w+) "
     rb"(?P<digest>[0-9a-f]{32})\n(?P<payload>.*)",
@@ -123,7 +123,7 @@ class RedisSnapshots:
         self._rests_until = 0.0
         self._starting: dict[int, threading.Lock] = {}
         where = _where(config.cache)
-        self._address = f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        self._address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
         self._ledger = _ledger_beside(where, config.ledger or "")
 
     def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
@@ -305,10 +305,10 @@ def _where(url: str) -> Mapping[str, Any]:
 def _ledger_beside(cache: Mapping[str, Any], url: str) -> str:
     """The number of the ledger's database when it is on the server of the cache: whoever finds the same number in a
     snapshot has the same ledger. Else a dash."""
-    if not url.startswith(("redis://", "rediss://")):
+    if not url.startswith(REDIS):
         return "-"
     ledger = _where(url)
-    same = all(cache.get(part) == ledger.get(part) for part in ("host", "port"))
+    same = all(cache.get(part) == ledger.get(part) for part in ("host", "port", "path"))
     return str(ledger.get("db", 0)) if same else "-"
 
 

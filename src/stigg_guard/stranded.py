@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 import threading
 from collections import Counter, deque
@@ -13,9 +12,8 @@ from typing import NamedTuple, TypeVar
 from stigg_guard.clock import Clock, microseconds
 from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, State, Use
+from stigg_guard.log import logger
 from stigg_guard.sender import Sender
-
-logger = logging.getLogger("stigg_guard")
 
 MAX_STRANDED = 10_000
 
@@ -82,7 +80,7 @@ class StrandedUses:
 
     def _is_repeated(self, step: _Repeat) -> bool:
         if self._clock.monotonic() >= step.deadline:
-            logger.critical("%s may be counted or LOST: the ledger did not answer for too long", step.what)
+            logger.critical("usage may be counted or LOST, since the ledger did not answer for too long: %s", step.what)
             self.counts["doubted"] += 1
             return True
         try:
@@ -137,8 +135,6 @@ class _KeptUse:
 
     def __init__(self, use: Use, used_at: int) -> None:
         self.use = use
-        report = Entry(
-            "", State.UNSENT, use.key, use.amount, use.is_set, used_at, use.event, dimensions=use.dimensions
-        )
+        report = Entry("", State.UNSENT, use.key, use.amount, use.is_set, used_at, use.event, dimensions=use.dimensions)
         self.batch = Batch(secrets.token_hex(16), (report,))
         self.maybe_counted = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from stigg_guard.decorators import Calls
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, InvalidRequest
+from stigg_guard.log import logger
 from stigg_guard.rules import guards_method, method_names
 
 if TYPE_CHECKING:
     from stigg_guard.guard import Guard
-
-logger = logging.getLogger("stigg_guard")
 
 P = ParamSpec("P")
 R = TypeVar("R")

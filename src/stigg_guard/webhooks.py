@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Mapping
 from hmac import compare_digest
 from http import HTTPStatus
@@ -11,9 +9,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from stigg_guard.entitlements import Customer
+from stigg_guard.foreign import json_value
 from stigg_guard.guard import Guard
-
-logger = logging.getLogger("stigg_guard")
+from stigg_guard.log import logger
 
 SECRET_HEADER = "Stigg-Webhooks-Secret"  # noqa: S105 - the name of the header, not what is in it
 MAX_BYTES = 1024 * 1024
@@ -38,7 +36,7 @@ def receive(guard: Guard, secret: str | None, read: Callable[[int], bytes]) -> H
     try:
         message = _message(body)
         customer = _customer(message)
-    except (ValueError, RecursionError):  # no JSON, or none that anybody would send
+    except ValueError:  # no JSON, or none that anybody would send
         return HTTPStatus.BAD_REQUEST
     if customer is not None and _is_new(guard, message.get("messageId")):
         guard.forget(customer)
@@ -58,7 +56,7 @@ def _is_stiggs(guard: Guard, secret: str | None) -> bool:
 
 def _message(body: bytes) -> Mapping[str, Any]:
     """What the body says, whether flat or inside ``data``."""
-    message = json.loads(body)
+    message = json_value(body)
     if not isinstance(message, dict):
         raise ValueError("a webhook is a JSON object")
     data = message.get("data")

@@ -106,3 +106,14 @@ def answered(address: str, paths: Sequence[str]) -> Counter[str]:
 
     with ThreadPoolExecutor(CLIENTS) as clients:
         return sum(clients.map(client, range(CLIENTS)), Counter())
+
+
+def use(guard: Guard) -> None:
+    """Uses one unit."""
+    with guard.consume("templates", customer="ann"):
+        pass
+
+
+def use_a_new_guard(sidecar: str, ledger: str) -> None:
+    """The same in a process that has no guard yet."""
+    use(Guard(Config(sidecar=sidecar, ledger=ledger)))

@@ -185,6 +185,14 @@ class TestLedger:
     def test_discard_forgets_entries(self, run: Run) -> None:
         assert run("stigg_ledger", "discard", "--all", "--yes")[:2] == (0, "1 discarded\n")
 
+    @pytest.mark.parametrize("action", ["status", "list", "drain", "retry 1", "discard --all"])
+    def test_one_that_was_never_used_is_told_and_not_made(self, run: Run, ledger_url: str, action: str) -> None:
+        path = ledger_url.removeprefix("sqlite:///")
+        with pytest.raises(CommandError, match=f"LEDGER: there is no file {path}: nothing was used yet"):
+            run("stigg_ledger", *action.split())
+        assert not Path(path).exists()
+
+    @pytest.mark.usefixtures("unsent")
     def test_a_wrong_id_is_a_command_error_with_the_remedy(self, run: Run) -> None:
         with pytest.raises(CommandError, match=r"nothing was changed; see manage\.py stigg_ledger list"):
             run("stigg_ledger", "retry", "77")

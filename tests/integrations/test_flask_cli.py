@@ -119,6 +119,11 @@ class TestLedger:
         states = json.loads(run("ledger", "status", "--json").stdout)["states"]
         assert (states["dead"]["entries"], states["unsent"]["entries"]) == (1, 1)
 
+    def test_status_of_one_that_was_never_used_makes_none(self, run: Run, tmp_path: Path) -> None:
+        answer = run("ledger", "status")
+        assert (answer.exit_code, "there is no file" in answer.stderr) == (2, True)
+        assert list(tmp_path.glob("*.db")) == []
+
     @pytest.mark.usefixtures("entries")
     def test_list_shows_the_states_that_are_named(self, run: Run) -> None:
         found = json.loads(run("ledger", "list", "--state", "dead", "--state", "held", "--json").stdout)

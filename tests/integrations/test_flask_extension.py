@@ -100,10 +100,12 @@ def test_ledger_is_in_the_instance_folder(app: Flask) -> None:
     assert [file.suffix for file in Path(app.instance_path).iterdir() if file.is_file()]
 
 
-def test_folder_that_cannot_be_made_is_told_by_the_settings_full_name(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_told_when_it_is_first_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigError, match=r"^STIGG_GUARD_LEDGER: the folder"):
-        StiggGuard(Flask("shop", instance_path=str(tmp_path / "file" / "instance")))
+    app = Flask("shop", instance_path=str(tmp_path / "file" / "instance"))
+    StiggGuard(app)
+    with pytest.raises(ConfigError, match=r"LEDGER: the folder"):
+        guard_of(app).stats()
 
 
 def test_import_and_init_app_start_no_thread_and_open_nothing() -> None:

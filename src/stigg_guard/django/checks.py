@@ -18,11 +18,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - as Django names it
@@ -38,10 +36,11 @@ from stigg_guard.django.ledger.checks import connection_notes, database_faults
 from stigg_guard.django.middleware import StiggGuardMiddleware, login_page
 from stigg_guard.errors import ConfigError
 from stigg_guard.features import Comparison, known_features
+from stigg_guard.ledger.files import obstacle
 from stigg_guard.mentions import mentions, own_folders
+from stigg_guard.urls import SQLITE, ledger_file
 
 TAG = "stigg_guard"
-_FILE_LEDGER = "sqlite:///"
 _MIDDLEWARE = f"{StiggGuardMiddleware.__module__}.{StiggGuardMiddleware.__qualname__}"
 _SIGNS_IN = (
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -168,11 +167,9 @@ def _login_faults(place: str, config: Config) -> Iterator[CheckMessage]:
 
 
 def _ledger_faults(place: str, url: str) -> Iterator[CheckMessage]:
-    if url.startswith(_FILE_LEDGER):
-        file = os.path.abspath(unquote(url.removeprefix(_FILE_LEDGER)))
-        if not os.access(file if os.path.exists(file) else os.path.dirname(file), os.W_OK):
-            hint = "Let the user that runs the site write it, or name another LEDGER."
-            yield Error(f"The ledger {file} cannot be written.", hint=hint, obj=place, id="stigg_guard.E004")
+    if url.startswith(SQLITE) and (problem := obstacle(ledger_file(url).path)):
+        hint = "Let the user that runs the site write it, or name another LEDGER."
+        yield Error(f"The ledger cannot be used: {problem}.", hint=hint, obj=place, id="stigg_guard.E004")
     if url.startswith(DATABASE_LEDGER):
         alias = address_of(url).alias
         database = connections[alias]

@@ -26,7 +26,8 @@ from stigg_guard.django.transactions import confirm_on_commit
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.guard import Guard
-from stigg_guard.ledger import default_ledger
+from stigg_guard.ledger.files import default_url
+from stigg_guard.urls import ledger_file
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
 
@@ -145,10 +146,12 @@ def _ledger_place(config: Config) -> tuple[object, ...] | None:
     if not config.enabled or config.sidecar == "offline":
         return None
     if url.scheme == "sqlite":
-        return ("sqlite", os.path.realpath(unquote(url.path.removeprefix("/"))))
+        return ("sqlite", os.path.realpath(ledger_file(config.ledger or "").path))
     if url.scheme == "django":
         database = connections.settings[url.netloc]
         return tuple(str(database[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
+    if url.scheme == "unix":
+        return ("redis", os.path.realpath(unquote(url.path)), parse_qs(url.query).get("db", ["0"])[0])
     if url.scheme in ("redis", "rediss"):
         number = parse_qs(url.query).get("db", [url.path.strip("/") or "0"])[0]
         return ("redis", url.hostname, url.port or 6379, number)
@@ -180,7 +183,7 @@ def _with_ledger(config: Config) -> Config:
     folder = getattr(settings, "BASE_DIR", None)
     if config.ledger is not None or folder is None or not config.enabled:
         return config
-    return replace(config, ledger=default_ledger(folder, config.sidecar))
+    return replace(config, ledger=default_url(folder, config.sidecar))
 
 
 def _missing(using: str) -> ImproperlyConfigured:

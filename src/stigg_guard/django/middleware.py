@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from typing import Any
@@ -22,9 +21,8 @@ from stigg_guard.django.requests import asked_configuration, displayed_plan, not
 from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
 from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError, SignInRequired
+from stigg_guard.log import logger
 from stigg_guard.views import EXEMPT
-
-logger = logging.getLogger("stigg_guard")
 
 
 class StiggGuardMiddleware:
@@ -94,7 +92,7 @@ def denial_of(request: HttpRequest, error: Refusal) -> Denial:
     using = asked_configuration(request)
     config = get_guard(using).config
     if isinstance(error, (SidecarError, LedgerUnavailable)):
-        logger.warning("%s cannot be guarded: %s", request.path, error)
+        logger.warning("the request for %s cannot be guarded: %s", request.path, error)
     if isinstance(error, FeatureDenied):
         note_use(request, error, using)
     signs_in = isinstance(error, SignInRequired) and config.anonymous is Anonymous.LOGIN

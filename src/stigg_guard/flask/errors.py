@@ -49,6 +49,9 @@ class Refused(HTTPException, errors.StiggGuardError):
         self.code = denial.status
         self.description = denial.detail
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (self.error, self.denial), super().__reduce__()[2]  # its class is known to this process only
+
     @property
     def name(self) -> str:
         """What happened, in a few words of the reader's language."""
@@ -110,17 +113,21 @@ def refused(error: Refusal) -> Refused:
     this = app_guard()
     denial = Denial.of(error, this.guard.config, this.wording)
     if isinstance(error, (errors.SidecarError, errors.LedgerUnavailable)):
-        current_app.logger.warning("%s was answered 503: %s", request.endpoint, error)
+        current_app.logger.warning("a request for %s was answered 503: %s", request.endpoint, error)
     if isinstance(error, errors.FeatureDenied):
         of_request().noted.append(error)
-    made = _class_of(type(error), denial.status)  # type: ignore[arg-type] # mypy: the hash of a class is no hash
-    return made(error, denial)
+    return _made(error, denial)
 
 
 def with_pages(loader: BaseLoader | None) -> BaseLoader:
     """Finds the built-in pages where the loader, which is an app's with all its blueprints, finds no others."""
     built_in = DictLoader({name: page_source(name) for name in (TEMPLATE, FRAGMENT_TEMPLATE)})
     return ChoiceLoader([loader, built_in] if loader is not None else [built_in])
+
+
+def _made(error: Refusal, denial: Denial) -> Refused:
+    made = _class_of(type(error), denial.status)  # type: ignore[arg-type] # mypy: the hash of a class is no hash
+    return made(error, denial)
 
 
 @cache

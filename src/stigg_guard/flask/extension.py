@@ -19,7 +19,7 @@ from stigg_guard.flask.current import EXTENSION, AppGuard, CustomerLoader, app_g
 from stigg_guard.flask.signals import Signals
 from stigg_guard.flask.templating import TEMPLATE_GLOBALS, TEMPLATE_TESTS
 from stigg_guard.guard import Guard
-from stigg_guard.ledger import default_ledger
+from stigg_guard.ledger.files import default_url
 from stigg_guard.views import exempt
 from stigg_guard.wording import ENGLISH, Wording
 
@@ -94,15 +94,8 @@ def _config(app: Flask) -> Config:
     if config.anonymous is Anonymous.LOGIN and config.login_url is None:
         raise ConfigError(f"{PREFIX}LOGIN_URL: {PREFIX}ANONYMOUS is 'login', so give the address of the login page")
     if config.ledger is None and config.enabled:
-        return replace(config, ledger=_default_ledger(app, config))
+        return replace(config, ledger=default_url(app.instance_path, config.sidecar))
     return config
-
-
-def _default_ledger(app: Flask, config: Config) -> str:
-    try:
-        return default_ledger(app.instance_path, config.sidecar)
-    except ConfigError as error:
-        raise ConfigError(f"{PREFIX}{error}") from error
 
 
 def _configured_loader(config: Config) -> CustomerLoader | None:

@@ -37,6 +37,10 @@ class Period(NamedTuple):
         return self.holds(instant) and (self.start is None) == (self.end is None)
 
 
+UNTOLD = Period()
+"""The period of a feature whose usage never begins anew, or of which nothing was told."""
+
+
 class News(NamedTuple):
     """What a snapshot says of a key. Its ticket was drawn, and ``asked_at`` read, before it was asked for.
 
@@ -54,8 +58,8 @@ class Row(NamedTuple):
     """What the ledger believes of a key.
 
     ``seen`` is the ticket of the newest snapshot heeded, ``settled`` that of the last report taken or acknowledged, and
-    ``settled_at`` when the latter was. ``moved_at`` is when it came into this period from another one. ``added`` is
-    what ``used`` has beyond the sidecar's own word.
+    ``settled_at`` when the latter was. ``moved_at`` is when it came into this period from another one, or to a lower
+    limit. ``added`` is what ``used`` has beyond the sidecar's own word.
     """
 
     period: Period
@@ -108,13 +112,17 @@ def believed(row: Row | None, news: News, now: int, grace: int) -> tuple[Row, in
     asked_at = news.asked_at if news.asked_at <= now else 0
     may_lower = news.ticket > row.settled and (row.settled_at is None or asked_at >= row.settled_at + grace)
     told = news.used if may_lower else news.used + row.added
+    has_just_moved = row.moved_at is not None and asked_at < row.moved_at + grace
+    lower = _lower(row.limit, news.limit)
     if news.period == row.period:
-        used = news.used if may_lower else max(row.used, news.used)
-        row = row._replace(used=used, limit=news.limit, seen=news.ticket, added=used - news.used)
-    elif row.moved_at is not None and asked_at < row.moved_at + grace:  # a replica that lags, or one more change
+        used = news.used if may_lower else max(row.used, news.used if row.seen else told)
+        limit = lower if has_just_moved else news.limit
+        moved_at = row.moved_at if lower == row.limit else now
+        row = row._replace(used=used, limit=limit, seen=news.ticket, added=used - news.used, moved_at=moved_at)
+    elif has_just_moved:  # a replica that lags, or one more change
         used = max(row.used, told)
         added = row.added + used - row.used
-        row = row._replace(used=used, limit=_lower(row.limit, news.limit), added=added, settled_at=now)
+        row = row._replace(used=used, limit=lower, seen=news.ticket, added=added, settled_at=now)
     else:
         added = told - news.used
         row = row._replace(period=news.period, used=told, limit=news.limit, seen=news.ticket, added=added, moved_at=now)
@@ -141,54 +149,63 @@ def is_free(counted_so_far: int, amount: int, limit: int | None) -> bool:
     return limit is None or counted_so_far + amount <= limit
 
 
-def taken(row: Row, ticket: int) -> tuple[Row, Before | None]:
+def taken(row: Row, ticket: int, is_alone: bool) -> tuple[Row, Before | None]:
     """The row after a report was taken to be sent for the first time, and what to note with the report: nothing where
-    the row's figure is not the sidecar's own word."""
-    before = None if row.added else Before(row.period, row.used, row.moved_at)
+    the row's figure is not the sidecar's own word of all that was sent, as others of the key are not settled yet."""
+    before = None if row.added or not is_alone else Before(row.period, row.used, row.moved_at)
     return row._replace(settled=ticket), before
 
 
-def learned(row: Row | None, pending: Pending, told: int | None, period: Period, ticket: int, now: int) -> Row | None:
-    """The row after an acknowledgement. Its figure is taken, or else the amount is added: it never vanishes."""
+def learned(row: Row | None, pending: Pending, told: int | None, period: Period, ticket: int, now: int) -> Row:
+    """The row after an acknowledgement. Its figure is taken, or else the amount is added: it never vanishes.
+
+    ``told`` and ``period`` are what the answer said; None and no ends where it said nothing. Only the newest figure
+    lowers the row: one to a report since whose first sending nothing else was heeded, taken or acknowledged.
+    """
     if row is None:
-        return None if told is None else Row(period, told, settled=ticket, settled_at=now)
+        row = Row(period, 0)
+    is_newest = max(row.seen, row.settled) <= pending.ticket
     with_it = row.used
     if told is None or counts(pending, row.period):
         with_it = pending.amount if pending.is_set else max(0, row.used + pending.amount)
+        is_here = period == row.period or (period == Period() and row.period.surely_holds(pending.used_at))
+        if not (is_newest and is_here):  # what was given back may be in the row already, or in another period
+            with_it = max(row.used, with_it)
     if told is None or period != row.period:  # only snapshots move the row: they bring the limit along
         added = row.added + max(with_it - row.used, 0)
         return row._replace(used=with_it, added=added, settled=ticket, settled_at=now)
     if row.added or not period.surely_holds(pending.used_at):  # some may count in a period that is not shown yet
         used = max(told, with_it)
-    else:  # a snapshot that was heeded since the first sending may be newer
-        used = told if row.seen < pending.ticket else max(told, row.used)
+    else:
+        used = told if is_newest else max(told, row.used)
     return row._replace(used=used, added=used - told, settled=ticket, settled_at=now)
-
-
-def discarded(row: Row, ticket: int, now: int) -> Row:
-    """The row after a report was forgotten that the sidecar may have counted: no snapshot from before may lower it."""
-    return row._replace(settled=ticket, settled_at=now)
 
 
 def was_counted(row: Row | None, before: Before | None, pending: Pending, told: int, period: Period) -> bool | None:
     """Whether the usage that was read back shows that a report was counted; None where it cannot show it.
 
     It can if all is surely one period: that of the first sending, which the row has not left since, with a start that
-    was told, and with the time of the use in it.
+    was told, or none at all, and with the time of the use in it. Nothing else of the key was taken or acknowledged
+    since, and what is given back was there.
     """
-    if row is None or before is None or row.moved_at != before.moved_at or pending.is_set:
+    if row is None or before is None or row.moved_at != before.moved_at or row.settled != pending.ticket:
         return None
-    if not before.period == period or period.start is None or not period.holds(pending.used_at):
+    if before.period != period or (period.start is None and period.end is not None):
         return None
-    if told == before.used:
-        return False
-    return True if told == before.used + pending.amount else None
+    if not period.holds(pending.used_at):
+        return None
+    with_it = before.used + pending.amount
+    if pending.is_set or with_it < 0 or told not in (before.used, with_it):
+        return None
+    return told == with_it
 
 
-def may_add_up(first: Pending, second: Pending) -> bool:
+def may_add_up(first: Pending, second: Pending, present: Period) -> bool:
     """Whether two uses may be one report, with the later time: never sent, of one period, sign and dimensions, on one
-    side of the period's end, and close together."""
+    side of the period's end, and close together. In the ledger's present period both count, or neither."""
     if first.ticket or second.ticket or first.dimensions != second.dimensions:
+        return False
+    if counts(first, present) != counts(second, present):
         return False
     is_plain = not first.is_set and not second.is_set and (first.amount > 0) == (second.amount > 0)
     same_side = first.period.holds(first.used_at) == second.period.holds(second.used_at)

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
 from stigg_guard.amounts import quanta
-from stigg_guard.ledger.accounting import Before, News, Pending, Period, Row
+from stigg_guard.ledger.accounting import UNTOLD, Before, News, Pending, Period, Row
 
 Dimensions: TypeAlias = Mapping[str, "str | float | bool"]
 
@@ -123,7 +123,7 @@ class Entry:
     reason: str = ""
     attempts: int = 0
     dimensions: Dimensions = field(default_factory=dict)
-    period: Period = Period()
+    period: Period = UNTOLD
     first_at: int = 0
     ticket: int = 0
     before: Before | None = None
@@ -149,7 +149,7 @@ class Acknowledged:
 
     report: Entry
     current_usage: float | None
-    period: Period = Period()
+    period: Period = UNTOLD
 
 
 class Ledger(Protocol):

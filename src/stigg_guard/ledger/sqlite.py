@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sqlite3
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from time import monotonic
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock, microseconds
@@ -25,7 +25,6 @@ from stigg_guard.ledger.accounting import (
     Row,
     believed,
     counted,
-    discarded,
     is_free,
     learned,
     may_add_up,
@@ -55,21 +54,24 @@ from stigg_guard.ledger.entries import (
     period_of,
     period_text,
 )
+from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
 from stigg_guard.ledger.sqlite_schema import prepare
-
-logger = logging.getLogger("stigg_guard")
+from stigg_guard.log import logger
+from stigg_guard.urls import LedgerFile
 
 BUSY_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # how often it is seen whether the file is still there
 
 T = TypeVar("T")
 
 _KEY = "customer = ? AND resource = ? AND feature = ?"
 _SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
 _WAITS = "state IN ('dead', 'uncertain')"
+_DOUBTED = "state = 'uncertain'"
 _ON_ITS_WAY = "state > 'dead'"  # sending, uncertain, unsent: one range of the index, where IN would search thrice
 _NEXT_TICKET = "UPDATE numbers SET ticket = ticket + 1 RETURNING ticket"
 _ROW = "period, used, allowed, seen, settled, settled_at, moved_at, added"
-# What decides a claim: the units held, by how much one of their ends lies too far ahead, whether there is more, the row.
+# What decides a claim: the units held, how far ahead one of their ends lies, whether there is more, the row.
 _STANDING = f"""
 SELECT held, ahead, EXISTS (SELECT 1 FROM entries WHERE {_KEY} AND {_ON_ITS_WAY}), {_ROW}
 FROM (
@@ -112,7 +114,7 @@ _Key = tuple[str, str, str]
 
 
 class SqliteLedger:
-    """A ledger in a SQLite file (WAL), or in this process's memory when ``path`` is None.
+    """A ledger in a SQLite file (WAL), or in this process's memory without a file.
 
     A file survives kill -9 with everything that was committed; ``synchronous=NORMAL`` may lose the last commits when
     the machine itself loses power. Thread-safe, safe between processes and across forks, and under exceptions that come
@@ -123,9 +125,11 @@ class SqliteLedger:
         ConfigError: on first use, when the file cannot be opened, is no ledger, or is of a newer version.
     """
 
-    def __init__(self, path: str | None, clock: Clock, *, settle_grace: float = 0.0) -> None:
-        if path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    def __init__(self, file: LedgerFile | None, clock: Clock, *, settle_grace: float = 0.0) -> None:
+        path = None if file is None else file.path
+        if path is not None and not is_default(path) and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             raise ConfigError(f"LEDGER: there is no folder for {path}; make it, or name another file")
+        self._given = file
         self._path = path
         self._now = clock.now
         self._grace = _microseconds(settle_grace)
@@ -133,6 +137,7 @@ class SqliteLedger:
         self._pid = os.getpid()
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._looked_at = 0.0
         self._is_stepping = False
         self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
         with _lock:
@@ -198,14 +203,18 @@ class SqliteLedger:
         def step(db: sqlite3.Connection) -> None:
             ticket = _next_ticket(db)
             for answer in answers:
-                _learn(db, answer, ticket, now)
+                told = None if answer.current_usage is None else quanta_used(answer.current_usage)
+                _settle(db, answer.report.id, told, answer.period, ticket, now)
 
         self._write(step)
 
     def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
         lasts = _microseconds(seconds)
         given = [(self._time() + lasts if lasts else 0, lasts, reason, report.id) for report in reports]
-        statement = f"UPDATE entries SET {_UNSENT}, until = ?, lasts = ?, reason = ? WHERE id = ? AND state IN ('sending', 'uncertain')"
+        statement = (
+            f"UPDATE entries SET {_UNSENT}, until = ?, lasts = ?, reason = ? "
+            "WHERE id = ? AND state IN ('sending', 'uncertain')"
+        )
         self._write(lambda db: db.executemany(statement, given))
 
     def postpone(self, batch: Batch, seconds: float) -> None:
@@ -273,12 +282,8 @@ class SqliteLedger:
 
         def step(db: sqlite3.Connection) -> int:
             ticket = _next_ticket(db)
-            statement = f"SELECT customer, resource, feature FROM entries WHERE id = ? AND {_WAITS}"
-            for key in [key for entry in ids for key in db.execute(statement, (entry,))]:
-                row = _row(db, key)
-                if row is not None:
-                    _note(db, key, discarded(row, ticket, now))
-            return _change(db, "DELETE FROM entries", ids)
+            dead = _change(db, "DELETE FROM entries", ids, "state = 'dead'")
+            return dead + sum(_settle(db, entry, None, Period(), ticket, now, _DOUBTED) for entry in ids)
 
         return self._write(step)
 
@@ -385,12 +390,16 @@ class SqliteLedger:
             raise ClientClosed("the guard or its ledger is closed; make a new one")
         if self._pid != os.getpid():  # forked by a server that calls no hooks of Python
             _forget_parent()
-        if self._connection is not None and self._file != _file_of(self._path):
-            logger.critical("the ledger %s was removed or replaced while in use: what was in it is lost", self._path)
-            self._disconnect()
+        now = monotonic()
+        if self._connection is not None and now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            if self._file != _file_of(self._path):
+                where = self._path
+                logger.critical("the ledger %r was removed or replaced while in use: what was in it is lost", where)
+                self._disconnect()
         if self._connection is None:
-            self._connection = _opened(self._path)
-            self._file = _file_of(self._path)
+            self._connection = _opened(self._given)
+            self._file, self._looked_at = _file_of(self._path), now
         return self._connection
 
     def _disconnect(self) -> None:
@@ -440,18 +449,38 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
 
 
-def _opened(path: str | None) -> sqlite3.Connection:
+def _opened(file: LedgerFile | None) -> sqlite3.Connection:
+    """A connection to the ledger, which is made if it is not there.
+
+    Raises:
+        ConfigError: it is a folder, or the database of another program.
+        LedgerUnavailable: this process is kept out of it.
+        sqlite3.Error: it is damaged, read-only or busy.
+    """
+    if file is None:
+        return _prepared(":memory:", None)
+    place = f"file:{quote(os.path.abspath(file.path))}?mode=rw"  # which never makes a file: that is for make_file
+    try:
+        if is_default(file.path):
+            make_folder(os.path.dirname(os.path.abspath(file.path)))
+        make_file(file)
+        db = _prepared(place, file.path)
+    except (OSError, sqlite3.Error) as error:
+        if os.path.isdir(file.path):
+            raise ConfigError(f"LEDGER: {file.path} is a folder; name a file") from error
+        problem = obstacle(file.path)
+        if problem is None and isinstance(error, sqlite3.Error):
+            raise
+        raise LedgerUnavailable(f"the ledger {file.path} cannot be used: {problem or error}") from error
+    share_companions(file.path)
+    return db
+
+
+def _prepared(name: str, path: str | None) -> sqlite3.Connection:
     with ExitStack() as on_failure:
-        try:
-            db = sqlite3.connect(
-                path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            on_failure.enter_context(closing(db))
-            db.execute("PRAGMA schema_version")  # fails unless it is a database
-        except sqlite3.Error as error:
-            if os.path.isdir(path or ""):
-                raise ConfigError(f"LEDGER: {path} is a folder; name a file") from error
-            raise  # damaged, read-only, busy or out of descriptors: nothing is wrong with the setting
+        db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
+        on_failure.enter_context(closing(db))
+        db.execute("PRAGMA schema_version")  # fails unless it is a database
         prepare(db, path)
         on_failure.pop_all()
         return db
@@ -483,8 +512,8 @@ def _next_ticket(db: sqlite3.Connection) -> int:
     return int(db.execute(_NEXT_TICKET).fetchall()[0][0])
 
 
-def _change(db: sqlite3.Connection, statement: str, ids: Sequence[str]) -> int:
-    return sum(db.execute(f"{statement} WHERE id = ? AND {_WAITS}", (entry,)).rowcount for entry in ids)
+def _change(db: sqlite3.Connection, statement: str, ids: Sequence[str], where: str = _WAITS) -> int:
+    return sum(db.execute(f"{statement} WHERE id = ? AND {where}", (entry,)).rowcount for entry in ids)
 
 
 def _standing(db: sqlite3.Connection, key: _Key, now: int) -> tuple[int, bool, Row | None]:
@@ -540,33 +569,39 @@ def _record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) -
     """Writes the use, added to what is unsent where that loses nothing; the key's usage with it. Without the period of
     a hold it belongs to the present one."""
     key = _columns(use.key)
+    row = _row(db, key) or Row(Period(), 0)
     if period is None:
-        row = _row(db, key)
-        period = Period() if row is None else row.period
+        period = row.period
     if use.amount or use.is_set:
         dimensions, event = dimensions_text(use.dimensions), event_text(use.event)
         used_at = stamped(period, now * 1000)
         new = Pending(quanta(use.amount), period, used_at, use.is_set, dimensions=dimensions)
-        if event or not _is_added_up(db, key, new):
+        if event or not _is_added_up(db, key, new, row.period):
             db.execute(
                 "INSERT INTO entries (customer, resource, feature, state, amount, is_set, used_at, first_at, period, "
                 "event, dimensions) VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?, ?, ?, ?)",
                 (*key, new.amount, use.is_set, instant_text(used_at), now, period_text(period), event, dimensions),
             )
-    return _usage(db, use.key)
+    return units(counted(row, 0, _pending(db, key, row.period)))
 
 
-def _is_added_up(db: sqlite3.Connection, key: _Key, new: Pending) -> bool:
+def _is_added_up(db: sqlite3.Connection, key: _Key, new: Pending, present: Period) -> bool:
     newest = db.execute(_NEWEST, key).fetchone()
     if newest is None:
         return False
     number, amount, period, used_at, is_set, ticket, dimensions = newest
     old = Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket, dimensions)
-    if not may_add_up(old, new):
+    if not may_add_up(old, new, present):
         return False
     latest = instant_text(max(old.used_at, new.used_at))
     db.execute("UPDATE entries SET amount = ?, used_at = ? WHERE id = ?", (amount + new.amount, latest, number))
     return True
+
+
+def _is_alone(db: sqlite3.Connection, key: _Key) -> bool:
+    """Whether nothing of the key was sent that is not settled."""
+    statement = f"SELECT EXISTS (SELECT 1 FROM entries WHERE {_KEY} AND state IN ('sending', 'uncertain'))"
+    return not db.execute(statement, key).fetchone()[0]
 
 
 def _bring_back(db: sqlite3.Connection, now: int) -> None:
@@ -587,7 +622,7 @@ def _new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
     for key in {_columns(entry.key) for entry in entries}:
         row = _row(db, key)
         if row is not None:
-            row, before = taken(row, ticket)
+            row, before = taken(row, ticket, _is_alone(db, key))
             _note(db, key, row)
             befores[key] = before_text(before)
     db.executemany(
@@ -603,19 +638,17 @@ def _new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
     return batch
 
 
-def _learn(db: sqlite3.Connection, answer: Acknowledged, ticket: int, now: int) -> None:
-    """Forgets the report and notes what its answer says, unless it is forgotten already."""
-    statement = "DELETE FROM entries WHERE id = ? RETURNING amount, period, used_at, is_set, ticket"
-    gone = db.execute(statement, (answer.report.id,)).fetchall()
-    if not gone:
-        return
-    ((amount, period, used_at, is_set, first),) = gone
-    pending = Pending(amount, period_of(period), instant_of(used_at), bool(is_set), first)
-    told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-    key = _columns(answer.report.key)
-    row = learned(_row(db, key), pending, told, answer.period, ticket, now)
-    if row is not None:
-        _note(db, key, row)
+def _settle(
+    db: sqlite3.Connection, entry: str, told: int | None, period: Period, ticket: int, now: int, where: str = "true"
+) -> bool:
+    """Forgets an entry that was counted, or may have been, and notes what is known of it; False if it is gone."""
+    fields = "customer, resource, feature, amount, period, used_at, is_set, ticket"
+    gone = db.execute(f"DELETE FROM entries WHERE id = ? AND {where} RETURNING {fields}", (entry,)).fetchall()
+    for customer, resource, feature, amount, held_in, used_at, is_set, first in gone:
+        key = customer, resource, feature
+        pending = Pending(amount, period_of(held_in), instant_of(used_at), bool(is_set), first)
+        _note(db, key, learned(_row(db, key), pending, told, period, ticket, now))
+    return bool(gone)
 
 
 def _entry(row: Sequence[Any]) -> Entry:

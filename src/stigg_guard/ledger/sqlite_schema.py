@@ -106,16 +106,16 @@ def _run(db: sqlite3.Connection, statements: str) -> None:
 
 
 def _take_over(db: sqlite3.Connection, version: int) -> None:
-    """Takes over what versions 1 and 2 kept, but for the usage that was known: the next snapshot tells it anew, with its
-    period and limit. What is on its way counts in any period until it is acknowledged."""
+    """Takes over what versions 1 and 2 kept, but for the usage that was known: the next snapshot tells it anew, with
+    its period and limit. What is on its way counts in any period until it is acknowledged."""
     later = "event, attempts" if version > 1 else "NULL, 0"
     entries = db.execute(
         "SELECT id, customer, resource, feature, state, amount, is_set, used_at, until, batch, coalesce(reason, ''), "
         f"{later} FROM entry WHERE state <> 'held'"
     ).fetchall()
     db.executemany(
-        "INSERT INTO entries (id, customer, resource, feature, state, amount, is_set, used_at, first_at, period, until, "
-        "lasts, batch, reason, event, attempts) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO entries (id, customer, resource, feature, state, amount, is_set, used_at, first_at, period, "
+        "until, lasts, batch, reason, event, attempts) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_entry(*row) for row in entries],
     )
     if version > 1:

@@ -64,7 +64,7 @@ class ChildSidecar:
                 process.kill()
                 process.communicate()
                 said.seek(0)
-                reason = said.read().decode(errors="replace").strip()
+                reason = "; ".join(map(str.strip, said.read().decode(errors="replace").splitlines()))
                 raise SidecarStartError(f"the local sidecar did not start: {reason or error}") from None
 
     def _close_pipes(self) -> None:

@@ -11,11 +11,7 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 from stigg_guard.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from stigg_guard.foreign import MAX_LEVELS, Unreadable, json_value, toml_value
 
 KeyPath = tuple[str, ...]
 
@@ -147,27 +143,29 @@ class Faults:
         """Raise a ``ConfigError`` that names every fault, in the order of the lines; return if there is none."""
         if self._found:
             count = f"{len(self._found)} fault{'s' if len(self._found) > 1 else ''}"
-            lines = (f"\n  line {line}, {text}" if line else f"\n  {text}" for line, text in sorted(self._found))
-            raise ConfigError(f"{self._source}: {count}{''.join(lines)}")
+            lines = (f"  line {line}, {text}" if line else f"  {text}" for line, text in sorted(self._found))
+            raise ConfigError(f"{self._source}: {count}", *lines)
 
 
 def read_toml(text: str, source: str) -> tuple[Table, Faults]:
-    """The root table of a TOML text, and where its faults gather. Raises ``ConfigError`` when it is not TOML."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not TOML: {error}") from None
-    faults = Faults(source, _toml_lines(text))
-    return Table(faults, (), data), faults
+    """The root table of a TOML text, and where its faults gather. Raises ``ConfigError`` when it cannot be read."""
+    return _root(toml_value, text, source, _toml_lines(text))
 
 
 def read_json(text: str, source: str) -> tuple[Table, Faults]:
-    """The root table of a JSON text, and where its faults gather. Raises ``ConfigError`` when it is not JSON."""
+    """The root table of a JSON text, and where its faults gather. Raises ``ConfigError`` when it cannot be read."""
+    return _root(json_value, text, source, _json_lines(text))
+
+
+def _root(
+    read: Callable[[str], Any], text: str, source: str, line_of: Callable[[KeyPath], int]
+) -> tuple[Table, Faults]:
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{source}: not JSON: {error.msg} (at line {error.lineno}, column {error.colno})") from None
-    faults = Faults(source, _json_lines(text))
+        data = read(text)
+    except Unreadable as error:
+        line = f"line {line_of(error.path)}, " if error.path else ""
+        raise ConfigError(f"{source}: {line}{error}") from None
+    faults = Faults(source, line_of)
     return Table(faults, (), data), faults
 
 
@@ -213,7 +211,7 @@ def _toml_lines(text: str) -> Callable[[KeyPath], int]:
             path = table + _path(assignment[1])
         else:
             continue
-        for length in range(1, len(path) + 1):
+        for length in range(1, min(len(path), MAX_LEVELS) + 1):
             lines.setdefault(path[:length], number)
 
     def line_of(path: KeyPath) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,14 +11,14 @@ from socketserver import TCPServer
 from urllib.parse import unquote, urlsplit
 
 from stigg_guard.errors import InvalidRequest, MissingExtra
+from stigg_guard.foreign import json_value
+from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 except ModuleNotFoundError as error:
     raise MissingExtra("sidecar", "The local sidecar") from error
-
-log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024
 CUSTOMERS = "/customers/"
@@ -66,7 +65,7 @@ class HealthServer(ThreadingHTTPServer):
         return int(self.server_address[1])
 
     def handle_error(self, request: object, client_address: object) -> None:
-        log.warning("the HTTP request from %s failed", client_address, exc_info=True)
+        logger.warning("the HTTP request from %s failed", client_address, exc_info=True)
 
 
 class _Problem(Exception):
@@ -83,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
+        path, _, _ = self.path.partition("?")
         if path in ("/livez", "/readyz"):
             self._reply(HTTPStatus.OK, b'{"status":"UP"}')
         elif path == "/metrics":
@@ -102,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _change_plan(self) -> None:
         # Read first, whatever the answer: closing a socket with unread input would cut the answer off.
         body = self._body()
-        path = urlsplit(self.path).path
+        path, _, _ = self.path.partition("?")
         if not path.startswith(CUSTOMERS):
             raise _Problem(HTTPStatus.NOT_FOUND, f"PUT is for {CUSTOMERS}{{id}}")
         self._refuse_foreign_pages()
@@ -113,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = HTTPStatus.NOT_FOUND if error.field == "customer_id" else HTTPStatus.BAD_REQUEST
             raise _Problem(status, str(error)) from None
         except Exception:
-            log.exception("%s failed", self.requestline)
+            logger.exception("a plan change failed: %s", self.requestline)
             raise _Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the sidecar's log says why") from None
 
     def _refuse_foreign_pages(self) -> None:
@@ -132,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise _Problem(HTTPStatus.LENGTH_REQUIRED, "send the body with a Content-Length")
-        if int(length) > MAX_BODY_BYTES:
+        if len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES:
             raise _Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {MAX_BODY_BYTES} bytes")
         return self.rfile.read(int(length))
 
@@ -149,15 +148,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the standard library
-        log.debug(format, *args)
+        logger.debug("HTTP: %s", format % args)
 
 
 def _plan_change(body: bytes) -> tuple[str | None, str | None]:
     """The plan, None to cancel, and the resource of ``{"plan": "growth", "resource": "site-01"}``."""
     try:
-        change = json.loads(body)
+        change = json_value(body)
     except ValueError as error:
-        raise _Problem(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from None
+        raise _Problem(HTTPStatus.BAD_REQUEST, f"the body: {error}") from None
     if not isinstance(change, dict) or "plan" not in change or not change.keys() <= {"plan", "resource"}:
         raise _Problem(HTTPStatus.BAD_REQUEST, 'send {"plan": "name", "resource": "id"}; resource may be left out')
     for key, value in change.items():

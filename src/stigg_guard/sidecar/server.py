@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from errno import EACCES, EADDRINUSE
@@ -15,6 +14,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 
 from stigg_guard.errors import InvalidRequest, MissingExtra, SidecarStartError
+from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.health import HealthServer, Metrics, is_loopback, resolve
 from stigg_guard.wire import KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Method
@@ -24,8 +24,6 @@ try:
     from grpc_reflection.v1alpha import reflection, reflection_pb2
 except ModuleNotFoundError as error:
     raise MissingExtra("sidecar", "The local sidecar") from error
-
-log = logging.getLogger(__name__)
 
 WORKERS = 16
 GRACE_SECONDS = 5.0
@@ -78,7 +76,7 @@ class Sidecar:
             target=self._http.serve_forever, args=(HTTP_POLL_SECONDS,), name="stigg-sidecar-http", daemon=True
         ).start()
         if not is_loopback(self._host):
-            log.warning("%s can be reached from other machines, and the sidecar asks for no password", self._host)
+            logger.warning("the sidecar at %s can be reached from elsewhere, and asks for no password", self._host)
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Accept nothing more, and give calls in flight ``grace`` seconds to finish."""
@@ -137,7 +135,7 @@ class Sidecar:
             except InvalidRequest as error:
                 refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except Exception:
-                log.exception("%s failed", name)
+                logger.exception("the answer to %s failed", name)
                 refuse(context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
             count_answered()
             if tells_of_keys:

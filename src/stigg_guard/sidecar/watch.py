@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +9,9 @@ from threading import Event, Thread
 from typing import TypeAlias
 
 from stigg_guard.errors import ConfigError
+from stigg_guard.log import logger
 from stigg_guard.sidecar.catalog import load_catalog
 from stigg_guard.sidecar.engine import Engine
-
-log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 
@@ -40,9 +38,9 @@ class CatalogWatch:
         try:
             engine.replace_catalog(load_catalog(self._path))
         except ConfigError as error:
-            log.error("the catalog from before the change stays in force: %s", error)
+            logger.error("the catalog from before the change stays in force: %s", error)
         else:
-            log.info("%s has changed and is in force", self._path)
+            logger.info("the catalog %s has changed and is in force", self._path)
 
     @contextmanager
     def over(self, engine: Engine, interval: float = LOOK_SECONDS) -> Iterator[None]:

@@ -15,7 +15,8 @@ from stigg_guard.django.ledger.apps import LedgerConfig
 
 
 class Entry(models.Model):
-    """Usage on its way to the sidecar. ``fresh`` are those that nobody has tried to add to the one before yet."""
+    """Usage on its way to the sidecar. ``fresh`` are those that nobody has tried to add to the one before yet; for that
+    ``present`` is the period that the ledger was in when they were written."""
 
     key = models.TextField()
     state = models.TextField()
@@ -34,6 +35,7 @@ class Entry(models.Model):
     ticket = models.BigIntegerField(default=0)  # of the first sending, with what was known before it
     before = models.TextField(default="")
     fresh = models.BooleanField()
+    present = models.TextField(default="/")
 
     class Meta:
         app_label = LedgerConfig.label

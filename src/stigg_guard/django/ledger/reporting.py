@@ -13,11 +13,10 @@ from stigg_guard.django.ledger import holding
 from stigg_guard.django.ledger.rows import HELD, REPORT, held_report_of, numbers_of, plain, report_of, text_of
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.django.ledger.usages import lock, next_ticket, note
-from stigg_guard.ledger import Acknowledged, Batch, Entry, State
+from stigg_guard.ledger import Acknowledged, Batch, Entry, Period, State
 from stigg_guard.ledger.accounting import (
     BATCH_EVENTS_PER_USAGE,
     Pending,
-    discarded,
     learned,
     may_add_up,
     sent_at,
@@ -31,7 +30,7 @@ _UNDER_WAY = "state IN ('sending', 'uncertain')"
 _UNSENT = "state = 'unsent', batch = NULL, attempts = 0"
 # Of each key those that are fresh, all that came after, and the one before.
 _FRESH = """
-SELECT entry.key, entry.id, amount, period, used_at, is_set, ticket, dimensions, fresh
+SELECT entry.key, entry.id, amount, period, used_at, is_set, ticket, dimensions, present, fresh
 FROM stigg_guard_ledger_entries AS entry JOIN (
     SELECT key, min(id) AS first, max(id) AS last FROM (
         SELECT key, id FROM stigg_guard_ledger_entries WHERE fresh ORDER BY id LIMIT %(most)s
@@ -67,6 +66,9 @@ _NEXT_EVENTS = f"""
 SELECT {REPORT} FROM stigg_guard_ledger_entries
 WHERE state = 'unsent' AND event <> '' AND until <= %(now)s ORDER BY id LIMIT %(most)s
 """
+_UNSETTLED = """
+SELECT DISTINCT key FROM stigg_guard_ledger_entries WHERE key IN (%(keys)s) AND state IN ('sending', 'uncertain')
+"""
 _SEND = """
 UPDATE stigg_guard_ledger_entries
 SET state = 'sending', batch = %(batch)s, ticket = %(ticket)s, used_at = column2, before = column3
@@ -89,7 +91,7 @@ def add_up(step: Step) -> None:
         sums: list[_Sum] = []
         for row in rows:
             one = _Sum(*row[1:])
-            if sums and may_add_up(sums[-1].pending, one.pending):
+            if sums and may_add_up(sums[-1].pending, one.pending, period_of(one.present)):
                 sums[-1] = sums[-1].with_added(one)
                 added.append(one.number)
             else:
@@ -111,6 +113,7 @@ class _Sum(NamedTuple):
     is_set: bool
     ticket: int
     dimensions: str
+    present: str
     is_changed: bool
 
     @property
@@ -150,9 +153,11 @@ def _new_batch(step: Step, size: int, now: int) -> str | None:
     batch, (ticket, _) = secrets.token_hex(16), next_ticket(step)
     reports = [report_of(row) for row in rows]
     sent, befores = {}, {}
-    for key, row in lock(step, {text_of(report.key) for report in reports}).rows.items():
+    keys = sorted({text_of(report.key) for report in reports})
+    unsettled = {key for (key,) in step.run(_UNSETTLED, keys=keys)}
+    for key, row in lock(step, keys).rows.items():
         if row is not None:
-            sent[key], before = taken(row, ticket)
+            sent[key], before = taken(row, ticket, key not in unsettled)
             befores[key] = before_text(before)
     note(step, sent)
     marked = [
@@ -185,9 +190,7 @@ def acknowledge(step: Step, rows: Mapping[str, Any], answers: Sequence[Acknowled
             continue
         key = text_of(answer.report.key)
         told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-        row = learned(known[key], pending, told, answer.period, ticket, now)
-        if row is not None:
-            known[key] = changed[key] = row
+        known[key] = changed[key] = learned(known[key], pending, told, answer.period, ticket, now)
     note(step, changed)
 
 
@@ -246,13 +249,24 @@ def retry(step: Step, ids: Iterable[str]) -> int:
 
 
 def discard(step: Step, ids: Iterable[str]) -> int:
-    statement = f"DELETE FROM stigg_guard_ledger_entries WHERE id IN (%(numbers)s) AND {_WAITS} RETURNING key"
-    keys = [key for (key,) in step.run(statement, numbers=numbers_of(ids))]
-    if keys:
+    """What is uncertain may have been counted: its amount goes on counting as that of what was acknowledged does."""
+    statement = (
+        f"DELETE FROM stigg_guard_ledger_entries WHERE id IN (%(numbers)s) AND {_WAITS} "
+        "RETURNING id, state, key, amount, period, used_at, is_set, ticket"
+    )
+    gone = sorted(step.run(statement, numbers=numbers_of(ids)))
+    doubted = [
+        (key, Pending(amount, period_of(period), instant_of(used_at), bool(is_set), first))
+        for _, state, key, amount, period, used_at, is_set, first in gone
+        if state == "uncertain"
+    ]
+    if doubted:
         ticket, now = next_ticket(step)
-        rows = lock(step, set(keys)).rows.items()
-        note(step, {key: discarded(row, ticket, now) for key, row in rows if row is not None})
-    return len(keys)
+        rows = lock(step, {key for key, _ in doubted}).rows
+        for key, pending in doubted:
+            rows[key] = learned(rows.get(key), pending, None, Period(), ticket, now)
+        note(step, {key: row for key, row in rows.items() if row is not None})
+    return len(gone)
 
 
 def counts(step: Step) -> Mapping[str, int]:

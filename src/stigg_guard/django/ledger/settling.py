@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,15 +22,14 @@ from stigg_guard.errors import ClientClosed, LedgerUnavailable
 from stigg_guard.ledger import Hold, Period, Use
 from stigg_guard.ledger.accounting import Pending, stamped
 from stigg_guard.ledger.entries import dimensions_text, event_text, instant_text, period_text
-
-logger = logging.getLogger("stigg_guard")
+from stigg_guard.log import logger
 
 UNDONE_REMEMBERED = 1000
 COMMITS_REMEMBERED_SECONDS = 3600.0  # far less than PostgreSQL does
 _RECORD = """
 INSERT INTO stigg_guard_ledger_entries (
     key, state, amount, is_set, used_at, first_at, period, event, dimensions, fresh,
-    until, lasts, reason, attempts, ticket, before
+    present, until, lasts, reason, attempts, ticket, before
 ) VALUES %(rows)s RETURNING txid_current()
 """
 
@@ -233,13 +231,13 @@ def _write(step: Step, hold: Hold | None, uses: Sequence[Use], *, repeated: bool
         if use.amount or use.is_set:
             one = Pending(quanta(use.amount), period, stamped(period, now * 1000), use.is_set)
             standing.pending.append(one)
-            rows.append(_columns(key, use, one, now))
+            rows.append(_columns(key, use, one, now, Period() if row is None else row.period))
         usages.append(standing.usage())
     transactions = {number for (number,) in step.run(_RECORD, rows=rows)} if rows else ()
     return _Written(usages, is_ended, [number for number in transactions if number])
 
 
-def _columns(key: str, use: Use, one: Pending, now: int) -> tuple[object, ...]:
+def _columns(key: str, use: Use, one: Pending, now: int, present: Period) -> tuple[object, ...]:
     event, dimensions = event_text(use.event), dimensions_text(use.dimensions)
     told = key, "unsent", one.amount, one.is_set, instant_text(one.used_at), now, period_text(one.period)
-    return *told, event, dimensions, not event, 0, 0, "", 0, 0, ""
+    return *told, event, dimensions, not event, period_text(present), 0, 0, "", 0, 0, ""

@@ -113,6 +113,7 @@ class Migration(migrations.Migration):
                 ("ticket", models.BigIntegerField(default=0)),
                 ("before", models.TextField(default="")),
                 ("fresh", models.BooleanField()),
+                ("present", models.TextField(default="/")),
             ],
             options={
                 "verbose_name_plural": "entries",

@@ -1,0 +1,150 @@
+-- The steps of one customer's holds and uses.
+
+function steps.ticket()
+    read({'c'})
+    if not customer or customer.is_coming then return -1 end
+    local number = next_ticket()
+    write()
+    return {number, now}
+end
+
+-- token, hold, lasts, grace, {name, amount, period, used, limit or nothing, ticket, asked at}...
+function steps.hold()
+    local id, lasts, grace = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+    local fields = {'c'}
+    for i = 6, #ARGV, 7 do table.insert(fields, 'k' .. ARGV[i]) end
+    read(fields)
+    local again = refusal()
+    if again then return again end
+    reckon_holds()
+    local parts, refused = {}, nil
+    for i = 6, #ARGV, 7 do
+        local key, amount = at('k', ARGV[i]), tonumber(ARGV[i + 1])
+        local period = period_of(key)
+        local row, limit = believed(key.row, {
+            period = ARGV[i + 2], used = tonumber(ARGV[i + 3]), limit = tonumber(ARGV[i + 4]),
+            ticket = tonumber(ARGV[i + 5]), asked_at = tonumber(ARGV[i + 6]),
+        }, now, grace)
+        note(key, row, period)
+        bring_back_holds(key)
+        local before = parts[key] or 0
+        local total = counted(row, key.held + before, on_its_way(key))
+        if not refused and not is_free(total, amount, limit) then refused = {(i - 6) / 7, total, math.max(limit, 0)} end
+        parts[key] = before + amount
+    end
+    for key, amount in pairs(refused and {} or parts) do
+        local part = {amount = amount, period = key.row.period, taken_at = now, ends = now + lasts, lasts = lasts}
+        part.id = key.name .. '/' .. id
+        loaded.h[part.id] = part
+        weigh_hold(part, 1)
+    end
+    write()
+    return refused or {}
+end
+
+-- lasts, id...
+function steps.renew()
+    local fields, lasts = {'c'}, tonumber(ARGV[2])
+    for i = 3, #ARGV do table.insert(fields, 'h' .. ARGV[i]) end
+    read(fields)
+    for i = 3, #ARGV do
+        local part = at('h', ARGV[i])
+        if part then
+            weigh_hold(part, -1)
+            part.ends, part.lasts = now + lasts, lasts
+            weigh_hold(part, 1)
+        end
+    end
+    write()
+end
+
+-- Ends the parts of a hold: their periods by name, and whether one of them had expired or was gone.
+local function end_hold(first, last)
+    local periods, late = {}, false
+    for i = first, last do
+        local part = at('h', ARGV[i])
+        late = late or not part or part.ends <= now
+        if part then
+            weigh_hold(part, -1)
+            part.gone = true
+            periods[key_of(part).name] = part.period
+        end
+    end
+    return periods, late
+end
+
+local function newest_unsent(key)
+    local newest = key.newest ~= '' and at('e', key.newest)
+    if newest and newest.state == 'unsent' or key.newest == '' then return newest end
+    write()
+    local unsent = ids('u', 'v')
+    key.newest = ''
+    for i = #unsent, 1, -1 do
+        if name_of(unsent[i]) == key.name then
+            key.newest = unsent[i]
+            return at('e', key.newest)
+        end
+    end
+end
+
+-- Writes a use, added to what is unsent where that loses nothing; the key's usage with it.
+local function record(use)
+    local key = at('k', use.name)
+    if use.amount ~= 0 or use.is_set then
+        local period = use.period or period_of(key)
+        local new = {
+            state = 'unsent', amount = use.amount, is_set = use.is_set, used_at = stamped(period, instant_text(now)),
+            first_at = now, period = period, event = use.event, dimensions = use.dimensions, ends = 0, lasts = 0,
+            reason = '', attempts = 0, ticket = 0, before = '',
+        }
+        local old = use.event == '' and newest_unsent(key)
+        if old and may_add_up(old, new, period_of(key)) then
+            weigh(old, -1)
+            old.amount, old.used_at = old.amount + new.amount, later(old.used_at, new.used_at)
+            weigh(old, 1)
+        else
+            customer.number = math.max(tonumber(ARGV[2]), customer.number + 1)
+            new.id = digits(customer.number) .. (use.event == '' and '' or '~') .. '/' .. key.name
+            loaded.e[new.id] = new
+            weigh(new, 1)
+            if use.event == '' then key.newest = new.id end
+        end
+    end
+    return usage_of(key)
+end
+
+-- token, seconds to remember it for, whether it is repeated, number of parts held, id..., {name, amount, is_set, event,
+-- dimensions}...; KEYS[3] is there once it is made
+function steps.commit()
+    local last = 5 + tonumber(ARGV[5])
+    local fields = {'c'}
+    for i = 6, last do table.insert(fields, 'h' .. ARGV[i]) end
+    for i = last + 1, #ARGV, 5 do table.insert(fields, 'k' .. ARGV[i]) end
+    read(fields)
+    local again = refusal()
+    if again then return again end
+    local periods, late, is_made = {}, false, not redis.call('SET', KEYS[3], '1', 'EX', ARGV[3], 'NX')
+    if not is_made then
+        periods, late = end_hold(6, last)
+        is_made = ARGV[4] == '1' and next(periods) == nil
+    end
+    local answer = {late and not is_made and 1 or 0}
+    for i = last + 1, #ARGV, 5 do
+        local name = ARGV[i]
+        table.insert(answer, is_made and usage_of(at('k', name)) or record({
+            name = name, amount = tonumber(ARGV[i + 1]), is_set = ARGV[i + 2] == '1', event = ARGV[i + 3],
+            dimensions = ARGV[i + 4], period = periods[name],
+        }))
+    end
+    write()
+    return answer
+end
+
+-- id...
+function steps.release()
+    local fields = {'c'}
+    for i = 2, #ARGV do table.insert(fields, 'h' .. ARGV[i]) end
+    read(fields)
+    end_hold(2, #ARGV)
+    write()
+end

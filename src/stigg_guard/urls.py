@@ -1,0 +1,139 @@
+"""The URLs of ledgers and caches. What is wrong in one, and what nobody would heed, is refused.
+
+The errors are for whoever names the setting. They never quote the URL, which may hold a password.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from urllib.parse import parse_qsl, unquote
+
+REDIS = ("redis://", "rediss://", "unix://")
+"""What the URL of a Redis begins with."""
+SQLITE = "sqlite://"
+"""What the URL of a SQLite file begins with."""
+
+_REDIS_FORM = "expected redis://user:password@host:port/number, rediss://… or unix:///path?db=number"
+_SQLITE_FORM = "expected memory://, sqlite:///path, or sqlite:////path from the root on"
+
+_REDIS_PARTS = re.compile(
+    r"\w+://(?:[^/?#]*@)?(?P<host>\[[^]/?#]*\]|[^][:/?#]*)(?::(?P<port>[^/?#]*))?(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
+)
+_COUNT, _SOME, _SECONDS = "[0-9]{1,9}", "[1-9][0-9]{0,8}", r"(?=.*[1-9])[0-9]{0,6}(\.[0-9]{1,6})?"
+_TEXT, _TRUTH = ".+", "(?i:true|false|yes|no|1|0)"
+_OPTIONS = {
+    **dict.fromkeys(("username", "password", "client_name"), _TEXT),
+    **dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _SECONDS),
+    **dict.fromkeys(("max_connections", "socket_read_size"), _SOME),
+    "db": _COUNT,
+    "health_check_interval": _COUNT,
+    "protocol": "[23]",
+    "socket_keepalive": _TRUTH,
+}
+_TLS_OPTIONS = {
+    **_OPTIONS,
+    **dict.fromkeys(("ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile"), _TEXT),
+    **dict.fromkeys(("ssl_ciphers", "ssl_keyfile", "ssl_password"), _TEXT),
+    "ssl_check_hostname": _TRUTH,
+    "ssl_min_version": _SOME,
+}
+_SHARED = {"mode": "0?6[046][046]", "group": "[^\x00-\x1f:]+"}
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFile:
+    """A SQLite file, and whom it lets in: its owner alone without ``mode``, else as the bits of the mode say.
+
+    ``group`` is the name or the number of the group that is let in; None is the owner's own.
+    """
+
+    path: str
+    mode: int | None = None
+    group: str | None = None
+
+
+def require_parts(url: str) -> None:
+    """Looks through the URL of a ledger; one with a scheme that is not known here is let through.
+
+    Raises:
+        ValueError: a part of it is wrong, or would be ignored.
+    """
+    if url.startswith(REDIS):
+        require_redis(url)
+    elif url.startswith(SQLITE):
+        ledger_file(url)
+
+
+def ledger_file(url: str) -> LedgerFile:
+    """What ``sqlite:///path?mode=0660&group=web`` says. The path is relative, or absolute with a fourth slash.
+
+    Raises:
+        ValueError: as from :func:`require_parts`.
+    """
+    place, _, query = url.removeprefix(SQLITE).partition("?")
+    path = unquote(place[1:])
+    if not place.startswith("/") or not path or "\0" in path or "#" in url:
+        raise ValueError(f"{_SQLITE_FORM}, in which % ? # are written %25 %3F %23")
+    if path == ":memory:":
+        raise ValueError(f"{_SQLITE_FORM}, and :memory: is memory:// here")
+    options = _options(query, _SHARED, _SQLITE_FORM)
+    mode, group = options.get("mode"), options.get("group")
+    if group is not None and (mode is None or mode[-2] == "0"):
+        raise ValueError(f"{_SQLITE_FORM}, and group is whom mode lets in: ?mode=0660&group=…")
+    return LedgerFile(path, None if mode is None else int(mode, 8), group)
+
+
+def require_redis(url: str) -> None:
+    """Looks through a URL that begins as one of ``REDIS``; redis-py would ignore most of what it cannot read.
+
+    Raises:
+        ValueError: as from :func:`require_parts`.
+    """
+    parts = _REDIS_PARTS.fullmatch(url)
+    if parts is None or not url.isprintable() or " " in url or "@" in f"{parts['path']}{parts['query']}":
+        raise ValueError(f"{_REDIS_FORM}; what a URL cannot carry, such as / ? # @ of a password, is percent-encoded")
+    options = _options(parts["query"], _TLS_OPTIONS if url.startswith("rediss") else _OPTIONS, _REDIS_FORM)
+    problem = _socket_problem(parts) if url.startswith("unix") else _server_problem(parts, "db" in options)
+    if problem:
+        raise ValueError(f"{_REDIS_FORM}, and this URL {problem}")
+
+
+def _server_problem(parts: re.Match[str], names_database: bool) -> str:
+    path = (parts["path"] or "")[1:]
+    if not parts["host"]:
+        return "names no host"
+    if parts["port"] is not None and not (re.fullmatch("[0-9]{1,5}", parts["port"]) and 0 < int(parts["port"]) < 65536):
+        return "has a port that is no number from 1 to 65535"
+    if path and not re.fullmatch(_COUNT, path):
+        return "has a path that is no number of a database"
+    return "names a database twice" if path and names_database else ""
+
+
+def _socket_problem(parts: re.Match[str]) -> str:
+    if parts["host"] or parts["port"] is not None:
+        return "has a host, which a socket has not"
+    return "" if len(parts["path"] or "") > 1 else "has no path of a socket"
+
+
+def _options(query: str | None, known: Mapping[str, str], form: str) -> dict[str, str]:
+    """What stands behind the question mark; ``known`` has the pattern of each option's value."""
+    if not query:
+        return {}
+    try:
+        given = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
+    except ValueError:  # it quotes a piece
+        raise ValueError(f"{form}, and behind ? name=value, with & between several") from None
+    for name, value in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise ValueError(f"{form}, and this URL has an option that does not exist; {remedy}")
+        if not re.fullmatch(known[name], value):
+            raise ValueError(f"{form}, and {name} has a value in this URL that it cannot have")
+    options = dict(given)
+    if len(options) < len(given):
+        raise ValueError(f"{form}, and this URL has one option twice")
+    return options
