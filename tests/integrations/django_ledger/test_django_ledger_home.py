@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.management import call_command
@@ -20,7 +21,8 @@ from integrations.django_ledger.helpers import (
     sold,
 )
 from postgres_server import PostgresServer
-from stigg_guard.django.ledger.ledger import django_ledger_from_url
+from stigg_guard.clock import Clock, microseconds
+from stigg_guard.django.ledger.ledger import DjangoLedger, django_ledger_from_url
 from stigg_guard.errors import ConfigError, LedgerUnavailable
 from stigg_guard.ledger import Use, ledger_from_url
 
@@ -68,3 +70,33 @@ class TestHome:
     @pytest.mark.django_db
     def test_has_the_migrations_of_its_models(self) -> None:
         call_command("makemigrations", "stigg_guard_ledger", check=True, dry_run=True, verbosity=0)
+
+    def test_whose_tables_a_router_forbids_is_told_of_without_a_circle(
+        self, open_ledger: Open, django_sqlite: str, tmp_path: Path, settings: Any
+    ) -> None:
+        settings.DATABASE_ROUTERS = [f"{__name__}.KeepsAway"]
+        with django_database("kept", {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "kept"}) as alias:
+            ledger = open_ledger(alias)
+            with pytest.raises(LedgerUnavailable, match=r"let allow_migrate\('kept', 'stigg_guard_ledger'\) be true"):
+                ledger.counts()
+
+
+class KeepsAway:
+    """A router that lets no tables into one of the databases."""
+
+    def allow_migrate(self, db: str, app_label: str, **_: object) -> bool | None:
+        return False if db == "kept" else None
+
+
+class TestClock:
+    def test_is_the_servers(self, postgres: PostgresServer, postgres_alias: str) -> None:
+        ledger = django_ledger_from_url(f"django://{postgres_alias}", Clock())
+        now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        before, drawn, after = postgres.ask(now), ledger.ticket("ann").at, postgres.ask(now)
+        ledger.close()
+        assert before <= drawn <= after
+
+    def test_is_the_one_that_is_given(self, ledger: DjangoLedger, clock: ManualClock) -> None:
+        assert ledger.ticket("ann").at == microseconds(clock.now())
+        clock.advance(0.25)
+        assert ledger.ticket("ann").at == microseconds(clock.now())

@@ -23,6 +23,7 @@ PROVEN = ("postgresql", "sqlite")
 _TURN = 0x53474C47  # "SGLG": the number of an advisory lock that nobody else is likely to take
 _NO_TABLE = "42P01"
 _SAVEPOINT = "SAVEPOINT stigg_guard"
+
 T = TypeVar("T")
 
 
@@ -41,22 +42,23 @@ class Database:
     """
 
     def __init__(self, alias: str, clock: Clock, *, via: str | None = None) -> None:
+        users = connections[alias]
+        if users.vendor not in PROVEN:
+            raise ConfigError(
+                f"LEDGER: the database {alias!r} is {users.display_name}, and a ledger is proven on PostgreSQL and "
+                "SQLite only; name an alias of one of them, or another ledger"
+            )
+        if via is not None and {users.vendor, connections[via].vendor} != {"postgresql"}:
+            raise ConfigError(f"LEDGER: via={via} is a second way to PostgreSQL only; leave it away")
         self.alias = alias
         self._via = via or alias
-        self._is_sqlite = connections[alias].vendor == "sqlite"
+        self._is_sqlite = users.vendor == "sqlite"
         self._host_time = clock.now if self._is_sqlite or clock.now is not utc_now else None
         self._own = OwnConnections(self._via)
         self._place: Place | None = None
         self._thread = _Thread()
         self._dropped: deque[Callable[[], object]] = deque()  # in the middle of a step: done at the end of one
         self._closed = False
-        if connections[alias].vendor not in PROVEN:
-            raise ConfigError(
-                f"LEDGER: the database {alias!r} is {connections[alias].display_name}, and a ledger is proven on "
-                "PostgreSQL and SQLite only; name an alias of one of them, or another ledger"
-            )
-        if via is not None and {connections[name].vendor for name in (alias, via)} != {"postgresql"}:
-            raise ConfigError(f"LEDGER: via={via} is a second way to PostgreSQL only; leave it away")
 
     def step(self, work: Callable[[Step], T], *, with_data: bool = False, alone: bool = False) -> T:
         """What the work answers, in one transaction. ``with_data`` it is a part of the user's, if he has one open.

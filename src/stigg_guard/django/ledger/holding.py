@@ -13,7 +13,7 @@ from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.django.ledger.usages import Locked, Standing, note, standings
 from stigg_guard.ledger import Claim, Hold, Period, Refused, Row, UsageKey
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, believed, counted, is_free
+from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, UNTOLD, believed, counted, is_free
 from stigg_guard.ledger.entries import period_of, period_text
 
 _EXPIRE = """
@@ -99,7 +99,7 @@ def held(step: Step, keys: Collection[str], now: int) -> dict[str, Standing]:
 def outstanding(step: Step, key: UsageKey) -> float:
     text = text_of(key)
     standing = held(step, [text], step.now())[text]
-    return units(counted(Row(Period(), 0), standing.held, standing.pending))
+    return units(counted(Row(UNTOLD, 0), standing.held, standing.pending))
 
 
 def renew(step: Step, holds: Sequence[Hold], lasts: int) -> None:

@@ -17,7 +17,6 @@ from stigg_guard.django.ledger.database import Database
 from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.settling import SettlingLedger
 from stigg_guard.django.ledger.step import Step
-from stigg_guard.django.ledger.usages import Locked
 from stigg_guard.errors import ConfigError
 from stigg_guard.ledger import Acknowledged, Batch, Claim, Entry, Hold, Refused, Row, State, Ticket, UsageKey
 
@@ -72,8 +71,7 @@ class DjangoLedger(SettlingLedger):
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
         hold, lasts = Hold(secrets.token_hex(8), tuple(claims)), _microseconds(ttl)
-        keys = {text_of(claim.key) for claim in claims}
-        taken = self._locked(keys, lambda step, locked: holding.take(step, locked, hold, lasts, self._grace))
+        taken = self._take(hold, lasts)
         users = self._database.users_transaction()
         if users is not None and isinstance(taken, Hold):
             self._follow(users, taken)
@@ -88,8 +86,7 @@ class DjangoLedger(SettlingLedger):
         return self._alone(partial(reporting.take_batch, size=size, lasts=_microseconds(lease)))
 
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
-        keys = {text_of(answer.report.key) for answer in answers}
-        self._locked(keys, lambda step, locked: reporting.acknowledge(step, locked.rows, answers), alone=True)
+        self._alone(partial(reporting.acknowledge, answers=answers))
 
     def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
         self._alone(partial(reporting.put_back, reports=reports, lasts=_microseconds(seconds), reason=reason))
@@ -134,17 +131,18 @@ class DjangoLedger(SettlingLedger):
     def _alone(self, work: Callable[[Step], T]) -> T:
         return self._database.step(work, alone=True)
 
-    def _locked(self, keys: set[str], work: Callable[[Step, Locked], T], *, alone: bool = False) -> T:
-        """A step that has the limits of the keys to itself. Rows that are missing are made in a step before, so that
-        nobody waits for a new row while he has a lock."""
+    def _take(self, hold: Hold, lasts: int) -> Hold | Refused:
+        """Takes the units in a step that has the limits of all keys to itself. Rows that are missing are made in a step
+        before, so that nobody waits for a new row while he has a lock."""
+        keys = {text_of(claim.key) for claim in hold.claims}
 
-        def step(step: Step) -> tuple[T] | None:
+        def take(step: Step) -> Hold | Refused | None:
             locked = usages.lock(step, keys)
-            return (work(step, locked),) if len(locked.rows) == len(keys) else None
+            return holding.take(step, locked, hold, lasts, self._grace) if len(locked.rows) == len(keys) else None
 
-        while (done := self._database.step(step, alone=alone)) is None:
+        while (taken := self._database.step(take)) is None:
             self._database.step(partial(usages.make, keys=keys))
-        return done[0]
+        return taken
 
 
 def _microseconds(seconds: float) -> int:

@@ -12,10 +12,11 @@ from stigg_guard.amounts import quanta_used
 from stigg_guard.django.ledger import holding
 from stigg_guard.django.ledger.rows import HELD, REPORT, held_report_of, numbers_of, plain, report_of, text_of
 from stigg_guard.django.ledger.step import Step
-from stigg_guard.django.ledger.usages import lock, next_ticket, note
-from stigg_guard.ledger import Acknowledged, Batch, Entry, Period, State
+from stigg_guard.django.ledger.usages import lock, make, next_ticket, note
+from stigg_guard.ledger import Acknowledged, Batch, Entry, State
 from stigg_guard.ledger.accounting import (
     BATCH_EVENTS_PER_USAGE,
+    UNTOLD,
     Pending,
     learned,
     may_add_up,
@@ -66,9 +67,7 @@ _NEXT_EVENTS = f"""
 SELECT {REPORT} FROM stigg_guard_ledger_entries
 WHERE state = 'unsent' AND event <> '' AND until <= %(now)s ORDER BY id LIMIT %(most)s
 """
-_UNSETTLED = """
-SELECT DISTINCT key FROM stigg_guard_ledger_entries WHERE key IN (%(keys)s) AND state IN ('sending', 'uncertain')
-"""
+_UNSETTLED = f"SELECT DISTINCT key FROM stigg_guard_ledger_entries WHERE key IN (%(keys)s) AND {_UNDER_WAY}"
 _SEND = """
 UPDATE stigg_guard_ledger_entries
 SET state = 'sending', batch = %(batch)s, ticket = %(ticket)s, used_at = column2, before = column3
@@ -171,27 +170,9 @@ def _new_batch(step: Step, size: int, now: int) -> str | None:
     return batch
 
 
-def acknowledge(step: Step, rows: Mapping[str, Any], answers: Sequence[Acknowledged]) -> None:
-    """Forgets the reports and notes what their answers say, unless they are forgotten already."""
-    ticket, now = next_ticket(step)
-    numbers = numbers_of(answer.report.id for answer in answers)
-    statement = (
-        "DELETE FROM stigg_guard_ledger_entries WHERE id IN (%(numbers)s) "
-        "RETURNING id, amount, period, used_at, is_set, ticket"
-    )
-    there = {
-        str(number): Pending(amount, period_of(period), instant_of(used_at), bool(is_set), first)
-        for number, amount, period, used_at, is_set, first in step.run(statement, numbers=numbers)
-    }
-    known, changed = dict(rows), {}
-    for answer in answers:
-        pending = there.pop(answer.report.id, None)
-        if pending is None:
-            continue
-        key = text_of(answer.report.key)
-        told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-        known[key] = changed[key] = learned(known[key], pending, told, answer.period, ticket, now)
-    note(step, changed)
+def acknowledge(step: Step, answers: Sequence[Acknowledged]) -> None:
+    gone = _forget(step, "true", (answer.report.id for answer in answers))
+    _learn(step, [(gone.pop(answer.report.id), answer) for answer in answers if answer.report.id in gone])
 
 
 def put_back(step: Step, reports: Iterable[Entry], lasts: int, reason: str) -> None:
@@ -248,25 +229,10 @@ def retry(step: Step, ids: Iterable[str]) -> int:
     return _change(step, f"{_UNSENT}, reason = '', until = 0", _WAITS, ids)
 
 
-def discard(step: Step, ids: Iterable[str]) -> int:
-    """What is uncertain may have been counted: its amount goes on counting as that of what was acknowledged does."""
-    statement = (
-        f"DELETE FROM stigg_guard_ledger_entries WHERE id IN (%(numbers)s) AND {_WAITS} "
-        "RETURNING id, state, key, amount, period, used_at, is_set, ticket"
-    )
-    gone = sorted(step.run(statement, numbers=numbers_of(ids)))
-    doubted = [
-        (key, Pending(amount, period_of(period), instant_of(used_at), bool(is_set), first))
-        for _, state, key, amount, period, used_at, is_set, first in gone
-        if state == "uncertain"
-    ]
-    if doubted:
-        ticket, now = next_ticket(step)
-        rows = lock(step, {key for key, _ in doubted}).rows
-        for key, pending in doubted:
-            rows[key] = learned(rows.get(key), pending, None, Period(), ticket, now)
-        note(step, {key: row for key, row in rows.items() if row is not None})
-    return len(gone)
+def discard(step: Step, ids: Sequence[str]) -> int:
+    dead, doubted = _forget(step, "state = 'dead'", ids), _forget(step, "state = 'uncertain'", ids)
+    _learn(step, [(doubted[one], None) for one in dict.fromkeys(ids) if one in doubted])
+    return len(dead) + len(doubted)
 
 
 def counts(step: Step) -> Mapping[str, int]:
@@ -279,3 +245,30 @@ def _change(step: Step, change: str, which: str, ids: Iterable[str], **given: An
     """Changes those of the entries that it is for; how many there were."""
     statement = f"UPDATE stigg_guard_ledger_entries SET {change} WHERE id IN (%(numbers)s) AND {which} RETURNING id"
     return len(step.run(statement, numbers=numbers_of(ids), **given))
+
+
+def _forget(step: Step, which: str, ids: Iterable[str]) -> dict[str, tuple[str, Pending]]:
+    """Deletes those of the entries that it is for; the key and what was on its way of each, by its id."""
+    statement = (
+        f"DELETE FROM stigg_guard_ledger_entries WHERE id IN (%(numbers)s) AND {which} "
+        "RETURNING id, key, amount, period, used_at, is_set, ticket"
+    )
+    return {
+        str(number): (key, Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket))
+        for number, key, amount, period, used_at, is_set, ticket in step.run(statement, numbers=numbers_of(ids))
+    }
+
+
+def _learn(step: Step, settled: Sequence[tuple[tuple[str, Pending], Acknowledged | None]]) -> None:
+    """Notes what is known of reports that were counted, or may have been, with the answer to each."""
+    keys = {key for (key, _), _ in settled}
+    if not keys:
+        return
+    make(step, keys)
+    now, rows = lock(step, keys)
+    ticket = next_ticket(step).number
+    for (key, pending), answer in settled:
+        told, period = (None, UNTOLD) if answer is None else (answer.current_usage, answer.period)
+        used = None if told is None else quanta_used(told)
+        rows[key] = learned(rows[key], pending, used, period, ticket, now)
+    note(step, rows)

@@ -20,7 +20,7 @@ from stigg_guard.django.ledger.usages import standings
 from stigg_guard.django.transactions import follow_transaction
 from stigg_guard.errors import ClientClosed, LedgerUnavailable
 from stigg_guard.ledger import Hold, Period, Use
-from stigg_guard.ledger.accounting import Pending, stamped
+from stigg_guard.ledger.accounting import UNTOLD, Pending, stamped
 from stigg_guard.ledger.entries import dimensions_text, event_text, instant_text, period_text
 from stigg_guard.log import logger
 
@@ -226,12 +226,12 @@ def _write(step: Step, hold: Hold | None, uses: Sequence[Use], *, repeated: bool
     for use in uses:
         key = text_of(use.key)
         standing = found[key]
-        row = standing.row
-        period = parts[key].period if key in parts else Period() if row is None else row.period
+        present = UNTOLD if standing.row is None else standing.row.period
+        period = parts[key].period if key in parts else present
         if use.amount or use.is_set:
             one = Pending(quanta(use.amount), period, stamped(period, now * 1000), use.is_set)
             standing.pending.append(one)
-            rows.append(_columns(key, use, one, now, Period() if row is None else row.period))
+            rows.append(_columns(key, use, one, now, present))
         usages.append(standing.usage())
     transactions = {number for (number,) in step.run(_RECORD, rows=rows)} if rows else ()
     return _Written(usages, is_ended, [number for number in transactions if number])

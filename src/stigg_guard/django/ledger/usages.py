@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from stigg_guard.amounts import units
 from stigg_guard.django.ledger.step import Step
-from stigg_guard.ledger import Period, Row, Ticket
-from stigg_guard.ledger.accounting import Pending, counted
+from stigg_guard.ledger import Row, Ticket
+from stigg_guard.ledger.accounting import UNTOLD, Pending, counted
 from stigg_guard.ledger.entries import instant_of, period_of, period_text
 
 TICKETS_KEPT = 1000
@@ -71,7 +71,7 @@ class Standing:
 
     def usage(self) -> float:
         """The usage with all that is on its way."""
-        return units(counted(self.row or Row(Period(), 0), 0, self.pending))
+        return units(counted(self.row or Row(UNTOLD, 0), 0, self.pending))
 
 
 def lock(step: Step, keys: Collection[str]) -> Locked:
@@ -87,9 +87,9 @@ def make(step: Step, keys: Collection[str]) -> None:
     step.run(_MAKE, rows=[(key, 0, 0, 0, 0) for key in sorted(keys)])
 
 
-def note(step: Step, rows: Mapping[str, Row]) -> None:
-    if rows:
-        written = [(key, period_text(row.period), *row[1:]) for key, row in sorted(rows.items())]
+def note(step: Step, rows: Mapping[str, Row | None]) -> None:
+    written = [(key, period_text(row.period), *row[1:]) for key, row in sorted(rows.items()) if row is not None]
+    if written:
         step.run(_NOTE, rows=written)
 
 

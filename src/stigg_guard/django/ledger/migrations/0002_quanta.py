@@ -17,12 +17,12 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.exceptions import IrreversibleError
 
 from stigg_guard.amounts import MAX_AMOUNT, quanta
-from stigg_guard.ledger.accounting import Period
+from stigg_guard.ledger.accounting import UNTOLD
 from stigg_guard.ledger.entries import instant_text, period_text
 
 LEASE = 30_000_000
 AT_ONCE = 1000
-ANY_PERIOD = period_text(Period())  # what is brought over counts in any, until it is acknowledged
+ANY_PERIOD = period_text(UNTOLD)  # what is brought over counts in any, until it is acknowledged
 
 
 def bring_over(apps: Any, schema_editor: BaseDatabaseSchemaEditor) -> None:
