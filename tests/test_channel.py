@@ -4,7 +4,9 @@ outside, proxies and certificates."""
 from __future__ import annotations
 
 import datetime
+import logging.handlers
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -455,6 +457,19 @@ class TestThreads:
         callers.end(lambda: None)
         with pytest.raises(ClientClosed):
             callers.run(traced.get)
+
+    def test_survive_what_goes_wrong_beside_the_calls(self) -> None:
+        callers, logged = Callers(Clock()), logging.handlers.QueueHandler(queue.Queue())
+        logger = logging.getLogger("stigg_guard")
+        logger.addHandler(logged)
+        try:
+            assert callers.run(lambda: 1) == 1
+            callers.post(lambda: 1 / 0)
+            assert logged.queue.get(timeout=10).message.startswith("work beside the calls to the sidecar failed")
+            assert callers.run(lambda: 2) == 2
+        finally:
+            logger.removeHandler(logged)
+            callers.end(lambda: None)
 
     def test_are_not_needed_when_the_interpreter_ends(self, port: int) -> None:
         program = (
