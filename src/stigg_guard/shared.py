@@ -30,6 +30,7 @@ try:
 except ImportError as error:
     raise MissingExtra("redis", "A Redis cache") from error
 
+from stigg_guard.ledger.redis_server import SAFE  # it needs redis-py, too
 
 ANSWER_SECONDS = 0.05
 REST_SECONDS = 1.0
@@ -190,6 +191,9 @@ class RedisSnapshots:
             self._rests_until = self._clock.monotonic() + REST_SECONDS
             self._note(error)
             return None
+        except BaseException:  # from outside: an answer may be under way that nobody waits for
+            self._redis.connection_pool.disconnect()
+            raise
         self._rests_until = 0.0
         self._note(None)
         return answer
@@ -286,6 +290,7 @@ def _client(url: str) -> Redis:
         socket_timeout=ANSWER_SECONDS,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=HEALTH_CHECK_SECONDS,
+        **SAFE,
     )
 
 

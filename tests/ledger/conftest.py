@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from conftest import ManualClock
 from django_databases import open_ledger
-from ledger.steps import FIRST, WAIT
+from ledger.steps import FIRST, WAIT, Make
 from redis_server import RedisServer
 from stigg_guard.ledger import Ledger
-
-
-class Make(Protocol):
-    def __call__(self, url: str, settle_grace: float = 0) -> Ledger: ...
 
 
 @pytest.fixture

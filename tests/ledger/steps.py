@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from conftest import ManualClock
 from stigg_guard.amounts import quanta, units
@@ -33,6 +34,12 @@ SECOND = 1_000_000_000
 FIRST = Ticket(1, 0)
 NO_TICKET = Ticket(0, 0)
 NO_PERIOD = Period()
+
+
+class Make(Protocol):
+    """Opens the ledger at a URL, on the clock of the test."""
+
+    def __call__(self, url: str, settle_grace: float = 0) -> Ledger: ...
 
 
 def claim(

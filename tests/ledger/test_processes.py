@@ -14,13 +14,13 @@ from itertools import count
 import pytest
 
 from conftest import ManualClock, in_child
-from ledger.conftest import Make
 from ledger.steps import (
     KEY,
     LEASE,
     NOTHING,
     OTHER,
     THIRD,
+    Make,
     amounts,
     claim,
     commit,

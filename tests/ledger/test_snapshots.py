@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from conftest import ManualClock
-from ledger.conftest import Make
 from ledger.steps import (
     FIRST,
     KEY,
     NO_PERIOD,
     NOTHING,
     OTHER,
+    Make,
     answers,
     claim,
     commit,

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ManualClock
-from ledger.conftest import Make
-from ledger.steps import KEY, LEASE, OTHER, WAIT, answers, claim, held, said, taken
+from ledger.steps import KEY, LEASE, OTHER, WAIT, Make, answers, claim, held, said, taken
 from stigg_guard.errors import ConfigError, LedgerUnavailable
 from stigg_guard.ledger import Refused, Use, ledger_from_url, sqlite
 

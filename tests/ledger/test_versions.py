@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ManualClock
-from ledger.conftest import Make
-from ledger.steps import KEY, LEASE, NOTHING, OTHER, SECOND, amounts, claim, commit, counted, taken
+from ledger.steps import KEY, LEASE, NOTHING, OTHER, SECOND, Make, amounts, claim, commit, counted, taken
 from stigg_guard.errors import ConfigError
 from stigg_guard.ledger import Claim, Entry, Event, Hold, Ledger, News, Period, State, Ticket, UsageKey, Use
 
@@ -141,6 +140,21 @@ class TestVersion2:
         late = UsageKey("bob", "", "late")
         assert old.known(late) is None
         assert counted(old, claim(used=3, key=late, ticket=Ticket(7, 0))) == 9
+
+
+@pytest.mark.parametrize("amount", [9_000_000_001, 2.0**53, -(2.0**53)])
+def test_report_of_version_2_that_is_beyond_all_amounts_waits_for_a_person_and_stops_nothing(
+    make_ledger: Make, tmp_path: Path, file_url: str, amount: float
+) -> None:
+    left_behind(2, tmp_path / "ledger.db")
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as database:
+        for change in ("UPDATE entry SET amount = ? WHERE id IN (4, 7)", "UPDATE hold SET amount = ?"):
+            database.execute(change, [amount])
+    ledger = make_ledger(file_url)
+    dead = {entry.id: entry.reason for entry in ledger.entries([State.DEAD], 10)}
+    reason = f"{amount:.0f} units are more than 9000000000 at once: report them in parts, and discard this"
+    assert dead == {"1": "feature_id: unknown", "4": reason, "7": reason}
+    assert amounts(taken(ledger)) == [-2]
 
 
 OLD_STEPS = {

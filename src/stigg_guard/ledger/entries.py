@@ -110,7 +110,7 @@ class Entry:
     use in it, in microseconds on the ledger's clock. ``period`` is the usage period in which its units were held.
     ``reason`` says why it is uncertain, dead or waits. ``attempts`` is how often it was sent since it was last known
     not to be counted: from the second on, nobody knows whether the one before was. ``ticket`` is that of the first
-    sending, and ``before`` what was known of the usage then.
+    sending since it was last known not to be counted, and ``before`` what was known of the usage then.
     """
 
     id: str

@@ -15,6 +15,7 @@ from stigg_guard.log import logger
 
 try:
     from redis import ConnectionPool
+    from redis._parsers import _RESP2Parser
     from redis.backoff import NoBackoff
     from redis.exceptions import NoScriptError, RedisError, ResponseError
     from redis.exceptions import TimeoutError as NoAnswer
@@ -194,6 +195,22 @@ class Server:
             self._disconnect()
 
 
+class _Packer:
+    """Writes commands for a server. redis-py would take hiredis for it where that is installed, which crashes the
+    interpreter when a signal handler raises in the middle of its work."""
+
+    def pack(self, *words: Any) -> list[bytes]:
+        parts = [b"*%d\r\n" % len(words)]
+        for word in words:
+            text = word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogatepass")
+            parts.append(b"$%d\r\n%b\r\n" % (len(text), text))
+        return [b"".join(parts)]
+
+
+SAFE = {"parser_class": _RESP2Parser, "command_packer": _Packer(), "protocol": 2}
+"""How connections read and write, so that an exception from outside does no harm: without hiredis."""
+
+
 def _connection_of(url: str) -> tuple[Callable[..., _Connection], dict[str, Any]]:
     """The class of the connections to the server at a URL, and what it is made with."""
     try:
@@ -204,8 +221,9 @@ def _connection_of(url: str) -> tuple[Callable[..., _Connection], dict[str, Any]
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
             encoding_errors="surrogatepass",
+            **SAFE,
         )
-        fields = {**pool.connection_kwargs, "protocol": 2}
+        fields = dict(pool.connection_kwargs)
         pool.connection_class(**fields)  # it does not connect yet, and refuses what it does not know
     except (ValueError, TypeError):  # their text may quote a piece of the password
         raise ConfigError(

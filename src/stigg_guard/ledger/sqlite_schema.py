@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 
-from stigg_guard.amounts import quanta
+from stigg_guard.amounts import MAX_AMOUNT, quanta
 from stigg_guard.errors import ConfigError
 from stigg_guard.ledger.entries import instant_text
 
 SCHEMA_VERSION = 3
 _LEASE = 30_000_000
+_MOST = quanta(MAX_AMOUNT)
 APPLICATION_ID = 0x53474C47  # marks the file as a ledger, so that no other program's database is taken for one
 
 # Amounts are quanta; `used_at` and periods are text (see entries.py); all other times are microseconds.
@@ -107,7 +108,8 @@ def _run(db: sqlite3.Connection, statements: str) -> None:
 
 def _take_over(db: sqlite3.Connection, version: int) -> None:
     """Takes over what versions 1 and 2 kept, but for the usage that was known: the next snapshot tells it anew, with
-    its period and limit. What is on its way counts in any period until it is acknowledged."""
+    its period and limit. What is on its way counts in any period until it is acknowledged. A report of more than
+    ``MAX_AMOUNT`` units, which those versions took, waits dead for a person, who finds its amount in the reason."""
     later = "event, attempts" if version > 1 else "NULL, 0"
     entries = db.execute(
         "SELECT id, customer, resource, feature, state, amount, is_set, used_at, until, batch, coalesce(reason, ''), "
@@ -141,7 +143,10 @@ def _entry(
     until: float | None, batch: str | None, reason: str, event: str | None, attempts: int,
 ) -> tuple[object, ...]:  # fmt: skip
     first_at, ends = _microseconds(used_at), None if until is None else _microseconds(until)
-    used = quanta(amount), is_set, instant_text(first_at * 1000), first_at, ""
+    if abs(amount) > MAX_AMOUNT:
+        state, batch = "dead", None
+        reason = f"{amount:.0f} units are more than {MAX_AMOUNT:.0f} at once: report them in parts, and discard this"
+    used = _quanta(amount), is_set, instant_text(first_at * 1000), first_at, ""
     lasts = _LEASE if ends else 0
     return number, customer, resource, feature, state, *used, ends, lasts, batch, reason, event or "", attempts
 
@@ -150,7 +155,12 @@ def _hold(
     customer: str, resource: str, feature: str, hold: str, amount: float, taken_at: float, until: float
 ) -> tuple[object, ...]:
     taken, ends = _microseconds(taken_at), _microseconds(until)
-    return customer, resource, feature, hold, quanta(amount), "", taken, ends, max(0, ends - taken)
+    return customer, resource, feature, hold, _quanta(amount), "", taken, ends, max(0, ends - taken)
+
+
+def _quanta(amount: float) -> int:
+    """The quanta of an amount, and no more than can be summed up."""
+    return max(-_MOST, min(quanta(amount), _MOST))
 
 
 def _microseconds(seconds: float) -> int:

@@ -127,8 +127,11 @@ function steps.close_old()
         for i = 1, #found, 2 do redis.call('ZADD', kept, found[i + 1], found[i]) end
         redis.call('SET', leases, digits(now))
     end
-    redis.call('INCRBY', late, redis.call('GET', old_late) or 0)
-    redis.call('DEL', old_late)
+    local counted_late = redis.call('GET', old_late)
+    if counted_late then
+        redis.call('INCRBY', late, counted_late)
+        redis.call('DEL', old_late)
+    end
     return {redis.call('GET', leases), redis.call('ZRANGE', kept, 0, -1)}
 end
 

@@ -16,7 +16,7 @@ from django.db import migrations, models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.exceptions import IrreversibleError
 
-from stigg_guard.amounts import quanta
+from stigg_guard.amounts import MAX_AMOUNT, quanta
 from stigg_guard.ledger.accounting import UNTOLD
 from stigg_guard.ledger.entries import instant_text, period_text
 
@@ -43,11 +43,14 @@ def made_rows(olds: Iterator[Any], model: Any, made: Callable[[Any], dict[str, A
 
 
 def entry(old: Any) -> dict[str, Any]:
+    if abs(old.amount) > MAX_AMOUNT:  # which the version before took at once
+        old.state, old.batch = "dead", None
+        old.reason = f"{old.amount:.0f} units are too many at once: report them in parts, and discard this"
     first_at = microseconds(old.used_at)
     as_it_was = ("key", "state", "is_set", "batch", "reason", "attempts")
     return {
         **{name: getattr(old, name) for name in as_it_was},
-        "amount": quanta(old.amount),
+        "amount": capped(old.amount),
         "used_at": instant_text(first_at * 1000),
         "first_at": first_at,
         "period": ANY_PERIOD,
@@ -62,12 +65,16 @@ def hold(old: Any) -> dict[str, Any]:
     taken_at, until = microseconds(old.taken_at), microseconds(old.until)
     return {
         **{name: getattr(old, name) for name in ("hold", "key", "counts")},
-        "amount": quanta(old.amount),
+        "amount": capped(old.amount),
         "period": ANY_PERIOD,
         "taken_at": taken_at,
         "until": until,
         "lasts": max(0, until - taken_at),
     }
+
+
+def capped(units: float) -> int:
+    return quanta(max(-MAX_AMOUNT, min(units, MAX_AMOUNT)))
 
 
 def microseconds(seconds: float) -> int:
