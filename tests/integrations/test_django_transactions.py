@@ -350,6 +350,18 @@ def test_a_ledger_in_the_database_has_the_usage_in_the_same_transaction(counted:
 
 
 @pytest.mark.usefixtures("in_shop")
+@pytest.mark.parametrize(("undone", "rows", "usage"), [(False, 1, 4), (True, 0, 3)])
+def test_a_hold_from_before_a_transaction_may_end_within(
+    counted: Counted, undone: bool, rows: int, usage: float
+) -> None:
+    with get_guard().consume(TEMPLATES, 1, customer=DEMO) as use, transaction.atomic(using=SHOP):
+        sell()
+        use.end(succeeded=True)
+        transaction.set_rollback(undone, using=SHOP)
+    assert (sold(), counted()) == (rows, (usage, 0))
+
+
+@pytest.mark.usefixtures("in_shop")
 @pytest.mark.parametrize(("url", "rows", "usage"), [("/create", 1, 4), ("/create-and-undo", 0, 3)])
 def test_a_ledger_in_the_database_follows_atomic_requests(
     web: Client, counted: Counted, url: str, rows: int, usage: float

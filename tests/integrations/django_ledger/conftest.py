@@ -7,10 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from conftest import ManualClock
-from integrations.django_ledger.helpers import (
-    Open,
-    make_shop,
-)
+from integrations.django_ledger.helpers import Open, make_shop
 from stigg_guard.django.ledger.ledger import DjangoLedger, django_ledger_from_url
 
 

@@ -10,15 +10,7 @@ from django.db import connections
 
 from conftest import ManualClock, in_child
 from django_databases import django_database, make_ledger_tables
-from integrations.django_ledger.helpers import (
-    NOTHING,
-    WAIT,
-    Open,
-    claim,
-    commit,
-    elsewhere,
-    held,
-)
+from integrations.django_ledger.helpers import NOTHING, WAIT, Open, claim, commit, elsewhere, held
 from postgres_server import PostgresServer
 from stigg_guard.django.ledger.ledger import DjangoLedger, django_ledger_from_url
 from stigg_guard.errors import LedgerUnavailable

@@ -12,14 +12,7 @@ from django.test import modify_settings
 
 from conftest import ManualClock
 from django_databases import django_database
-from integrations.django_ledger.helpers import (
-    KEY,
-    Open,
-    claim,
-    make_shop,
-    sell,
-    sold,
-)
+from integrations.django_ledger.helpers import KEY, Open, claim, make_shop, sell, sold
 from postgres_server import PostgresServer
 from stigg_guard.clock import Clock, microseconds
 from stigg_guard.django.ledger.ledger import DjangoLedger, django_ledger_from_url

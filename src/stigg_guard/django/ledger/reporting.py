@@ -14,15 +14,7 @@ from stigg_guard.django.ledger.rows import HELD, REPORT, held_report_of, numbers
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.django.ledger.usages import lock, make, next_ticket, note
 from stigg_guard.ledger import Acknowledged, Batch, Entry, State
-from stigg_guard.ledger.accounting import (
-    BATCH_EVENTS_PER_USAGE,
-    UNTOLD,
-    Pending,
-    learned,
-    may_add_up,
-    sent_at,
-    taken,
-)
+from stigg_guard.ledger.accounting import BATCH_EVENTS_PER_USAGE, UNTOLD, Pending, learned, may_add_up, sent_at, taken
 from stigg_guard.ledger.entries import before_text, instant_of, instant_text, period_of
 
 ADDED_UP_AT_ONCE = 5_000
