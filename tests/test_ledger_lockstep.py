@@ -12,7 +12,7 @@ from redis_server import RedisServer
 from stigg_guard.django.ledger.ledger import django_ledger_from_url
 from stigg_guard.ledger import ledger_from_url
 
-STEPS = 1_000
+STEPS = 500
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_homes_are_equal(
     seed: int, tmp_path: Path, redis: RedisServer, django_sqlite: str, django_postgres: str
 ) -> None:
     clock = LockstepClock()
-    urls = {"memory": "memory://", "file": f"sqlite:///{tmp_path}/ledger.db", "Redis": redis.url}
+    urls = {"memory": "memory://", "file": f"sqlite:///{tmp_path}/ledger.db", "Redis": f"{redis.url}?socket_timeout=20"}
     ledgers = {name: ledger_from_url(url, clock.clock, settle_grace=GRACE) for name, url in urls.items()}
     for alias in (django_sqlite, django_postgres):
         ledgers[alias] = django_ledger_from_url(f"django://{alias}", clock.clock, settle_grace=GRACE)
