@@ -14,10 +14,12 @@ from faults.django_ledger import django_ledger
 from faults.horses import horses
 from faults.interrupted import interrupted
 from faults.killed import killed
+from faults.lockstep import lockstep
 from faults.network import network
 from faults.outage import outage
 from faults.oversell import oversell
 from faults.peers import peers
+from faults.periods import periods
 from faults.promise import Promise, Scale
 
 SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
@@ -27,6 +29,8 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "outage": outage,
     "disk": disk,
     "network": network,
+    "periods": periods,
+    "lockstep": lockstep,
     "interrupted": interrupted,
     "horses": horses,
     "peers": peers,
