@@ -5,14 +5,16 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_E2E := .venv/.ready-e2e
 OLD := .venv-django42
+MATRIX := 3.10 3.11 3.12 3.13
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test test-django42 chromium e2e screenshots lint bench faults wire wheel clean
+.PHONY: help demo test test-django42 test-matrix chromium e2e screenshots lint bench faults wire wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
 	@echo "make test    run the tests"
 	@echo "make test-django42   run Django's tests under the oldest Django that is supported"
+	@echo "make test-matrix   run all tests under each of Python $(MATRIX) that is installed; test-3.13 under one"
 	@echo "make e2e     click through both example sites in a browser"
 	@echo "make screenshots   save pictures of their pages in screenshots/"
 	@echo "make lint    ruff and mypy --strict"
@@ -20,11 +22,16 @@ help:
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
 	@echo "make wire    generate the wire code from sidecar.proto"
 
+# $(call install,PYTHON,PACKAGES) puts this package and its tools into a venv, whose .ready is the target.
+define install
+@test -x $(@D)/bin/python || $(1) -m venv $(@D)
+@$(@D)/bin/python -m pip install --quiet --upgrade pip
+@$(@D)/bin/python -m pip install --quiet --editable . --group dev $(2)
+@touch $@
+endef
+
 $(READY): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable . --group dev
-	@touch $(READY)
+	$(call install,$(PYTHON))
 
 demo: $(READY)
 	@$(BIN)/python example_projects/demo.py $(ARGS)
@@ -33,14 +40,31 @@ test: $(READY)
 	@$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(ARGS)
 
 $(OLD)/.ready: pyproject.toml
-	@test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
-	@$(OLD)/bin/python -m pip install --quiet --upgrade pip
-	@$(OLD)/bin/python -m pip install --quiet --editable . --group dev 'django==4.2.*'
-	@touch $@
+	$(call install,$(PYTHON),'django==4.2.*')
 
 # The example shop is written for the newest Django.
 test-django42: $(OLD)/.ready
 	@$(OLD)/bin/python -m pytest -n auto --dist loadfile tests/integrations -k "django and not shop" $(ARGS)
+
+# Where Python 3.X is: python3.X of the PATH, or one that pyenv has installed. Nothing if it is in neither.
+found = $(firstword $(shell for python in python$(1) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1).*/bin/python; do \
+  "$$python" -c "" 2>/dev/null && echo "$$python"; done))
+
+.PRECIOUS: .venv-3.%/.ready
+.venv-3.%/.ready: pyproject.toml
+	@test -n "$(call found,3.$*)" || { echo "make test-3.$*: python3.$* is neither on the PATH nor installed by pyenv" >&2; exit 1; }
+	$(call install,$(call found,3.$*))
+
+test-3.%: .venv-3.%/.ready
+	@echo "Python 3.$*"
+	@.venv-3.$*/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+
+# A Python that is not installed is left out: who must have it asks for its own target.
+installed = $(foreach version,$(MATRIX),$(if $(call found,$(version)),$(version)))
+test-matrix:
+	@$(foreach version,$(filter-out $(installed),$(MATRIX)),echo "left out: Python $(version) is not installed";)
+	@$(MAKE) --no-print-directory --keep-going \
+	  $(or $(installed:%=test-%),$(error make test-matrix: none of Python $(MATRIX) is installed))
 
 $(READY_E2E): $(READY)
 	@$(BIN)/python -m pip install --quiet --group e2e
@@ -85,4 +109,4 @@ wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	@rm -rf .venv .venv-peers $(OLD) dist screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*
+	@rm -rf .venv .venv-3.* .venv-peers $(OLD) dist screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -51,7 +52,10 @@ CHILD_SECONDS = 30.0
 
 def in_child(work: Callable[[], bool], fork: Callable[[], int] = os.fork) -> bool:
     """What ``work`` says in a forked child; a child that hangs is ended and says no."""
-    pid = fork()
+    with warnings.catch_warnings():
+        # Python warns who forks while threads run, as servers do: that it goes well is what is tested.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        pid = fork()
     if pid == 0:
         hung = threading.Timer(CHILD_SECONDS, os._exit, [2])
         hung.daemon = True

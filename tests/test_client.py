@@ -21,6 +21,7 @@ import pytest
 import trustme
 
 import stigg_guard
+from conftest import in_child
 from stigg_guard import (
     ApiConfig,
     BooleanEntitlementFallback,
@@ -375,11 +376,7 @@ class TestLocalSidecar:
 
     def test_is_left_alone_by_a_forked_child(self) -> None:
         with Stigg(local_sidecar_config=LocalSidecarConfig(), local_sidecar_port=0) as client:
-            child = os.fork()
-            if child == 0:
-                client.close()
-                os._exit(0)
-            os.waitpid(child, 0)
+            assert in_child(lambda: client.close() is None)
             assert client.get_metered_entitlement(metered()).has_access
 
 
@@ -409,10 +406,7 @@ class TestForks:
     def test_warn_once_with_the_remedy(self, stigg: Stigg, caplog: pytest.LogCaptureFixture) -> None:
         stigg.get_metered_entitlement(metered())
         for _ in range(2):
-            child = os.fork()
-            if child == 0:
-                os._exit(0)
-            os.waitpid(child, 0)
+            assert in_child(lambda: True)
         warnings = [record.message for record in caplog.records if "then forked" in record.message]
         assert len(warnings) == 1
         assert "post_fork" in warnings[0]
@@ -432,10 +426,7 @@ class TestForks:
             call.start()
             assert inside.wait(10)
             threading.Timer(0.05, leave.set).start()
-            child = os.fork()
-            if child == 0:
-                os._exit(0 if leave.is_set() else 1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert in_child(leave.is_set)
             call.join(10)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from conftest import ManualClock
+from conftest import ManualClock, in_child
 from stigg_guard import (
     ClientClosed,
     Config,
@@ -577,15 +576,13 @@ class TestLife:
         with guard.consume(TEMPLATES, 1, customer=CUSTOMER):
             pass
         assert guard.flush() == 0
-        child = os.fork()
-        if child == 0:
-            try:
-                with guard.consume(TEMPLATES, 1, customer=CUSTOMER):
-                    pass
-                os._exit(0 if guard.flush() == 0 else 3)
-            finally:
-                os._exit(4)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def consumes_and_reports() -> bool:
+            with guard.consume(TEMPLATES, 1, customer=CUSTOMER):
+                pass
+            return guard.flush() == 0
+
+        assert in_child(consumes_and_reports)
         assert used(sidecar) == 5
         assert guard.reload(CUSTOMER)
         assert guard.check(TEMPLATES, customer=CUSTOMER).current_usage == 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = ("django", "flask", "redis", "prometheus_client", "grpc_health", "grpc_reflection")
@@ -17,9 +17,9 @@ OPTIONAL = ("django", "flask", "redis", "prometheus_client", "grpc_health", "grp
 
 def required(name: str) -> Iterator[Distribution]:
     """What a distribution needs without extras, with what that needs."""
-    for line in distribution(name).requires or []:
-        if "extra ==" not in line and "python_version" not in line:
-            needed = distribution(re.split(r"[^\w.-]", line, maxsplit=1)[0])
+    for requirement in map(Requirement, distribution(name).requires or []):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            needed = distribution(requirement.name)
             yield needed
             yield from required(needed.name)
 

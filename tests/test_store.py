@@ -102,6 +102,11 @@ def test_closing_twice_does_nothing():
     store.close()
 
 
+def test_store_that_is_dropped_closes_its_file(path):
+    Store(path)
+    assert reopened_usage(path) == 0
+
+
 def test_committed_usage_survives_a_kill(path):
     program = (
         "import sys; from stigg_guard.sidecar.store import Store, UsageKey\n"

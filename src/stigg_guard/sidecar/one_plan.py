@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from datetime import datetime
 from numbers import Real
@@ -53,9 +52,7 @@ class OnePlan:
         self._begun: Mapping[Who, Mapping[str, float]] = {}
         self._unnamed: Mapping[str, Feature] = {}
         self._changing = threading.Lock()
-        store = Store(None)
-        self._engine = Engine(self._catalog(), store, now=now)
-        weakref.finalize(self._engine, store.close)
+        self._engine = Engine(self._catalog(), Store(None), now=now)
 
     @property
     def everybody(self) -> Collection[Who]:
@@ -77,7 +74,7 @@ class OnePlan:
         return self._engine.answer(method, request, timeout=timeout, idempotency_key=idempotency_key)
 
     def close(self) -> None:
-        """Nothing: the store is closed when nobody can ask any more."""
+        """Nothing: the store closes when nobody can ask any more."""
 
     def change(self, given: Mapping[str, Given]) -> None:
         """Changes the plan, and everybody's usage of those features for which one is given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -72,12 +73,14 @@ class Store:
     """Usage, deduplication, idempotent answers and plans assigned at run time, shared by all threads.
 
     ``path`` is a file, made if absent, or ``None`` for memory. What a transaction committed survives the death of the
-    process, but not always a power cut. Raises ``ConfigError`` for a file that cannot be used.
+    process, but not always a power cut. A store that is dropped closes. Raises ``ConfigError`` for a file that cannot
+    be used.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self._lock = Lock()
         self._connection = _connect(path)
+        weakref.finalize(self, self._connection.close).atexit = False  # a forked child leaves its parent's alone
         self._usage: dict[UsageKey, float] = {
             UsageKey(*key): amount
             for *key, amount in self._connection.execute(
