@@ -30,7 +30,7 @@ try:
 except ImportError as error:
     raise MissingExtra("redis", "A Redis cache") from error
 
-from stigg_guard.ledger.redis_server import SAFE  # it needs redis-py, too
+from stigg_guard.ledger.redis_server import Packer  # it needs redis-py, too
 
 ANSWER_SECONDS = 0.05
 REST_SECONDS = 1.0
@@ -290,7 +290,7 @@ def _client(url: str) -> Redis:
         socket_timeout=ANSWER_SECONDS,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=HEALTH_CHECK_SECONDS,
-        **SAFE,
+        command_packer=Packer(),
     )
 
 

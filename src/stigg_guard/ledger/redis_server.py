@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeAlias
@@ -14,9 +15,8 @@ from stigg_guard.ledger.redis_scripts import Script
 from stigg_guard.log import logger
 
 try:
-    from redis import ConnectionPool
-    from redis._parsers import _RESP2Parser
     from redis.backoff import NoBackoff
+    from redis.connection import Connection, parse_url
     from redis.exceptions import NoScriptError, RedisError, ResponseError
     from redis.exceptions import TimeoutError as NoAnswer
     from redis.retry import Retry
@@ -31,6 +31,17 @@ ANSWERS_AT_ONCE = 50
 
 Command: TypeAlias = "tuple[Any, ...]"
 """The words of a command. Of a script's call the first is the script itself, and the server is asked by its hash."""
+
+
+class Packer:
+    """Writes commands as the wire has them. That of hiredis ends the process when an exception comes from outside."""
+
+    def pack(self, *words: str | bytes | int) -> list[bytes]:
+        coded = [
+            word if isinstance(word, bytes) else str(word).encode("utf-8", errors="surrogatepass") for word in words
+        ]
+        parts = [b"$%d\r\n%b\r\n" % (len(word), word) for word in coded]
+        return [b"*%d\r\n%b" % (len(parts), b"".join(parts))]
 
 
 class _Connection(Protocol):
@@ -64,7 +75,7 @@ class Server:
 
     def __init__(self, url: str) -> None:
         made, fields = _connection_of(url)
-        self._connect: Callable[[], _Connection] = partial(made, **fields)
+        self._connect: Callable[[], _Connection] = partial(made, **fields, command_packer=Packer())
         self._address = fields.get("path") or f"{fields.get('host', 'localhost')}:{fields.get('port', 6379)}"
         self._seconds: float = fields["socket_timeout"]
         self._closed = False
@@ -167,8 +178,9 @@ class Server:
 
     def _disconnect(self) -> None:
         idle = self._idle_ones()
-        while idle:
-            idle.pop().disconnect()
+        with suppress(IndexError):
+            while True:
+                idle.pop().disconnect()
 
     def _check(self) -> None:
         if self._checked:
@@ -195,42 +207,30 @@ class Server:
             self._disconnect()
 
 
-class _Packer:
-    """Writes commands for a server. redis-py would take hiredis for it where that is installed, which crashes the
-    interpreter when a signal handler raises in the middle of its work."""
-
-    def pack(self, *words: Any) -> list[bytes]:
-        parts = [b"*%d\r\n" % len(words)]
-        for word in words:
-            text = word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogatepass")
-            parts.append(b"$%d\r\n%b\r\n" % (len(text), text))
-        return [b"".join(parts)]
-
-
-SAFE = {"parser_class": _RESP2Parser, "command_packer": _Packer(), "protocol": 2}
-"""How connections read and write, so that an exception from outside does no harm: without hiredis."""
-
-
 def _connection_of(url: str) -> tuple[Callable[..., _Connection], dict[str, Any]]:
     """The class of the connections to the server at a URL, and what it is made with."""
     try:
-        pool = ConnectionPool.from_url(
-            url,
-            socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-            encoding_errors="surrogatepass",
-            **SAFE,
-        )
-        fields = dict(pool.connection_kwargs)
-        pool.connection_class(**fields)  # it does not connect yet, and refuses what it does not know
+        told = parse_url(url)
+        made = told.pop("connection_class", Connection)
+        fields = {
+            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": ANSWER_SECONDS,
+            **told,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "decode_responses": True,
+            "encoding_errors": "surrogatepass",
+        }
+        limit = fields.pop("max_connections", None)
+        made(**fields)  # it does not connect yet, and refuses what it does not know
     except (ValueError, TypeError):  # their text may quote a piece of the password
         raise ConfigError(
             "LEDGER: expected redis://user:password@host:port/number, rediss://… or unix:///path?db=number, with what "
             "a URL cannot carry percent-encoded"
         ) from None
-    return pool.connection_class, fields
+    if limit is not None:
+        raise ConfigError("LEDGER: max_connections is for a cache; a ledger opens a connection for each step under way")
+    return made, fields
 
 
 def _words(command: Command) -> Command:
