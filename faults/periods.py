@@ -1,8 +1,8 @@
 """Usage periods that roll over late, plans that change, clocks that differ and jump: what is sold in each period.
 
 Eight processes use units of one feature. The sidecar has true books: it books a report into the period of its time, or
-of its arrival. A period may hold its limit and no more, but for what was sold after a change of plan that no process was
-told yet: at most the rest of the plan before.
+of its arrival. A period may hold its limit and no more, but for what was sold after a change of plan that no process
+was told yet: at most the rest of the plan before.
 """
 
 from __future__ import annotations
