@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,12 @@ def _one_by_one(folder: Path, catalog: Path) -> Iterator[Promise]:
     found: Counter[str] = Counter()
     left: Counter[str] = Counter()
     ledger = f"sqlite:///{folder / 'one-by-one.sqlite3'}"
-    with keyless_sidecar(catalog) as address, Proxy(address) as proxy:
+    strikes = _Strikes()
+    with keyless_sidecar(catalog, strikes.hears) as address, Proxy(address) as proxy:
         with make_guard(proxy.address, ledger, SETTLE_GRACE=SETTLE_GRACE) as guard:
             for _ in range(REPEATS):
                 for fault in Fault:
-                    found.update(_uncertain_after(proxy, guard, fault))
+                    found.update(_uncertain_after(proxy, guard, fault, strikes))
             while any(guard.ledger.counts()[state] for state in ("unsent", "sending")):
                 guard.flush(1.0)
         left.update(drain(address, ledger))
@@ -66,14 +67,41 @@ def _one_by_one(folder: Path, catalog: Path) -> Iterator[Promise]:
     )
 
 
-def _uncertain_after(proxy: Proxy, guard: Guard, fault: Fault) -> list[str]:
+class _Strikes:
+    """Sets faults at their moment: a report follows a question, which must come through for the report to be sent."""
+
+    def __init__(self) -> None:
+        self._strikes: dict[str, Callable[[], None]] = {}
+
+    def at(self, moment: str, strike: Callable[[], None]) -> None:
+        self._strikes = {moment: strike}
+
+    def hears(self, method: str) -> None:
+        strike = self._strikes.pop(method, None)
+        if strike is not None:
+            strike()
+
+
+MOMENTS = {
+    Fault.LOSE_REQUESTS: "Check",
+    Fault.LOSE_REPLIES: "ReportUsage",
+    Fault.RESET: "ReportUsage",
+    Fault.TRUNCATE: "ReportUsage",
+}
+"""The request that the sidecar hears when a fault strikes; the others are there before the report."""
+
+
+def _uncertain_after(proxy: Proxy, guard: Guard, fault: Fault, strikes: _Strikes) -> list[str]:
     """Sends one report through the fault; the features of which a report is uncertain when it is gone."""
     key = UsageKey(CUSTOMER, "", FEATURES[fault])
     guard.ledger.record(Use(key, 1))
     _flush_until_sent(guard)
-    proxy.set(fault)
+    if fault in MOMENTS:
+        strikes.at(MOMENTS[fault], lambda: proxy.set(fault))
+    else:
+        proxy.set(fault)
     guard.ledger.record(Use(key, 1))
-    guard.flush(0.3)
+    guard.flush(1.0)
     proxy.set(Fault.NONE)
     _flush_until_sent(guard)
     found = [entry.key.feature_id for entry in guard.ledger.entries([State.UNCERTAIN], 100)]

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -97,13 +97,25 @@ def usage_of(address: str, customers: Sequence[str]) -> dict[str, dict[str, floa
             time.sleep(0.1)
 
 
+HEALTH = "grpc.health.v1.Health"
+
+
 @contextmanager
-def keyless_sidecar(catalog: Path) -> Iterator[str]:
-    """The address of a sidecar in this process that knows no idempotency keys, like Stigg's own."""
+def keyless_sidecar(catalog: Path, hears: Callable[[str], object] = lambda _method: None) -> Iterator[str]:
+    """The address of a sidecar in this process that knows no idempotency keys, like Stigg's own.
+
+    ``hears`` is told of each request before it is answered: its method, or ``Check`` of the health service.
+    """
     with closing(Engine(load_catalog(str(catalog)), Store(None))) as engine:
         server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
-        handlers = {name: _keyless_handler(engine, name) for name in METHODS}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+        handlers = {name: _keyless_handler(engine, name, hears) for name in METHODS}
+        health = {"Check": grpc.unary_unary_rpc_method_handler(lambda _request, _context: hears("Check") or b"")}
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),
+                grpc.method_handlers_generic_handler(HEALTH, health),
+            )
+        )
         address = f"127.0.0.1:{_free_port()}"
         server.add_insecure_port(address)
         server.start()
@@ -113,10 +125,10 @@ def keyless_sidecar(catalog: Path) -> Iterator[str]:
             server.stop(None).wait()
 
 
-def _keyless_handler(engine: Engine, name: str) -> Any:
+def _keyless_handler(engine: Engine, name: str, hears: Callable[[str], object]) -> Any:
     method = METHODS[name]
     return grpc.unary_unary_rpc_method_handler(
-        lambda request, _context: engine.answer(name, request),
+        lambda request, _context: hears(name) or engine.answer(name, request),
         request_deserializer=method.request.FromString,
         response_serializer=method.response.SerializeToString,
     )

@@ -144,7 +144,7 @@ class TestStatuses:
                 assert failed.value.field == "customer_id"
                 return
             assert type(failed.value) is KINDS.get(code.name, SidecarError)
-            turned_away = {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED"}
+            turned_away = {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"}
             assert failed.value.outcome_unknown is (code.name not in turned_away)
 
     @pytest.mark.parametrize("answer", [b"\xff", bytes(64 * 1024 * 1024 + 1)], ids=["unreadable", "too large"])

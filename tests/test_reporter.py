@@ -71,7 +71,7 @@ def test_says_once_that_usage_waits_and_goes_on_by_itself(
     def down(context: grpc.ServicerContext) -> None:
         tried.release()
         if not back.is_set():
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "not now")
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "not now")
 
     faulty.before = down
     with caplog.at_level(logging.WARNING, "stigg_guard"):
@@ -88,7 +88,7 @@ def test_says_once_that_usage_waits_and_goes_on_by_itself(
 def test_inline_reporting_that_fails_leaves_the_work_done_and_the_usage_in_the_ledger(
     faulty: FaultySidecar, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faulty.before = abort(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    faulty.before = abort(grpc.StatusCode.PERMISSION_DENIED)
     config = Config.from_mapping({"SIDECAR": faulty.address, "REPORT": "inline"})
     with Guard(config, clock=clock.clock) as guard:
         with guard.consume("f", 2, customer="c"):

@@ -110,9 +110,9 @@ def test_a_report_that_was_counted_but_not_answered_counts_once(
 def test_a_report_that_was_certainly_not_counted_is_sent_again(
     settlement: Settlement, ledger: Ledger, faulty: FaultySidecar
 ) -> None:
-    faulty.before = abort(StatusCode.RESOURCE_EXHAUSTED)
+    faulty.before = abort(StatusCode.PERMISSION_DENIED)
     ledger.record(Use(KEY, 3))
-    with pytest.raises(SidecarError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(SidecarError, match="PERMISSION_DENIED"):
         settlement.send_batch(SECONDS)
     assert ledger.counts()["unsent"] == 1
     faulty.before = no_fault

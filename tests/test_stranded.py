@@ -101,7 +101,7 @@ class TestThatNothingTakes:
 
     @pytest.fixture(autouse=True)
     def kept(self, rescue: Rescue, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture) -> None:
-        faulty.before = abort(StatusCode.RESOURCE_EXHAUSTED)
+        faulty.before = abort(StatusCode.PERMISSION_DENIED)
         rescue.use(Use(KEY, 1), Use(UsageKey("c", "", "g"), 2))
         assert len(rescue.stranded) == 2
         assert "'c g' is kept in memory only: 2 units" in caplog.text

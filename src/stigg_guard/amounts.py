@@ -33,6 +33,11 @@ def units(number: int) -> float:
     return number / QUANTA_PER_UNIT
 
 
+def is_figure(told: float) -> bool:
+    """Whether a sidecar's usage or limit can be one: finite, and not below 0."""
+    return math.isfinite(told) and told >= 0
+
+
 def quanta_used(told: float) -> int:
     """The usage that a sidecar told, in quanta: never below 0, and as much as can be for what is no number."""
     return max(0, quanta(told)) if -math.inf < told < MAX_AMOUNT else _MAX_QUANTA
@@ -43,7 +48,7 @@ def quanta_allowed(told: float | None) -> int | None:
     no finite number, or below 0, allows nothing, not even 0 units: it reads as -1."""
     if told is None:
         return None
-    if not math.isfinite(told) or told < 0:
+    if not is_figure(told):
         return -1
     return None if told > MAX_AMOUNT else quanta(told)
 

@@ -18,8 +18,8 @@ from stigg_guard.amounts import (
     MAX_AMOUNT,
     Amount,
     fits,
+    is_figure,
     quanta,
-    quanta_allowed,
     quanta_used,
     units,
     usage_amount,
@@ -278,6 +278,8 @@ def entitlement_from_wire(message: Any, *, feature_id: str = "", source: Source 
     if fields.get("feature_id") in (None, ""):
         fields["feature_id"] = feature_id
     access = _access(message, fields)
+    if "current_usage" in fields:
+        fields["current_usage"] = units(quanta_used(fields["current_usage"]))
     return Entitlement(kind=Kind(kind) if kind else None, source=source, **access, **fields)
 
 
@@ -303,8 +305,9 @@ def entitlements_by_id(messages: Iterable[Any]) -> tuple[dict[str, Any], list[fl
 
 def _access(message: Any, fields: dict[str, Any]) -> dict[str, Any]:
     told = fields.get("usage_limit")
-    if not fields.get("is_unlimited") and quanta_allowed(told) == -1:
-        fields["usage_limit"] = 0.0
+    is_wrong = not is_figure(fields.get("current_usage", 0.0)) or not is_figure(told or 0.0)
+    if is_wrong and not fields.get("is_unlimited"):  # what is no figure never allows
+        fields["usage_limit"] = told if told is not None and is_figure(told) else 0.0
         return {"has_access": False, "reason": Reason.UNKNOWN}
     if "has_access" in message.DESCRIPTOR.fields_by_name:
         reason = message.access_denied_reason if message.HasField("access_denied_reason") else 0
@@ -340,7 +343,7 @@ def _metered_fields(body: Any) -> dict[str, Any]:
         **_feature_fields(body),
         "usage_limit": body.usage_limit if body.HasField("usage_limit") else None,
         "is_unlimited": body.is_unlimited,
-        "current_usage": units(quanta_used(body.current_usage)),
+        "current_usage": body.current_usage,
         "has_soft_limit": body.has_soft_limit,
         "reset_period": _RESETS.get(body.reset_period),
         "usage_period_anchor": _instant(body, "usage_period_anchor"),
@@ -358,7 +361,7 @@ def _credit_fields(body: Any) -> dict[str, Any]:
         "units": currency.unit_singular if currency.HasField("unit_singular") else None,
         "units_plural": currency.unit_plural if currency.HasField("unit_plural") else None,
         "usage_limit": body.usage_limit,
-        "current_usage": units(quanta_used(body.current_usage)),
+        "current_usage": body.current_usage,
         "has_soft_limit": body.has_soft_limit,
         "usage_period_end": _instant(body, "usage_period_end"),
         "usage_period_ns": (None, _nanoseconds(body, "usage_period_end")),

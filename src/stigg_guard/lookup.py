@@ -175,7 +175,7 @@ class Lookup:
             outstanding, held = 0.0, False
         wanted = outstanding if held else outstanding + amount
         try:
-            answer = self.cache.ask(lambda: self._single(feature, customer, wanted))
+            answer = _about(feature, self.cache.ask(lambda: self._single(feature, customer, wanted)))
         except SidecarError as error:
             fallback = fallback or self._config.fallbacks.get(feature)
             return self._without_data(feature, fallback, error).allows(amount)
@@ -203,7 +203,7 @@ class Lookup:
         if feature in snapshot.missing:
             return snapshot.missing[feature]
         try:
-            answer = self.cache.once((customer, feature), lambda: self._single(feature, customer))
+            answer = _about(feature, self.cache.once((customer, feature), lambda: self._single(feature, customer)))
         except SidecarError:
             if fallback is not None:
                 raise
@@ -285,6 +285,17 @@ def _client(config: Config) -> Stigg:
 def _no_list(_customer: Customer, ticket: Ticket) -> Snapshot:
     """For sidecars that cannot list: an empty snapshot, which each feature is asked into alone."""
     return Snapshot({}, None, ticket)
+
+
+def _about(feature: str, answer: Entitlement) -> Entitlement:
+    """The answer, if it is about the feature that was asked about.
+
+    Raises:
+        SidecarError: it is about another one.
+    """
+    if answer.feature_id != feature:
+        raise SidecarError(f"the sidecar was asked about {feature!r}, and answered about {answer.feature_id!r}")
+    return answer
 
 
 def assumed(feature: str, *, has_access: bool) -> Entitlement:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isfinite
 from typing import TypeVar
 
+from stigg_guard.amounts import is_figure
 from stigg_guard.entitlements import period_from_wire
 from stigg_guard.ledger import Acknowledged, Entry, Period, UsageKey
 from stigg_guard.wire import sidecar_pb2 as wire
@@ -66,11 +66,11 @@ def _timestamp(nanoseconds: int) -> Mapping[str, int]:
 
 
 def acknowledged(report: Entry, usage: wire.ReportUsageResponse | wire.MeteredEntitlement | None) -> Acknowledged:
-    """What the ledger learns from the answer to a report; without one, or without a figure that is a number, only that
+    """What the ledger learns from the answer to a report; without one, or without a figure that can be one, only that
     it was counted."""
     if usage is None:
         return Acknowledged(report, None)
     told = isinstance(usage, wire.MeteredEntitlement) or usage.HasField("current_usage")
-    if not told or not isfinite(usage.current_usage):
+    if not told or not is_figure(usage.current_usage):
         return Acknowledged(report, None)
     return Acknowledged(report, usage.current_usage, Period(*period_from_wire(usage)))

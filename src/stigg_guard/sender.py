@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isfinite
 from typing import TypeVar
 
+from stigg_guard.amounts import is_figure
 from stigg_guard.client import Stigg
 from stigg_guard.config import OnUncertain
 from stigg_guard.errors import InvalidRequest, SidecarError, SidecarUnavailable
@@ -78,7 +78,7 @@ class Sender:
             raise SidecarUnavailable("the usage cannot be read back: a fallback answered")
         usage = answer.entitlement
         is_answer = answer.HasField("entitlement") and usage.feature.id == key.feature_id
-        return usage if is_answer and isfinite(usage.current_usage) else None
+        return usage if is_answer and is_figure(usage.current_usage) else None
 
 
 def _written(write: Callable[[Entry], T], reports: Sequence[Entry]) -> list[T]:

@@ -41,9 +41,9 @@ NOT_COUNTED = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-"""With these a sidecar turns a report away. After any other status a report that was sent may have been counted."""
+"""With these a sidecar turns a report away. After any other status a report that was sent may have been counted:
+RESOURCE_EXHAUSTED is also what gRPC makes of an answer that is too large."""
 
 _REMEDIES: Mapping[type[SidecarError], str] = {
     SidecarUnavailable: "start it, or correct the address",
