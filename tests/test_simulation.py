@@ -1,0 +1,34 @@
+"""The system at random, on the ledger in plain words and on a real one: nothing is oversold, lost or counted twice, and
+``consume`` allows what ``check`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from simulation.world import World
+from stigg_guard import Clock
+from stigg_guard.ledger import Ledger
+from stigg_guard.ledger.sqlite import SqliteLedger
+
+
+def in_memory(clock: Clock, settle_grace: float, _read: Callable[[], int]) -> Ledger:
+    return SqliteLedger(None, clock, settle_grace=settle_grace)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_rules_hold(seed: int) -> None:
+    assert World(seed, shown="both").run(1000) is None
+
+
+@pytest.mark.parametrize("shown", ["start", "end", "none"])
+def test_they_hold_where_an_end_of_periods_is_not_shown(shown: str) -> None:
+    assert [World(seed, shown=shown, clocks=0).run(1000) for seed in range(5)] == [None] * 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_real_ledger_keeps_them(seed: int) -> None:
+    world = World(seed, in_memory, shown="both")
+    assert world.run(500) is None
+    world.ledger.close()
