@@ -25,7 +25,8 @@ _MAX_QUANTA = int(MAX_AMOUNT) * QUANTA_PER_UNIT
 
 def quanta(units: float) -> int:
     """The whole number of quanta nearest to a finite number of units."""
-    return round(units * QUANTA_PER_UNIT)
+    whole = math.floor(units)  # so that the product is small, and exact enough
+    return whole * QUANTA_PER_UNIT + round((units - whole) * QUANTA_PER_UNIT)
 
 
 def units(number: int) -> float:
@@ -40,7 +41,9 @@ def is_figure(told: float) -> bool:
 
 def quanta_used(told: float) -> int:
     """The usage that a sidecar told, in quanta: never below 0, and as much as can be for what is no number."""
-    return max(0, quanta(told)) if -math.inf < told < MAX_AMOUNT else _MAX_QUANTA
+    if not math.isfinite(told) or told > MAX_AMOUNT:
+        return _MAX_QUANTA
+    return quanta(max(0.0, told))
 
 
 def quanta_allowed(told: float | None) -> int | None:
