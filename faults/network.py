@@ -55,7 +55,7 @@ def _one_by_one(folder: Path, catalog: Path) -> Iterator[Promise]:
         usage = usage_of(address, [CUSTOMER])[CUSTOMER]
     which = ", ".join(fault.value for fault in Fault if found[FEATURES[fault]])
     yield Promise(
-        "uncertain are exactly the reports whose outcome was unknown",
+        "open after a fault are exactly the reports whose outcome is unknown",
         f"{found.total()} of {REPEATS * len(Fault)}: {which}",
         found == expected,
     )
@@ -92,7 +92,7 @@ MOMENTS = {
 
 
 def _uncertain_after(proxy: Proxy, guard: Guard, fault: Fault, strikes: _Strikes) -> list[str]:
-    """Sends one report through the fault; the features of which a report is uncertain when it is gone."""
+    """Sends one report through the fault; the features of which a report is open afterwards."""
     key = UsageKey(CUSTOMER, "", FEATURES[fault])
     guard.ledger.record(Use(key, 1))
     _flush_until_sent(guard)
@@ -102,9 +102,10 @@ def _uncertain_after(proxy: Proxy, guard: Guard, fault: Fault, strikes: _Strikes
         proxy.set(fault)
     guard.ledger.record(Use(key, 1))
     guard.flush(1.0)
+    open_states = [State.SENDING, State.UNCERTAIN]
+    found = [entry.key.feature_id for entry in guard.ledger.entries(open_states, 100)]
     proxy.set(Fault.NONE)
     _flush_until_sent(guard)
-    found = [entry.key.feature_id for entry in guard.ledger.entries([State.UNCERTAIN], 100)]
     while guard.ledger.counts()["uncertain"]:
         guard.flush(1.0)
         time.sleep(0.05)
