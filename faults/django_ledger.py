@@ -62,9 +62,9 @@ def django_ledger(scale: Scale) -> Iterator[Promise]:
     yield Promise(f"{what} leave nothing behind", f"{left}", not any(left.values()))
 
 
-def set_up(database: Mapping[str, Any]) -> None:
-    """Makes this process a Django project on the database."""
-    settings.configure(DATABASES={"default": database}, INSTALLED_APPS=["stigg_guard.django.ledger"])
+def set_up(default: Mapping[str, Any], **others: Mapping[str, Any]) -> None:
+    """Makes this process a Django project on the databases."""
+    settings.configure(DATABASES={"default": default, **others}, INSTALLED_APPS=["stigg_guard.django.ledger"])
     django.setup()
 
 
