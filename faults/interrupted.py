@@ -31,15 +31,16 @@ from stigg_guard import Guard
 CUSTOMER = "customer"
 FEATURE = "feature-units"
 LIMIT = 1_000_000
-STRIKES = 250
+STRIKES = 320
 """How often each round of the scale strikes each ledger in each mode."""
+STRIKES_OF_A_DATABASE = 50  # after which its driver mostly connects anew
 HOLD_TTL = 2.0
 PEACEFUL = 50
 """How many uses tell how long one takes."""
 LATEST = 1.5
 """The latest moment of a strike, in the time that a use takes."""
 HANGS_AFTER = 10.0
-PATIENCE = 600.0
+PATIENCE = 3_600.0
 
 
 class Struck(Exception):
@@ -62,7 +63,7 @@ def interrupted(scale: Scale) -> Iterator[Promise]:
 def _on(
     scale: Scale, home: str, mode: str, ledger: str, database: Mapping[str, Any] | None = None
 ) -> Iterator[Promise]:
-    strikes = STRIKES * scale.rounds
+    strikes = scale.rounds * (STRIKES if database is None else STRIKES_OF_A_DATABASE)
     folder = scale.folder / f"interrupted-{home}-{mode}-sidecar"
     with LocalSidecar(folder, {FEATURE: LIMIT}, [CUSTOMER]) as sidecar:
         results: Any = CONTEXT.Queue()
@@ -141,12 +142,18 @@ def _strike(use: Callable[[], None], strikes: int, found: Counter[str]) -> None:
                 use()
             finally:
                 is_armed = False
-        except Struck:
-            found["struck"] += 1
-        except Exception:  # whatever it is, it was not asked for
-            found["other"] += 1
-            traceback.print_exc()
+        except Exception as error:
+            if _is_strike(error):
+                found["struck"] += 1
+            else:  # whatever it is, it was not asked for
+                found["other"] += 1
+                traceback.print_exc()
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _is_strike(error: BaseException | None) -> bool:
+    """Whether it is what was raised, or what somebody made of it on the way, as a driver does."""
+    return error is not None and (isinstance(error, Struck) or _is_strike(error.__cause__ or error.__context__))
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 import grpc
 from tests.redis_server import RedisServer
+from tests.simulation.world import World
 
 from faults.promise import Promise, Scale
 from faults.workers import CONTEXT, PATIENCE, drain, make_guard, processes
@@ -38,16 +40,30 @@ LENGTHS = (3.0, 5.0, None)
 CHANGE_EVERY = 8.0
 SECOND = 1_000_000_000
 WRONG_CLOCKS = 3600.0
+WORLDS = 20
+"""How many runs of the simulation each round of the scale adds."""
+STEPS = 1_000
 
 
 def periods(scale: Scale) -> Iterator[Promise]:
-    """Each way to book, on a file and on Redis, for as many seconds as the scale has rounds."""
+    """Each way to book, on a file and on Redis, for as many seconds as the scale has rounds; and the simulation."""
+    yield _simulated(scale.rounds * WORLDS)
     for books in ("by time", "by arrival"):
         yield from _on(scale, f"sqlite, {books}", f"sqlite:///{scale.folder / f'periods-{books}.sqlite3'}", books, True)
         folder = scale.folder / f"periods-{books}"
         folder.mkdir()
         with RedisServer(folder) as server:
             yield from _on(scale, f"redis, {books}", server.url, books, False)
+
+
+def _simulated(worlds: int) -> Promise:
+    faults = Counter(World(random.randrange(2**32), shown="both").run(STEPS) for _ in range(worlds))
+    whole = faults.pop(None, 0)
+    return Promise(
+        "simulation: nothing oversold, lost or counted twice; consume allows what check does",
+        f"{whole} of {worlds} runs of {STEPS} steps; {dict(faults) or 'no fault'}",
+        whole == worlds,
+    )
 
 
 def _on(scale: Scale, what: str, ledger: str, books: str, one_clock: bool) -> Iterator[Promise]:
