@@ -49,11 +49,13 @@ class Line:
 class DisplayedPlan:
     """A customer's plan as one page shows it: nothing is asked twice, so that the page does not contradict itself.
 
-    ``customer`` is called when something is asked first. When it finds nobody, and for what an outage hides, there is
-    nothing to show: a page does not fail because of it. What is HTML is escaped already.
+    ``customer`` is called when something is asked first. When it finds nobody or fails, for what an outage hides, and
+    without a guard, there is nothing to show: a page does not fail because of it. What is HTML is escaped already.
     """
 
-    def __init__(self, guard: Guard, customer: Callable[[], str | Customer | None], wording: Wording = ENGLISH) -> None:
+    def __init__(
+        self, guard: Guard | None, customer: Callable[[], str | Customer | None], wording: Wording = ENGLISH
+    ) -> None:
         self._guard = guard
         self._customer = customer
         self._wording = wording
@@ -64,7 +66,7 @@ class DisplayedPlan:
     def all(self) -> Mapping[str, Entitlement]:
         """All that the plan has, by feature id and currency id."""
         if self._plan is None:
-            self._plan = self._asked(self._guard.entitlements) or MappingProxyType({})
+            self._plan = self._asked(Guard.entitlements) or MappingProxyType({})
         return self._plan
 
     def entitlement(self, feature: str) -> Entitlement | None:
@@ -72,6 +74,8 @@ class DisplayedPlan:
 
         What the plan lacks is the guard's to answer: it applies fallbacks and the outage policy.
         """
+        if not isinstance(feature, str):  # a template may name anything
+            return None
         if feature not in self._answers:
             self._answers[feature] = self.all[feature] if feature in self.all else self._peeked(feature)
         return self._answers[feature]
@@ -110,24 +114,30 @@ class DisplayedPlan:
         )
 
     def _peeked(self, feature: str) -> Entitlement | None:
-        return self._asked(lambda customer: self._guard.peek(feature, customer=customer))
+        return self._asked(lambda guard, customer: guard.peek(feature, customer=customer))
 
-    def _asked(self, ask: Callable[[str | Customer], T]) -> T | None:
-        if self._known_customer is None:
+    def _asked(self, ask: Callable[[Guard, Customer], T]) -> T | None:
+        if self._guard is None or self._known_customer is None:
             return None
         try:
-            return ask(self._known_customer)
+            return ask(self._guard, self._known_customer)
         except (SidecarError, InvalidRequest):
-            return None
+            pass
+        except Exception:  # a broken site, whose pages show as much as they can
+            self._guard = None
+            logger.exception("a page shows no plan, because its guard failed")
+        return None
 
     @cached_property
     def _known_customer(self) -> Customer | None:
-        found = self._customer()
         try:
+            found = self._customer()
             return None if found is None else Customer.of(found)
         except InvalidRequest as error:
             logger.error("a page shows no plan, because CUSTOMER found no customer: %s", error)
-            return None
+        except Exception:  # it is the application's own code, which may raise anything
+            logger.exception("a page shows no plan, because CUSTOMER failed")
+        return None
 
 
 def line(entitlement: Entitlement, wording: Wording = ENGLISH) -> Line:

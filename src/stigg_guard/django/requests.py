@@ -17,6 +17,7 @@ from stigg_guard.django.conf import DEFAULT, configured, get_guard
 from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import FeatureDenied, SignInRequired
+from stigg_guard.guard import Guard
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ class RequestPlan(DisplayedPlan):
         """As ``all``."""
         return await sync_to_async(lambda: self.all)()
 
-    def _asked(self, ask: Callable[[str | Customer], T]) -> T | None:
+    def _asked(self, ask: Callable[[Guard, Customer], T]) -> T | None:
         look_up = partial(super()._asked, ask)
         return look_up() if asynchronous.may_block() else asynchronous.beside_loop(look_up)
 
