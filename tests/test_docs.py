@@ -76,7 +76,8 @@ def test_every_command_is_there() -> None:
 
 def test_every_system_check_is_there() -> None:
     checks = Path(stigg_guard.django.checks.__file__)
-    source = "".join(path.read_text(encoding="utf-8") for path in (checks, checks.parent / "ledger" / "checks.py"))
+    others = (checks.with_name("checks_of_urls.py"), checks.parent / "ledger" / "checks.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in (checks, *others))
     ids = set(re.findall(r'id="(stigg_guard\.[EWI]\d+)"', source))
     assert ids == set(re.findall(r"\| `(stigg_guard\.[EWI]\d+)` \|", MANUALS["django"]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
@@ -29,6 +29,7 @@ Begin: TypeAlias = "Callable[..., Ending | None]"
 """What happens before a call, with the call's arguments; None when the call is not guarded."""
 
 _UNNAMED = "_stigg_guard_feature"
+_CONSUMES = "_stigg_guard_consumes"
 
 
 class Calls:
@@ -148,9 +149,17 @@ def consumes_usage(
         consuming = calls.settle_after(function, hold)
         if feature is None:
             setattr(consuming, _UNNAMED, named)
+        setattr(consuming, _CONSUMES, (consuming, named))
         return consuming
 
     return decorate
+
+
+def consumed_features(function: Callable[..., Any]) -> Sequence[str] | None:
+    """What the function itself consumes as a guard, and nothing that it wraps, whose attributes it may carry: one
+    feature, or none where its ``consumes_usage`` and what stands above name none. None if it is no such guard."""
+    consuming, named = getattr(function, _CONSUMES, (None, None))
+    return named if consuming is function else None
 
 
 def usage_hold(

@@ -364,6 +364,10 @@ RULES = {
     "a rule of another path": Case(settings={"RULES": [{"path": "/api/", "feature": ANALYTICS}]}),
     "a rule of other methods": Case(settings={"RULES": [{"path": "/", "feature": ANALYTICS, "methods": ["GET"]}]}),
     "a rule that consumes": Case(settings=BY_RULE, used=ONE_USED),
+    "a rule of a view": Case(
+        settings={"RULES": [{"view": "shop.view", "feature": TEMPLATES, "consume": 1}]}, used=ONE_USED
+    ),
+    "a rule of another view": Case(settings={"RULES": [{"view": "shop.other", "feature": ANALYTICS}]}),
     "a rule before a rule": Case(
         settings={"RULES": [{"path": "/shop/"}, {"path": "/", "feature": ANALYTICS}]},
     ),

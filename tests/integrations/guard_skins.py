@@ -177,7 +177,7 @@ class DjangoSite(Site):
     def __init__(self, case: Case, settings: Mapping[str, Any], project: Any) -> None:
         super().__init__(self.skin(), case)
         project.STIGG_GUARD = dict(settings)
-        shop: Any = [path("shop/<str:site>/<int:size>", self.guarded(self.function()))]
+        shop: Any = [path("shop/<str:site>/<int:size>", self.guarded(self.function()), name="shop.view")]
         if case.group is not None:
             shop = in_django.protect(shop, case.group.feature, case.group.n, **case.group.options)
         project.ROOT_URLCONF = (path("", include(shop) if case.group is None else shop),)

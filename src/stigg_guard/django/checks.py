@@ -5,12 +5,15 @@
 ``stigg_guard.E002``       there is no resolver ``CUSTOMER``
 ``stigg_guard.E003``       a setting is unknown or wrong, or two sidecars have one ledger
 ``stigg_guard.E004``       the file of the ledger cannot be written
+``stigg_guard.E005``       a guard of a view names no feature
 ``stigg_guard.E007``       the two ways to the ledger's database lead to different tables (``--database``)
 ``stigg_guard.W001``       the middleware stands above the one that tells who is signed in
 ``stigg_guard.W002``       ``ON_OUTAGE`` is not decided (``--deploy``)
 ``stigg_guard.W003``       the ledger is in memory (``--deploy``)
 ``stigg_guard.W004``       the ledger's SQLite database refuses transactions that turn to writing
 ``stigg_guard.W005``       a feature is named that the catalog does not have (``--deploy``)
+``stigg_guard.W006``       a rule meets no view
+``stigg_guard.W007``       a guard that holds units stands above what asks who may have them
 ``stigg_guard.W009``       the ledger's database is behind a pooler (``--database``)
 ``stigg_guard.I001``       how many connections the ledger's database has to have (``--deploy``)
 =========================  =====================================================================
@@ -29,6 +32,7 @@ from django.urls import NoReverseMatch
 from django.utils.module_loading import import_string
 
 from stigg_guard.config import Anonymous, Config
+from stigg_guard.django.checks_of_urls import check_rules, check_views
 from stigg_guard.django.conf import DATABASE_LEDGER, configurations, faults, given_settings
 from stigg_guard.django.folders import project_folders
 from stigg_guard.django.ledger.address import Address, address_of
@@ -50,7 +54,15 @@ _SIGNS_IN = (
 
 def register_checks() -> None:
     """Registers all checks under the tag ``stigg_guard``."""
-    for check in (check_settings, check_middleware, check_customer, check_login, check_ledger):
+    for check in (
+        check_settings,
+        check_middleware,
+        check_customer,
+        check_login,
+        check_ledger,
+        check_rules,
+        check_views,
+    ):
         register(check, TAG)
     for check in (check_outage_policy, check_workers, check_features, check_connections):
         register(check, TAG, deploy=True)

@@ -116,7 +116,7 @@ def guard_by_rules(app: Flask, rules: Sequence[Rule]) -> None:
 
     def join() -> None:
         this = this_request()
-        rule = rule_of(rules, this.path, this.method)
+        rule = rule_of(rules, [this.path], this.method, this.endpoint or "")
         if rule is not None:
             of_request().groups.append(guarded[rule])
 
