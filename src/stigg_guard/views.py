@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from stigg_guard.decorators import Calls
@@ -26,6 +26,13 @@ _NOT_SAID = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 EXEMPT = "stigg_guard_exempt"
 """The attribute of views that no group's guard and no rule applies to."""
+
+
+class ResponseHeaders(Protocol):
+    """The headers of a response, whose names are found in any case."""
+
+    def setdefault(self, name: str, value: str, /) -> Any:
+        """Sets the header unless it is there."""
 
 
 class ViewCalls(Calls, ABC):
@@ -130,7 +137,7 @@ def leads_to(location: str, page: str) -> bool:
     return same_site and there.path == asked.path
 
 
-def private_unless_said(headers: MutableMapping[str, str]) -> None:
+def private_unless_said(headers: ResponseHeaders) -> None:
     """Keeps the response to a guarded request, which is of one customer, out of the caches that customers share, unless
     the view has said in ``Cache-Control`` who may keep it."""
     headers.setdefault("Cache-Control", "private")
