@@ -192,11 +192,12 @@ def usage_hold(
 
 
 def releases_usage(
-    n: OneOrComputed[Amount], feature: str, *, calls: Calls
+    n: OneOrComputed[Amount], feature: str, *, calls: Calls, actual: Callable[[Any], Amount] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Gives ``n`` units of a fluctuating feature back when the function succeeds, with the ledger's durability.
 
-    The arguments are those of :func:`consumes_usage`; ``n`` is how many units are given back, not negative.
+    The arguments are those of :func:`consumes_usage`; ``n`` is how many units are given back, not negative, and
+    ``actual`` says of the result how many are given back in place of them.
     """
     require_id(feature, "feature_id")
     if not callable(n):
@@ -209,9 +210,9 @@ def releases_usage(
         amount = usage_amount(computed_n(*args, **kwargs))
         customer, guard = calls.customer(*args, **kwargs), calls.guard()
 
-        def end(succeeded: bool, _result: Any) -> None:
+        def end(succeeded: bool, result: Any) -> None:
             if succeeded:
-                guard.report(feature, -amount, customer=customer)
+                guard.report(feature, -_counted(actual, result, amount), customer=customer)
 
         return end
 
@@ -225,8 +226,8 @@ def ending_of(usage: Consumption, actual: Callable[[Any], Amount] | None) -> End
     """How a hold ends: what ``actual`` says of the result is reported in place of the units held."""
 
     def end(succeeded: bool, result: Any) -> None:
-        if succeeded and actual is not None:
-            _count_actual(usage, actual, result)
+        if succeeded:
+            usage.amount = _counted(actual, result, usage.amount)
         usage.end(succeeded)
 
     return end
@@ -252,12 +253,16 @@ def settled_call(call: Callable[[], Any], settle: Callable[[Any, HoldOpen], tupl
     return result
 
 
-def _count_actual(usage: Consumption, actual: Callable[[Any], Amount], result: Any) -> None:
-    """The work is done and delivered: a wrong count of it is told, and does not undo it."""
+def _counted(actual: Callable[[Any], Amount] | None, result: Any, n: float) -> float:
+    """How many units ``actual`` says of the result, else ``n``. The work is done and delivered: a wrong count of it is
+    told, and does not undo it."""
+    if actual is None:
+        return n
     try:
-        usage.amount = actual(result)
+        return usage_amount(actual(result))
     except Exception:  # it is the application's own code, which may raise anything
-        logger.exception("what was really used cannot be told, so the %g units held are reported", usage.amount)
+        logger.exception("what was really used cannot be told, so it counts as %g units", n)
+        return n
 
 
 def _name_below(function: Callable[..., Any], feature: str) -> None:

@@ -81,8 +81,8 @@ class Skin(Protocol):
     def json(self, request: Any) -> Any:
         """The body, which is JSON."""
 
-    def size(self, response: Any) -> int:
-        """How long the body of a response is."""
+    def size(self, answer: Any) -> int:
+        """How long the body is of what a view returned."""
 
 
 def letters() -> Iterator[str]:
@@ -226,6 +226,14 @@ CONSUMING = {
     "success": Case(guards=consuming(2), used={TEMPLATES: 2}),
     "created": Case(guards=consuming(), answers=answering(201), status=201, used=ONE_USED),
     "a redirect": Case(guards=consuming(), answers=lambda skin: skin.redirect(), status=302, used=ONE_USED),
+    **{
+        f"status {status}": Case(guards=consuming(), answers=answering(status), status=status, used=ONE_USED)
+        for status in (202, 206, 226, 300, 303, 308)
+    },
+    **{
+        f"status {status}": Case(guards=consuming(), answers=answering(status), status=status)
+        for status in (410, 416, 429, 507)
+    },
     "not modified": Case(guards=consuming(), answers=answering(304), status=304),
     "a conflict": Case(guards=consuming(), answers=answering(409), status=409),
     "an abort": Case(guards=consuming(), answers=aborting(404), status=404),
@@ -260,7 +268,7 @@ CONSUMING = {
         guards=lambda skin: [skin.consumes_usage(1, API_CALLS), skin.consumes_usage(9, TEMPLATES)], status=402, runs=0
     ),
     "what was really used": Case(
-        guards=lambda skin: [skin.consumes_usage(3, TEMPLATES, actual=lambda response: skin.size(response) / 4)],
+        guards=lambda skin: [skin.consumes_usage(3, TEMPLATES, actual=lambda answer: skin.size(answer) / 4)],
         used=ONE_USED,
     ),
     "what was really used by a failure": Case(

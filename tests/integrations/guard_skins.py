@@ -96,8 +96,8 @@ class FlaskSkin:
     def json(self, request: flask.Request) -> Any:
         return request.get_json()
 
-    def size(self, response: flask.Response) -> int:
-        return len(response.get_data())
+    def size(self, answer: tuple[str, int]) -> int:
+        return len(answer[0])
 
 
 class FlaskSite(Site):

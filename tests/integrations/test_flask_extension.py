@@ -94,7 +94,8 @@ def test_app_has_the_command(app: Flask) -> None:
     assert "entitlements" in app.test_cli_runner().invoke(args=["stigg", "--help"]).output
 
 
-def test_ledger_is_in_the_instance_folder(app: Flask) -> None:
+def test_ledger_is_in_the_instance_folder(make_app: MakeApp) -> None:
+    app = make_app(LEDGER=None)
     add_view(app, consumes_usage(1, TEMPLATES))
     client_of(app).get("/")
     assert [file.suffix for file in Path(app.instance_path).iterdir() if file.is_file()]

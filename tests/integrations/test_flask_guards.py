@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from integrations.flask_shop import ESSENTIALS, GROWTH, TEMPLATES, add_view, client_of, guard_of
 from stigg_guard import ConfigError, InvalidRequest
-from stigg_guard.flask import StiggGuard, consumes_usage, exempt, protect, requires_feature
+from stigg_guard.flask import StiggGuard, consumes_usage, exempt, protect, releases_usage, requires_feature
 
 MakeApp = Callable[..., Flask]
 Used = Callable[[], float]
@@ -74,14 +74,6 @@ def test_before_request_function_that_consumes_is_refused_with_the_remedy_and_ho
 
     app.testing = True
     with pytest.raises(ConfigError, match="protect the blueprint"):
-        client_of(app).get("/")
-    assert (used(), guard_of(app).stats()["held"]) == (3, 0)
-
-
-def test_view_that_returns_nothing_is_refused_with_the_remedy(app: Flask, used: Used) -> None:
-    add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: None)
-    app.testing = True
-    with pytest.raises(ConfigError, match=r"nothing for /\. A view has to return its answer"):
         client_of(app).get("/")
     assert (used(), guard_of(app).stats()["held"]) == (3, 0)
 
@@ -170,6 +162,13 @@ def test_head_request_streams_nothing_and_is_given_back_at_once(app: Flask, used
     add_view(app, consumes_usage(2, TEMPLATES), answer=lambda: Response(iter(["made"])))
     client_of(app).head("/")
     assert (used(), guard_of(app).stats()["held"]) == (3, 0)
+
+
+def test_units_are_given_back_as_the_view_says(app: Flask, used: Used) -> None:
+    release = releases_usage(3, TEMPLATES, actual=lambda answer: len(answer["removed"]))
+    add_view(app, release, answer=lambda: {"removed": ["poster"]})
+    assert client_of(app).post("/").get_json() == {"removed": ["poster"]}
+    assert used() == 2
 
 
 def test_bad_constant_number_of_units_is_refused_at_decoration() -> None:
