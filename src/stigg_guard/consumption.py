@@ -413,14 +413,19 @@ class SettlingStream(Iterator[Item]):
         finally:
             self._end(succeeded=False)
 
-    def __del__(self) -> None:
+    def take_end(self) -> Callable[[bool], None] | None:
+        """What is still to be told how the stream ended, which is for the caller to do; None if nothing is."""
         end, self._unended = self._unended, None
-        if end is not None and self._pid == os.getpid():
+        return end if self._pid == os.getpid() else None
+
+    def __del__(self) -> None:
+        end = self.take_end()
+        if end is not None:
             end_dropped(partial(end, False))
 
     def _end(self, *, succeeded: bool) -> None:
-        end, self._unended = self._unended, None
-        if end is None or self._pid != os.getpid():
+        end = self.take_end()
+        if end is None:
             return
         self._is_ending = True
         try:

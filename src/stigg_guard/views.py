@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from stigg_guard.decorators import Calls
 from stigg_guard.entitlements import Customer
@@ -135,6 +135,16 @@ def leads_to(location: str, page: str) -> bool:
         return False
     same_site = there.netloc == asked.netloc or not (there.netloc and asked.netloc)
     return same_site and there.path == asked.path
+
+
+def leads_back(location: str, address: str) -> bool:
+    """Whether the ``Location`` of a redirect says by ``next`` to come back to the address that was asked for, as login
+    pages are told."""
+    try:
+        back = urlsplit(parse_qs(urlsplit(location).query).get("next", [""])[0])
+    except ValueError:  # no address at all
+        return False
+    return urlunsplit(("", "", back.path, back.query, "")) == address
 
 
 def private_unless_said(headers: ResponseHeaders) -> None:
