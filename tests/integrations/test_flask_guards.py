@@ -8,8 +8,19 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, Response, abort, redirect, request, send_file, stream_with_context
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    redirect,
+    render_template_string,
+    request,
+    send_file,
+    stream_with_context,
+)
 from flask.views import MethodView, View
+from flask_caching import Cache
 from werkzeug.exceptions import HTTPException
 
 from integrations.flask_shop import ESSENTIALS, GROWTH, TEMPLATES, add_view, client_of, guard_of
@@ -188,6 +199,45 @@ def test_body_that_is_no_json_is_answered_by_flask_and_holds_nothing(app: Flask,
     assert client_of(app).post("/", data="text").status_code == 415
     assert runs == []
     assert used() == 3
+
+
+# Caches that customers share
+
+
+@pytest.mark.parametrize(
+    "guard", [requires_feature("feature-exports"), consumes_usage(1, TEMPLATES), releases_usage(1, TEMPLATES)]
+)
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("made", "private"),
+        (("made", 201), "private"),
+        (("sold out", 409), "private"),
+        (lambda: abort(404), "private"),
+        (lambda: redirect("/new"), "private"),
+        (("made", {"Cache-Control": "public, max-age=60"}), "public, max-age=60"),
+        (lambda: Response("made", headers={"Cache-Control": "no-store"}), "no-store"),
+    ],
+)
+def test_response_of_a_guarded_view_is_for_no_shared_cache_unless_the_view_says_so(
+    app: Flask, guard: Any, answer: Any, kept: str
+) -> None:
+    add_view(app, guard, answer=answer)
+    assert client_of(app).get("/").headers["Cache-Control"] == kept
+
+
+@pytest.mark.parametrize("kept", ["private", None])
+def test_response_of_a_group_or_a_rule_is_for_no_shared_cache_and_no_other(make_app: MakeApp, kept: Any) -> None:
+    app = make_app(RULES=[{"path": "/", "feature": "feature-exports"}] if kept else [])
+    add_view(app, answer=lambda: render_template_string("{{ usage('feature-templates') }}"))
+    assert client_of(app).get("/").headers.get("Cache-Control") == kept
+
+
+def test_cache_below_a_guard_gives_nobody_what_his_plan_lacks(app: Flask) -> None:
+    cache = Cache(app, config={"CACHE_TYPE": "SimpleCache"})
+    runs = add_view(app, requires_feature("feature-analytics"), cache.cached())
+    statuses = [client_of(app, customer).get("/").status_code for customer in (GROWTH, GROWTH, ESSENTIALS)]
+    assert (statuses, runs) == ([200, 200, 402], ["run"])
 
 
 # Groups
