@@ -66,8 +66,8 @@ class Skin(Protocol):
     def text(self, body: str = "made", status: int = 200) -> Any:
         """A response."""
 
-    def redirect(self) -> Any:
-        """A response that leads elsewhere."""
+    def redirect(self, to: str = "/elsewhere") -> Any:
+        """A response that leads there."""
 
     def stream(self, parts: Iterator[str], status: int = 200) -> Any:
         """A response that is made while it is sent."""
@@ -234,6 +234,18 @@ CONSUMING = {
         f"status {status}": Case(guards=consuming(), answers=answering(status), status=status)
         for status in (410, 416, 429, 507)
     },
+    "a redirect to the login page": Case(
+        guards=consuming(),
+        settings={"LOGIN_URL": "/login"},
+        answers=lambda skin: skin.redirect("/login?next=%2Fshop%2Fsite-01%2F2"),
+        status=302,
+    ),
+    "a guarded response": Case(guards=consuming(), told={"Cache-Control": "private"}, used=ONE_USED),
+    "a checked response": Case(guards=requiring(EXPORTS), told={"Cache-Control": "private"}),
+    "a response of a rule": Case(settings=BY_RULE, told={"Cache-Control": "private"}, used=ONE_USED),
+    "a guarded failure": Case(
+        guards=consuming(), answers=answering(404), status=404, told={"Cache-Control": "private"}
+    ),
     "not modified": Case(guards=consuming(), answers=answering(304), status=304),
     "a conflict": Case(guards=consuming(), answers=answering(409), status=409),
     "an abort": Case(guards=consuming(), answers=aborting(404), status=404),

@@ -81,8 +81,8 @@ class FlaskSkin:
     def text(self, body: str = "made", status: int = 200) -> Any:
         return body, status
 
-    def redirect(self) -> Any:
-        return flask.redirect("/elsewhere")
+    def redirect(self, to: str = "/elsewhere") -> Any:
+        return flask.redirect(to)
 
     def stream(self, parts: Iterator[str], status: int = 200) -> Any:
         return flask.Response(flask.stream_with_context(parts), status)
@@ -141,8 +141,8 @@ class DjangoSkin:
     def text(self, body: str = "made", status: int = 200) -> Any:
         return HttpResponse(body, status=status)
 
-    def redirect(self) -> Any:
-        return HttpResponseRedirect("/elsewhere")
+    def redirect(self, to: str = "/elsewhere") -> Any:
+        return HttpResponseRedirect(to)
 
     def stream(self, parts: Iterator[str], status: int = 200) -> Any:
         return StreamingHttpResponse(parts, status=status)

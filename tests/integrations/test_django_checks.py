@@ -67,6 +67,15 @@ def test_a_middleware_above_the_one_that_signs_in_is_found(settings: Any) -> Non
     assert ids() == []
 
 
+def test_a_site_wide_cache_above_the_middleware_is_found(settings: Any) -> None:
+    caches = ["django.middleware.cache.UpdateCacheMiddleware", "django.middleware.cache.FetchFromCacheMiddleware"]
+    settings.MIDDLEWARE = [*caches, OURS]
+    (fault,) = found()
+    assert fault.startswith(f"stigg_guard.W008 {caches[0]}: ")
+    settings.MIDDLEWARE = [OURS, *caches]
+    assert found() == []
+
+
 @pytest.mark.parametrize(("given", "expected"), [({}, ["stigg_guard.E002"]), ({"ENABLED": False}, [])])
 def test_a_missing_resolver_of_an_enabled_guard_is_found(
     settings: Any, given: Mapping[str, object], expected: list[str]

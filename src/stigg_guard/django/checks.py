@@ -14,6 +14,7 @@
 ``stigg_guard.W005``       a feature is named that the catalog does not have (``--deploy``)
 ``stigg_guard.W006``       a rule meets no view
 ``stigg_guard.W007``       a guard that holds units stands above what asks who may have them
+``stigg_guard.W008``       a middleware above ours keeps pages in a cache that all share
 ``stigg_guard.W009``       the ledger's database is behind a pooler (``--database``)
 ``stigg_guard.I001``       how many connections the ledger's database has to have (``--deploy``)
 =========================  =====================================================================
@@ -46,6 +47,7 @@ from stigg_guard.urls import SQLITE, ledger_file
 
 TAG = "stigg_guard"
 _MIDDLEWARE = f"{StiggGuardMiddleware.__module__}.{StiggGuardMiddleware.__qualname__}"
+_CACHES = ("django.middleware.cache.UpdateCacheMiddleware", "django.middleware.cache.FetchFromCacheMiddleware")
 _SIGNS_IN = (
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -80,12 +82,7 @@ def check_middleware(**_: Any) -> Sequence[CheckMessage]:
     if ours is None:
         hint = f"Add {_MIDDLEWARE!r} to MIDDLEWARE, after AuthenticationMiddleware."
         return [Error("Nothing turns a denied request into a response.", hint=hint, id="stigg_guard.E001")]
-    below = [path for path in settings.MIDDLEWARE[ours:] if path in _SIGNS_IN]
-    if below:
-        hint = f"Move it below {below[-1]!r}."
-        text = "Middleware that asks request.stigg may ask before it is known who is signed in."
-        return [Warning(text, hint=hint, obj=settings.MIDDLEWARE[ours], id="stigg_guard.W001")]
-    return []
+    return [*_late_sign_in(settings.MIDDLEWARE[ours:]), *_shared_caches(settings.MIDDLEWARE[:ours])]
 
 
 def check_customer(**_: Any) -> Sequence[CheckMessage]:
@@ -167,6 +164,25 @@ def _database_ledgers() -> list[tuple[str, Address]]:
     """The ledgers in databases, each with where it is named."""
     urls = ((place, config.ledger or "") for place, config in _configs())
     return [(place, address_of(url)) for place, url in urls if url.startswith(DATABASE_LEDGER)]
+
+
+def _late_sign_in(from_ours: Sequence[str]) -> Iterator[CheckMessage]:
+    below = [path for path in from_ours if path in _SIGNS_IN]
+    if below:
+        hint = f"Move it below {below[-1]!r}."
+        text = "Middleware that asks request.stigg may ask before it is known who is signed in."
+        yield Warning(text, hint=hint, obj=from_ours[0], id="stigg_guard.W001")
+
+
+def _shared_caches(above: Sequence[str]) -> Iterator[CheckMessage]:
+    caches = [path for path in above if path in _CACHES]
+    if caches:
+        text = "A page from the site-wide cache is answered without its guards, whoever asks."
+        hint = (
+            "Guarded pages are private, and are not kept unless their views say otherwise in Cache-Control: look for "
+            "such views, then silence this check; or cache single views by cache_page below their guards."
+        )
+        yield Warning(text, hint=hint, obj=caches[0], id="stigg_guard.W008")
 
 
 def _login_faults(place: str, config: Config) -> Iterator[CheckMessage]:

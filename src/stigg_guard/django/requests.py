@@ -119,7 +119,7 @@ def noted_use(request: HttpRequest) -> Sequence[Consumption | FeatureDenied]:
 
 def is_of_customer(request: HttpRequest) -> bool:
     """Whether anybody has asked whose request it is: guards have, and what is shown of a plan."""
-    return any(name.startswith(_CUSTOMER) for name in vars(request))
+    return _USING in vars(request)
 
 
 def login_pages(config: Config) -> Iterator[str]:

@@ -35,6 +35,7 @@ from stigg_guard.denial import PROBLEM_TYPE, REFUSALS, Refusal, is_answered
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of
+from stigg_guard.views import private_unless_said
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -100,6 +101,8 @@ class HasFeature(OperationHolderMixin, BasePermission):
             if not is_answered(error):
                 raise
             raise Problem(error, request, view) from error
+        if self.calls.applies(request):
+            _keep_private(view)
         return True
 
     def _would_permit(self, request: Request, view: APIView) -> bool:
@@ -177,6 +180,18 @@ def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | 
         if request.accepted_renderer.format == "json":
             response.content_type = PROBLEM_TYPE
     return response
+
+
+def _keep_private(view: APIView) -> None:
+    """Has the response of the view, which serves this request only, kept out of shared caches."""
+    finalize = view.finalize_response
+
+    def finalize_private(*args: Any, **kwargs: Any) -> Response:
+        response = finalize(*args, **kwargs)
+        private_unless_said(response.headers)
+        return response
+
+    view.finalize_response = finalize_private  # type: ignore[method-assign] # of this instance
 
 
 def _is_probe(request: Request) -> bool:
