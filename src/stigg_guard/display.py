@@ -13,6 +13,7 @@ from stigg_guard.entitlements import Customer, Entitlement, Kind
 from stigg_guard.errors import InvalidRequest, SidecarError
 from stigg_guard.guard import Guard
 from stigg_guard.log import logger
+from stigg_guard.names import feature_name
 from stigg_guard.wording import ENGLISH, Text, Wording
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ _HEADINGS = (Text.FEATURE, Text.INCLUDED_HEADING, Text.USED)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of a table of limits, one bar of usage.
+    """One row of a table of limits, one bar of usage. ``name`` is what people call the feature.
 
     ``limit`` and ``usage`` are in the feature's units. ``fraction`` is the used part of the limit, from 0 to 1; it and
     ``limit`` are None when nothing is counted against a limit.
@@ -35,6 +36,7 @@ class Line:
     fraction: float | None
     has_access: bool
     kind: Kind | None
+    name: str
 
     @property
     def bar(self) -> str:
@@ -86,7 +88,7 @@ class DisplayedPlan:
 
     def lines(self) -> list[Line]:
         """All that the plan has, by feature id, as rows of a page."""
-        return [line(entitlement, self._wording) for entitlement in self.all.values()]
+        return [self._line(entitlement) for entitlement in self.all.values()]
 
     def usage(self, feature: str) -> str:
         """What the customer has of the feature, in words: "3 of 6 templates"; empty when there is no answer."""
@@ -96,12 +98,12 @@ class DisplayedPlan:
     def usage_bar(self, feature: str) -> str:
         """HTML: how much of the limit is used, as a labelled ``<progress>``; empty where nothing is limited."""
         answer = self.entitlement(feature)
-        return "" if answer is None else line(answer, self._wording).bar
+        return "" if answer is None else self._line(answer).bar
 
     def plan_limits(self) -> str:
         """HTML: a ``<table>`` of all that the plan has; empty without a plan."""
         rows = "".join(
-            f'<tr><th scope="row">{escape(row.feature_id)}</th><td>{escape(row.text)}</td><td>{row.bar}</td></tr>'
+            f'<tr><th scope="row">{escape(row.name)}</th><td>{escape(row.text)}</td><td>{row.bar}</td></tr>'
             for row in self.lines()
         )
         if not rows:
@@ -112,6 +114,10 @@ class DisplayedPlan:
             f'<table class="stigg-guard-plan"><caption>{caption}</caption><thead><tr>{headings}</tr></thead>'
             f"<tbody>{rows}</tbody></table>"
         )
+
+    def _line(self, entitlement: Entitlement) -> Line:
+        name = entitlement.feature_id if self._guard is None else feature_name(entitlement, self._guard.config)
+        return line(entitlement, self._wording, name)
 
     def _peeked(self, feature: str) -> Entitlement | None:
         return self._asked(lambda guard, customer: guard.peek(feature, customer=customer))
@@ -140,8 +146,8 @@ class DisplayedPlan:
         return None
 
 
-def line(entitlement: Entitlement, wording: Wording = ENGLISH) -> Line:
-    """The entitlement as a row of a page."""
+def line(entitlement: Entitlement, wording: Wording = ENGLISH, name: str | None = None) -> Line:
+    """The entitlement as a row of a page, which calls the feature by this name, or else by its id."""
     return Line(
         feature_id=entitlement.feature_id,
         text=usage_text(entitlement, wording),
@@ -150,6 +156,7 @@ def line(entitlement: Entitlement, wording: Wording = ENGLISH) -> Line:
         fraction=entitlement.used_fraction,
         has_access=entitlement.has_access,
         kind=entitlement.kind,
+        name=entitlement.feature_id if name is None else name,
     )
 
 

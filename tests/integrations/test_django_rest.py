@@ -298,9 +298,10 @@ class TestHasFeature:
         answer = api.post("/analytics")
         assert answer.status_code == 402
         assert answer.json() == {
-            "title": "Your plan does not include this feature",
+            "type": "about:blank",
+            "title": "Payment Required",
             "status": 402,
-            "detail": "It concerns the feature feature-analytics.",
+            "detail": "Your plan does not include this feature. It concerns the feature feature-analytics.",
             "feature": "feature-analytics",
             "reason": "NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION",
             "upgrade_url": "/plans",
@@ -349,7 +350,7 @@ class TestHasFeature:
         answer = Client().get("/domains")
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"] == "Token"
-        assert answer.json()["title"] == "Please sign in"
+        assert answer.json()["title"] == "Unauthorized"
 
     def test_without_data_asks_to_come_again(self, api: Client, settings: Any) -> None:
         settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": "127.0.0.1:9"}

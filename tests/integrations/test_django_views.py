@@ -263,7 +263,7 @@ def test_an_archived_customer_is_answered_403(client: Client) -> None:
 def test_an_anonymous_visitor_is_answered_401_and_nothing_is_asked(client: Client, sidecar: Sidecar, url: str) -> None:
     response = client.get(url)
     assert response.status_code == 401
-    assert json.loads(response.content)["title"] == "Please sign in"
+    assert json.loads(response.content)["detail"].startswith("Please sign in. ")
     assert asked(sidecar, "GetEntitlementsStateV2") == 0
 
 
@@ -419,7 +419,7 @@ def test_an_outage_is_answered_503_and_logged(web: Client, sidecar: Sidecar, cap
     response = web.get("/domain")
     assert response.status_code == 503
     assert int(response["Retry-After"]) >= 1
-    assert json.loads(response.content)["title"] == "Please try again"
+    assert json.loads(response.content)["detail"].startswith("Please try again. ")
     assert any("/domain cannot be guarded" in message for message in caplog.messages)
 
 
