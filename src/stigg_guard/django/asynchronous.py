@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import connections
@@ -68,12 +68,11 @@ def beside_loop(work: Callable[[], T]) -> T:
 
 async def begun(begin: Callable[[], Ending | None]) -> Ending | None:
     """What ``begin`` has begun, in a thread. A coroutine that is cancelled meanwhile leaves nothing begun behind."""
-    step = _step(begin)
+    step = _Step(begin, dropped=True)
     try:
-        return await _outcome(step)
+        return await step.outcome()
     except (asyncio.CancelledError, GeneratorExit):
-        step.add_done_callback(_give_back)
-        _wait_for(step)
+        step.leave(_give_back)
         raise
 
 
@@ -94,7 +93,7 @@ async def settled_call(call: Callable[[], Awaitable[Any]], settle: Settle, endin
         result, succeeded = settle(result, hold_open)
     except (asyncio.CancelledError, GeneratorExit):
         done = view.success()
-        _go_on(partial(ending, done is not None, done))
+        _elsewhere(partial(ending, done is not None, done))
         raise
     except BaseException:
         await settled(partial(ending, False, result))
@@ -108,12 +107,11 @@ async def settled_call(call: Callable[[], Awaitable[Any]], settle: Settle, endin
 
 async def settled(end: Callable[[], None]) -> None:
     """Ends something in a thread, whatever becomes of the coroutine."""
-    step = _step(end)
+    step = _Step(end)
     try:
-        await _outcome(step)
+        await step.outcome()
     except (asyncio.CancelledError, GeneratorExit):
-        step.add_done_callback(partial(_end_again, end))
-        _wait_for(step)
+        step.leave(_tell)
         raise
 
 
@@ -137,7 +135,7 @@ class AsyncSettlingStream(AsyncIterator[bytes]):
             raise
         except (asyncio.CancelledError, GeneratorExit):
             if (end := self._settlement.take_end()) is not None:
-                _go_on(partial(end, self._view.success() is not None))
+                _elsewhere(partial(end, self._view.success() is not None))
             raise
         except BaseException:
             if (end := self._settlement.take_end()) is not None:
@@ -149,92 +147,94 @@ class AsyncSettlingStream(AsyncIterator[bytes]):
         self._settlement.close()
 
 
-def _step(work: Callable[[], T]) -> Future[T]:
-    """Work that a thread does, the one that Django keeps for the request. It is cancelled where the event loop closes
-    before the thread comes to it, and in no other case."""
-    step: Future[T] = Future()
+class _Step(Generic[T]):
+    """Work that a thread does, the one that Django keeps for the request, and that goes on when whoever waits for it is
+    cancelled. An event loop that closes waits for it; what the thread has not come to by then is done by another one,
+    or is ``dropped`` if nothing is begun without it."""
 
-    def run() -> None:
-        if step.set_running_or_notify_cancel():
-            try:
-                result = work()
-            except BaseException as error:  # noqa: BLE001 - it is raised where the step is waited for
-                step.set_exception(error)
-            else:
-                step.set_result(result)
+    def __init__(self, work: Callable[[], T], *, dropped: bool = False) -> None:
+        self._work = work
+        self._is_dropped = dropped
+        self._first = threading.Lock()  # of those that come to the work
+        self._outcome: Future[T] = Future()
+        self._signals: list[asyncio.Future[None]] = []
+        task = asyncio.ensure_future(self._carry_out())
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
 
-    _keep(sync_to_async(run)()).add_done_callback(lambda _: step.cancel())
-    return step
+    async def outcome(self) -> T:
+        """What the work comes to."""
+        await asyncio.wait([self._signal()])
+        return self._outcome.result()
+
+    def leave(self, then: Callable[[Future[T]], None]) -> None:
+        """For whoever waits no longer: ``then`` is told of the outcome, in the thread that did the work or in this."""
+        self._outcome.add_done_callback(then)
+        with suppress(RuntimeError):  # no event loop runs any more
+            self._signal()
+
+    async def _carry_out(self) -> None:
+        self._signal()
+        try:
+            await sync_to_async(self._do)()
+        except asyncio.CancelledError:  # by an event loop that closes
+            if not self._is_dropped:
+                _elsewhere(self._do)
+            elif self._first.acquire(blocking=False):
+                self._outcome.cancel()
+            while waiting := [signal for signal in self._signals if not signal.done()]:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait(waiting)
+            raise
+
+    def _do(self) -> None:
+        if not self._first.acquire(blocking=False):
+            return
+        try:
+            result = self._work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is waited for
+            self._outcome.set_exception(error)
+        else:
+            self._outcome.set_result(result)
+
+    def _signal(self) -> asyncio.Future[None]:
+        """Set when the work is done. It carries no exception, which an event loop would tell of if nobody asked."""
+        loop = asyncio.get_running_loop()
+        signal: asyncio.Future[None] = loop.create_future()
+
+        def tell(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(signal.set_result, None)
+
+        self._outcome.add_done_callback(tell)
+        self._signals.append(signal)
+        return signal
 
 
-async def _outcome(step: Future[T]) -> T:
-    """What the step comes to, which goes on when whoever waits for it is cancelled."""
-    await asyncio.wait([_signal(step)])
-    return step.result()
-
-
-def _signal(step: Future[Any]) -> asyncio.Future[None]:
-    """Set when the step is done. It carries no exception, which an event loop would tell of if nobody asked for it."""
-    loop = asyncio.get_running_loop()
-    signal: asyncio.Future[None] = loop.create_future()
-
-    def tell(_: Future[Any]) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(signal.set_result, None)
-
-    step.add_done_callback(tell)
-    return signal
-
-
-def _go_on(end: Callable[[], None]) -> None:
-    """Ends something, in a thread of its own, for a coroutine that does not wait for it."""
-    ended: Future[None] = Future()
+def _elsewhere(end: Callable[[], None]) -> None:
+    """Ends something in a thread that nobody waits for but an event loop that closes."""
 
     def run() -> None:
         try:
             end_dropped(end)
-            connections.close_all()
         finally:
-            ended.set_result(None)
-
-    threading.Thread(target=copy_context().run, args=(run,), name="stigg-guard-settles").start()
-    _wait_for(ended)
-
-
-def _wait_for(step: Future[Any]) -> None:
-    """Keeps an event loop that closes from doing so before the step is done."""
-
-    async def patiently() -> None:
-        while not signal.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([signal])
+            connections.close_all()
 
     if in_event_loop():
-        signal = _signal(step)
-        _keep(patiently())
-
-
-def _keep(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    task = asyncio.ensure_future(coroutine)
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
-    return task
-
-
-def _give_back(step: Future[Ending | None]) -> None:
-    """Ends what was begun for a coroutine that is gone; in the thread that began it, or in one of its own."""
-    ending = None if step.cancelled() or step.exception() is not None else step.result()
-    if ending is None:
-        return
-    if in_event_loop():
-        _go_on(partial(ending, False, None))
+        asyncio.get_running_loop().run_in_executor(None, copy_context().run, run)
     else:
-        end_dropped(partial(ending, False, None))
+        end_dropped(end)
 
 
-def _end_again(end: Callable[[], None], step: Future[Any]) -> None:
-    """Does a step that the event loop dropped as it closed, and tells of one that failed and that nobody waits for."""
-    if step.cancelled():
-        _go_on(end)
-    elif (error := step.exception()) is not None:
+def _give_back(begun: Future[Ending | None]) -> None:
+    """Ends what was begun for a coroutine that is gone."""
+    ending = None if begun.cancelled() or begun.exception() is not None else begun.result()
+    if ending is not None:
+        _elsewhere(partial(ending, False, None))
+
+
+def _tell(ended: Future[None]) -> None:
+    """Tells of a failure that nobody waits for."""
+    error = ended.exception()
+    if error is not None:
         logger.error("dropped work cannot be ended, and its hold is left to expire", exc_info=error)
