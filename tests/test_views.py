@@ -145,7 +145,7 @@ def test_resource_that_the_view_lacks_is_an_error_of_the_site(calls: MakeCalls) 
 
 @pytest.mark.parametrize(
     ("status", "success"),
-    [(200, True), (201, True), (204, True), (302, True), (304, False), (400, False), (500, False)],
+    [(101, False), (200, True), (204, True), (206, True), (302, True), (304, False), (400, False), (500, False)],
 )
 def test_success_is_what_delivers_something(status: int, success: bool) -> None:
     assert succeeded(status) is success

@@ -208,11 +208,11 @@ def releases_usage(
         if not calls.applies(*args, **kwargs):
             return None
         amount = usage_amount(computed_n(*args, **kwargs))
-        customer, guard = calls.customer(*args, **kwargs), calls.guard()
+        report = calls.guard().report_later(feature, customer=calls.customer(*args, **kwargs))
 
         def end(succeeded: bool, result: Any) -> None:
             if succeeded:
-                guard.report(feature, -_counted(actual, result, amount), customer=customer)
+                report(-_counted(actual, result, amount))
 
         return end
 

@@ -200,11 +200,19 @@ class Guard:
         Raises:
             InvalidRequest: the value is not a finite number, an id is empty, or a dimension is wrong.
         """
-        amount = usage_amount(value, negative=not set_total)
-        asked = Customer.of(customer)
-        key = UsageKey(asked.id, asked.resource or "", _feature_id(feature))
-        use = Use(key, amount, is_set=set_total, dimensions=checked_dimensions(dimensions))
-        self._workings.book.record(use)
+        amount, told = usage_amount(value, negative=not set_total), checked_dimensions(dimensions)
+        book = self._workings.book
+        book.record(Use(_key(feature, customer), amount, is_set=set_total, dimensions=told), book.begin())
+
+    def report_later(self, feature: str, *, customer: str | Customer) -> Callable[[Amount], None]:
+        """As :meth:`report`, for work that begins now: what is returned is called with the units when it has succeeded.
+
+        Raises:
+            InvalidRequest: as from :meth:`report`.
+        """
+        key, book = _key(feature, customer), self._workings.book
+        confirm = book.begin()
+        return lambda value: book.record(Use(key, usage_amount(value, negative=True)), confirm)
 
     def consume(
         self,
@@ -340,6 +348,11 @@ def _ledger_url(config: Config) -> str:
     if config.ledger is not None:
         return config.ledger
     return default_url(user_state_folder(), config.sidecar) if config.enabled else "memory://"
+
+
+def _key(feature: str, customer: str | Customer) -> UsageKey:
+    asked = Customer.of(customer)
+    return UsageKey(asked.id, asked.resource or "", _feature_id(feature))
 
 
 def _feature_id(feature: str) -> str:

@@ -124,7 +124,7 @@ def succeeded(status: int) -> bool:
     A redirect does, as after a form, unless it :func:`leads_to` the login page; so does each range of a file (206).
     "Not modified" (304) delivers nothing new, and does not.
     """
-    return status < 400 and status != 304
+    return 200 <= status < 400 and status != 304
 
 
 def leads_to(location: str, page: str) -> bool:
