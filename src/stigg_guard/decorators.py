@@ -179,7 +179,7 @@ def usage_hold(
             return None
         usage = calls.guard().consume(
             feature(),
-            computed_n(*args, **kwargs),
+            _amount(computed_n(*args, **kwargs)),
             customer=calls.customer(*args, **kwargs),
             event=event,
             dimensions=computed_dimensions(*args, **kwargs),
@@ -207,7 +207,7 @@ def releases_usage(
     def begin(*args: Any, **kwargs: Any) -> Ending | None:
         if not calls.applies(*args, **kwargs):
             return None
-        amount = usage_amount(computed_n(*args, **kwargs))
+        amount = usage_amount(_amount(computed_n(*args, **kwargs)))
         report = calls.guard().report_later(feature, customer=calls.customer(*args, **kwargs))
 
         def end(succeeded: bool, result: Any) -> None:
@@ -220,6 +220,13 @@ def releases_usage(
         return calls.settle_after(function, begin)
 
     return decorate
+
+
+def _amount(computed: Any) -> Any:
+    """What was computed as an amount. Text is refused as one, and whoever computed it is told why."""
+    if isinstance(computed, (str, bytes)):
+        logger.warning("n is computed as the text %r, where an amount is due: convert it, as by int()", computed)
+    return computed
 
 
 def ending_of(usage: Consumption, actual: Callable[[Any], Amount] | None) -> Ending:

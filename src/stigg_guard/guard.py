@@ -325,7 +325,7 @@ class Guard:
         return self._own
 
     def _warn_of_real_ledger(self) -> None:
-        if _ledger_url(self.config) != "memory://":
+        if self.config.enabled and _ledger_url(self.config) != "memory://":
             warnings.warn(
                 "a test is about to use the ledger of the settings, and what it uses will be reported: override "
                 'entitlements (stigg_guard.testing), or set LEDGER to "memory://"',

@@ -220,6 +220,31 @@ def test_a_database_that_refuses_to_turn_to_writing_is_found(
         settings.STIGG_GUARD = DEPLOYABLE
 
 
+class KeepsAway:
+    """A router that lets no tables into the database of the shop, or no models of the ledger's."""
+
+    def allow_migrate(self, db: str, app_label: str, model_name: str | None = None, **_: object) -> bool | None:
+        return False if (db, app_label) == ("shop", "stigg_guard_ledger") else None
+
+
+class KeepsModelsAway:
+    def allow_migrate(self, db: str, app_label: str, model_name: str | None = None, **_: object) -> bool | None:
+        return False if db == "shop" and model_name is not None else None
+
+
+def test_a_router_that_forbids_the_tables_of_the_ledger_is_found(
+    settings: Any, django_db_blocker: DjangoDbBlocker, tmp_path: Path
+) -> None:
+    shop = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "shop.sqlite3")}
+    with django_db_blocker.unblock(), django_database("shop", shop):
+        settings.STIGG_GUARD = {**DEPLOYABLE, "LEDGER": "django://shop"}
+        assert ids() == []
+        for router in ("KeepsAway", "KeepsModelsAway"):
+            settings.DATABASE_ROUTERS = [f"{__name__}.{router}"]
+            assert ids() == ["stigg_guard.E006"]
+        settings.STIGG_GUARD = DEPLOYABLE
+
+
 def test_a_feature_that_the_catalog_does_not_have_is_found_before_deployment(settings: Any, tmp_path: Path) -> None:
     catalog = tmp_path / "catalog.toml"
     catalog.write_text('[features.feature-templates]\ntype = "boolean"\n')

@@ -6,6 +6,7 @@
 ``stigg_guard.E003``       a setting is unknown or wrong, or two sidecars have one ledger
 ``stigg_guard.E004``       the file of the ledger cannot be written
 ``stigg_guard.E005``       a guard of a view names no feature
+``stigg_guard.E006``       a router forbids the tables of the ledger
 ``stigg_guard.E007``       the two ways to the ledger's database lead to different tables (``--database``)
 ``stigg_guard.W001``       the middleware stands above the one that tells who is signed in
 ``stigg_guard.W002``       ``ON_OUTAGE`` is not decided (``--deploy``)
@@ -37,7 +38,7 @@ from stigg_guard.django.checks_of_urls import check_rules, check_views
 from stigg_guard.django.conf import DATABASE_LEDGER, configurations, faults, given_settings
 from stigg_guard.django.folders import project_folders
 from stigg_guard.django.ledger.address import Address, address_of
-from stigg_guard.django.ledger.checks import connection_notes, database_faults
+from stigg_guard.django.ledger.checks import connection_notes, database_faults, router_faults
 from stigg_guard.django.middleware import StiggGuardMiddleware, login_page
 from stigg_guard.errors import ConfigError
 from stigg_guard.features import Comparison, known_features
@@ -200,6 +201,7 @@ def _ledger_faults(place: str, url: str) -> Iterator[CheckMessage]:
         yield Error(f"The ledger cannot be used: {problem}.", hint=hint, obj=place, id="stigg_guard.E004")
     if url.startswith(DATABASE_LEDGER):
         alias = address_of(url).alias
+        yield from router_faults(alias, place)
         database = connections[alias]
         mode = database.settings_dict["OPTIONS"].get("transaction_mode")
         if database.vendor == "sqlite" and database.settings_dict["ATOMIC_REQUESTS"] and mode is None:
