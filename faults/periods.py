@@ -63,7 +63,7 @@ def _on(scale: Scale, what: str, ledger: str, books: str, one_clock: bool) -> It
                     jumps[number] = offset if one_clock else random.uniform(-WRONG_CLOCKS, WRONG_CLOCKS)
             sold = sum(results.get(timeout=PATIENCE) for _ in range(PROCESSES))
         left = drain(sidecar.address, ledger)
-        sidecar.freeze()
+        sidecar.come_to_rest()
         over = sidecar.oversold()
         booked = sum(life.booked for life in sidecar.lives.values())
         time.sleep(2 * SETTLE_GRACE + CACHE_TTL)
@@ -78,7 +78,7 @@ def _on(scale: Scale, what: str, ledger: str, books: str, one_clock: bool) -> It
         f"{booked:g} booked, {sold:g} sold; left {open_states or 'nothing'}",
         booked == sold and not open_states,
     )
-    yield Promise(f"{what}: at rest exactly what is free can be used", f"{taken:g} of {free:g}", taken == free)
+    yield Promise(f"{what}: at rest exactly what is free can be used", f"{taken:g} of {free:g}", taken == free > 0)
 
 
 @dataclass
@@ -111,9 +111,11 @@ class TrueSidecar:
         self._rolls_at = self._ends() + random.uniform(0, LATE)
         self._changes_at = time.time() + CHANGE_EVERY
 
-    def freeze(self) -> None:
-        """No plan changes and no period rolls over any more."""
-        self._over.set()
+    def come_to_rest(self) -> None:
+        """The customer gets a last plan, of which nothing is used; no period rolls over any more."""
+        with self._lock:
+            self._over.set()
+            self._change(time.time())
 
     def free(self) -> float:
         life = self.lives[self._plan, self._period]
@@ -127,6 +129,8 @@ class TrueSidecar:
         while not self._over.wait(0.02):
             with self._lock:
                 now = time.time()
+                if self._over.is_set():
+                    return
                 if now >= self._changes_at:
                     self._change(now)
                 elif now >= self._rolls_at:
@@ -225,7 +229,7 @@ def _serving(by_time: bool) -> Iterator[TrueSidecar]:
     try:
         yield sidecar
     finally:
-        sidecar.freeze()
+        sidecar._over.set()
         server.stop(None).wait()
 
 

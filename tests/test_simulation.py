@@ -27,8 +27,9 @@ def test_they_hold_where_an_end_of_periods_is_not_shown(shown: str) -> None:
     assert [World(seed, shown=shown, clocks=0).run(1000) for seed in range(5)] == [None] * 5
 
 
+@pytest.mark.parametrize("leaps", [0.0, 0.1])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_real_ledger_keeps_them(seed: int) -> None:
-    world = World(seed, in_memory, shown="both")
+def test_a_real_ledger_keeps_them(seed: int, leaps: float) -> None:
+    world = World(seed, in_memory, shown="both", leaps=leaps)
     assert world.run(500) is None
     world.ledger.close()

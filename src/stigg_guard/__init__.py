@@ -25,6 +25,7 @@ from stigg_guard.errors import (
 )
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.guard import Guard
+from stigg_guard.wire.documented import Event, ReportUsageRequest
 from stigg_guard.wire.sidecar_pb2 import (
     AccessDeniedReason,
     BooleanEntitlement,
@@ -35,10 +36,10 @@ from stigg_guard.wire.sidecar_pb2 import (
     EntitlementFallback,
     EntitlementFeature,
     EntitlementResetPeriod,
+    EntitlementV2,
     EnumEntitlement,
     EnumEntitlementFallback,
     EnumEntitlementOptions,
-    Event,
     EventDimensionValue,
     FeatureType,
     GetBooleanEntitlementRequest,
@@ -71,7 +72,6 @@ from stigg_guard.wire.sidecar_pb2 import (
     ReportEventsRequest,
     ReportUsageBulkRequest,
     ReportUsageBulkResponse,
-    ReportUsageRequest,
     ReportUsageResponse,
     UsageUpdateBehavior,
 )
@@ -94,6 +94,7 @@ __all__ = [
     "EntitlementFallback",
     "EntitlementFeature",
     "EntitlementResetPeriod",
+    "EntitlementV2",
     "EnumEntitlement",
     "EnumEntitlementFallback",
     "EnumEntitlementOptions",

@@ -159,8 +159,8 @@ def _generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) 
 
 
 def _refuse_before_request(guarded: Callable[..., Any]) -> None:
-    for functions in current_app.before_request_funcs.values():
-        for function in functions:
+    for name in (None, *request.blueprints):
+        for function in current_app.before_request_funcs.get(name, ()):
             if unwrap(function, stop=lambda one: one is guarded) is guarded:
                 raise ConfigError(
                     f"{guarded.__name__} is a before_request function, which cannot know whether the view will "

@@ -36,10 +36,7 @@ class AppGuard:
 
         With ``ENABLED = False`` nobody is looked up, and anybody will do.
         """
-        current = of_request()
-        if not current.is_customer_known:
-            current.customer, current.is_customer_known = self._load_customer(), True
-        return current.customer
+        return self._customer_of(of_request())
 
     def customer(self) -> str | Customer:
         """As :meth:`find_customer`, for a guard: somebody must be signed in.
@@ -47,8 +44,9 @@ class AppGuard:
         Raises:
             SignInRequired: nobody is.
         """
-        customer = self.find_customer()
-        of_request().is_guarded = True
+        current = of_request()
+        current.is_guarded = True
+        customer = self._customer_of(current)
         if customer is None:
             raise SignInRequired(f"{request.endpoint} is guarded, and the request comes from nobody who is signed in")
         return customer
@@ -61,6 +59,11 @@ class AppGuard:
         if current.plan is None:
             current.plan = DisplayedPlan(self.guard, self.find_customer, self.wording)
         return current.plan
+
+    def _customer_of(self, current: CurrentRequest) -> FoundCustomer:
+        if not current.is_customer_known:
+            current.customer, current.is_customer_known = self._load_customer(), True
+        return current.customer
 
     def _load_customer(self) -> FoundCustomer:
         config = self.guard.config

@@ -97,9 +97,10 @@ def _begin() -> None:
 def _put_view_in_force() -> None:
     """Replaces the view of the request by one that ends the groups. It may have been replaced since the last request,
     so this is done at each; without a view, as for an address that is not there, nothing is guarded."""
-    views, endpoint = current_app.view_functions, this_request().endpoint
-    if endpoint in views and not hasattr(views[endpoint], _IN_FORCE):
-        views[endpoint] = _in_force(views[endpoint])
+    endpoint = this_request().endpoint or ""
+    view = current_app.view_functions.get(endpoint)
+    if view is not None and not hasattr(view, _IN_FORCE):
+        current_app.view_functions[endpoint] = _in_force(view)
 
 
 def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
