@@ -360,8 +360,6 @@ def _credit_fields(body: Any) -> dict[str, Any]:
         "feature_id": currency.currency_id,
         "currency": currency.currency_id,
         "display_name": None if currency.display_name in ("", currency.currency_id) else currency.display_name,
-        "units": currency.unit_singular if currency.HasField("unit_singular") else None,
-        "units_plural": currency.unit_plural if currency.HasField("unit_plural") else None,
         "units": currency.unit_singular or None,
         "units_plural": currency.unit_plural or None,
         "usage_limit": body.usage_limit,
