@@ -25,6 +25,7 @@ STAIRCASE = [
     {"entitlements"},
     {"rules", "urls", "wording"},
     {"config", "channel", "ledger", "sidecar", "api"},
+    {"names"},
     {"cache", "client", "denial", "messages", "observer"},
     {"sender", "shared"},
     {"lookup", "settlement", "stranded"},
@@ -40,7 +41,7 @@ STAIRCASE = [
 ]
 STEP = {room: step for step, rooms in enumerate(STAIRCASE) for room in rooms}
 STARTS_A_SIDECAR = {"client", "testing", "__main__", "django/management/commands/stigg_sidecar.py", "flask/cli.py"}
-READS_CATALOGS = {"features"}
+READS_CATALOGS = {"features", "names"}
 FOREIGN = {
     "grpc": {"channel", "sidecar"},
     "grpc_health": {"sidecar"},

@@ -33,6 +33,7 @@ SETTINGS: dict[str, tuple[str, Any, Any]] = {
     "REPORT": ("inline", "INLINE", ReportMode.INLINE),
     "CUSTOMER": ("shop.customers.current", str, None),
     "UPGRADE_URL": ("/plans?f={feature}", "/plans?f={feature}", "/plans?f={feature}"),
+    "FEATURE_NAMES": ('{"f": "Templates"}', {"f": "Templates"}, {"f": "Templates"}),
     "STATUS_CODES": ('{"REVOKED": 410}', {Reason.REVOKED: 410}, {**STATUS_CODES, Reason.REVOKED: 410}),
     "ENABLED": ("off", False, False),
 }
@@ -166,6 +167,8 @@ def test_every_fault_is_told_at_once() -> None:
         ("FALLBACKS", '{"f": ', "not JSON"),
         ("FALLBACKS", {"f": {"hasAcces": True}}, "did you mean 'hasAccess'"),
         ("STATUS_CODES", [402], "expected a mapping of denial reasons"),
+        ("FEATURE_NAMES", ["Templates"], "expected a mapping of feature ids"),
+        *(("FEATURE_NAMES", {"f": name}, "f: expected a text, not") for name in (None, 1, True, [], {})),
         ("STATUS_CODES", "{", "Expecting property name"),
         ("STATUS_CODES", {"revokd": 410}, "unknown reason 'revokd'; did you mean REVOKED?"),
         ("STATUS_CODES", {"?": 410}, "unknown reason '?'; see Reason"),

@@ -270,6 +270,18 @@ class TestReleasesUsage:
         releases(1, TEMPLATES, calls=calls)(lambda: status)()
         assert used(guard) == left
 
+    def test_gives_back_what_the_result_says(self, guard: Guard) -> None:
+        remove = guard.releases_usage(3, TEMPLATES, customer=CUSTOMER, actual=len)(lambda: ["a", "b"])
+        assert remove() == ["a", "b"]
+        assert used(guard) == 1
+
+    def test_gives_back_what_was_asked_for_when_nobody_can_say_how_much_it_was(
+        self, releases: Decorate, guard: Guard, work: Work, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert releases(2, TEMPLATES, actual=lambda _: -1)(work)() == "done"
+        assert used(guard) == 1
+        assert "what was really used cannot be told" in caplog.text
+
     def test_takes_amount_and_customer_from_the_functions_own_arguments(self, guard: Guard) -> None:
         @guard.releases_usage(lambda who, names: len(names), TEMPLATES, customer=lambda who, names: who)
         def remove(who: str, names: list[str]) -> list[str]:

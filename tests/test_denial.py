@@ -108,7 +108,7 @@ def test_outage_is_503_with_a_time_to_come_back(error: SidecarError | LedgerUnav
     denial = Denial.of(error, CONFIG)
     assert denial.status == 503
     assert int(denial.headers["Retry-After"]) >= 1
-    assert denial.problem().keys() == {"title", "status", "detail"}
+    assert denial.problem().keys() == {"type", "title", "status", "detail"}
     assert str(error) not in json.dumps(denial.problem())
 
 
@@ -122,14 +122,16 @@ def test_amount_that_is_none_is_400_and_names_the_fault() -> None:
 def test_nobody_who_is_signed_in_is_401_without_figures() -> None:
     denial = Denial.of(SignInRequired("no customer"), CONFIG)
     assert denial.status == 401
-    assert denial.problem().keys() == {"title", "status", "detail"}
+    assert denial.problem().keys() == {"type", "title", "status", "detail"}
 
 
 def test_problem_has_the_members_of_rfc_9457_and_the_figures() -> None:
     assert denied().problem() == {
+        "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
         "title": "Your plan's limit is reached",
         "status": 402,
         "detail": "3 of 6 templates are used, and 10 more would be needed.",
+        "violated-policies": ["feature-templates"],
         "feature": "feature-templates",
         "reason": "REQUESTED_USAGE_EXCEEDING_LIMIT",
         "limit": 6,
@@ -140,13 +142,47 @@ def test_problem_has_the_members_of_rfc_9457_and_the_figures() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "policies"),
+    [
+        ({"reason": Reason.INSUFFICIENT_CREDITS}, ["feature-templates"]),
+        ({"reason": Reason.BUDGET_EXCEEDED, "usage_limit": None}, []),
+        ({"has_soft_limit": True}, []),
+        ({"feature_id": "größe"}, []),
+    ],
+)
+def test_a_used_up_quota_names_the_policies_of_its_header(changes: dict[str, Any], policies: list[str]) -> None:
+    problem = denied(**changes).problem()
+    assert problem["type"].endswith("#quota-exceeded")
+    assert problem["violated-policies"] == policies
+    error = FeatureDenied(denied(**changes).entitlement, Customer("c"))
+    told = rate_limit_headers([error], datetime.now(timezone.utc)).get("RateLimit-Policy", "")
+    assert bool(told) == bool(policies)
+
+
+def test_another_problem_says_what_its_status_says_and_more_in_the_detail() -> None:
+    problem = denied(reason=Reason.REVOKED).problem()
+    assert (problem["type"], problem["title"]) == ("about:blank", "Forbidden")
+    assert problem["detail"] == "Access to this feature was taken away. It concerns the feature feature-templates."
+    config = replace(CONFIG, status_codes={Reason.REVOKED: 499})
+    assert denied(config=config, reason=Reason.REVOKED).problem()["title"] == "Refused"
+
+
+def test_a_feature_is_called_by_its_name_for_people() -> None:
+    config = replace(CONFIG, feature_names={"feature-templates": "Vorlagen"})
+    denial = denied(config=config, reason=Reason.REVOKED)
+    assert denial.detail == "It concerns the feature Vorlagen."
+    assert ("Feature", "Vorlagen") in denial.facts
+    assert denial.problem()["feature"] == "feature-templates"
+
+
 def test_problem_tells_when_the_usage_starts_again() -> None:
     assert denied(**MONTH).problem()["resets_at"] == "2026-09-01T00:00:00+00:00"
 
 
 def test_problem_without_a_limit_has_no_figures() -> None:
     answer = Entitlement(feature_id="f", has_access=False, reason=Reason.REVOKED)
-    assert denied(answer).problem().keys() == {"title", "status", "detail", "feature", "reason"}
+    assert denied(answer).problem().keys() == {"type", "title", "status", "detail", "feature", "reason"}
 
 
 @pytest.mark.parametrize(

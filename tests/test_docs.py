@@ -21,6 +21,7 @@ from stigg_guard.django import jinja2
 from stigg_guard.django.templatetags.stigg_guard import register
 from stigg_guard.flask.cli import stigg
 from stigg_guard.flask.templating import TEMPLATE_GLOBALS, TEMPLATE_TESTS
+from stigg_guard.views import succeeded
 
 DOCS = Path(__file__).parents[1] / "docs"
 MANUALS = {name: (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("django", "flask")}
@@ -76,7 +77,8 @@ def test_every_command_is_there() -> None:
 
 def test_every_system_check_is_there() -> None:
     checks = Path(stigg_guard.django.checks.__file__)
-    source = "".join(path.read_text(encoding="utf-8") for path in (checks, checks.parent / "ledger" / "checks.py"))
+    others = (checks.with_name("checks_of_urls.py"), checks.parent / "ledger" / "checks.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in (checks, *others))
     ids = set(re.findall(r'id="(stigg_guard\.[EWI]\d+)"', source))
     assert ids == set(re.findall(r"\| `(stigg_guard\.[EWI]\d+)` \|", MANUALS["django"]))
 
@@ -86,6 +88,18 @@ def test_every_room_is_in_the_picture() -> None:
     rooms = [path.name for path in PACKAGE.iterdir() if path.suffix == ".py" and path.name != "__init__.py"]
     folders = [f"{path.name}/" for path in PACKAGE.iterdir() if any(path.glob("*.py"))]
     assert [room for room in rooms + folders if f"\n  {room} " not in picture] == []
+
+
+def test_every_status_has_its_row_in_what_is_counted() -> None:
+    page = (DOCS / "counted.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\dto, ]+) \| (reported|given back)", page, re.MULTILINE)
+    said = {
+        status: units == "reported"
+        for statuses, units in rows
+        for first, last in re.findall(r"(\d+)(?: to (\d+))?", statuses)
+        for status in range(int(first), int(last or first) + 1)
+    }
+    assert said == {status: succeeded(status) for status in range(100, 600)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

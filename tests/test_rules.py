@@ -41,8 +41,18 @@ def test_rules_are_read_from_json_and_kept_as_they_are() -> None:
     ],
 )
 def test_first_rule_that_a_request_meets_applies(path: str, method: str, feature: str | None) -> None:
-    rule = rule_of(parse_rules([HEALTH, API, PAGES]), path, method)
+    rule = rule_of(parse_rules([HEALTH, API, PAGES]), [path], method, "")
     assert (rule and rule.feature) == feature
+
+
+def test_a_rule_of_a_view_is_met_by_its_name_whatever_the_path() -> None:
+    rules = parse_rules([{"view": "shop:new", "feature": "f"}, PAGES])
+    told = [rule_of(rules, ["/x"], "GET", name) for name in ("shop:new", "shop:newer")]
+    assert [rule and rule.feature for rule in told] == ["f", "feature-pages"]
+
+
+def test_a_rule_is_met_by_any_of_a_requests_paths() -> None:
+    assert rule_of(parse_rules([API]), ["/de/api/x", "/api/x"], "POST", "") is not None
 
 
 def test_every_method_but_options_is_guarded_unless_methods_are_named() -> None:
@@ -54,8 +64,16 @@ def test_every_method_but_options_is_guarded_unless_methods_are_named() -> None:
 @pytest.mark.parametrize(
     ("rule", "fault"),
     [
-        ("/api/", "rule 0: expected a mapping with path, feature, consume, methods"),
-        ({"feature": "f"}, "rule 0: path: expected the beginning of a path"),
+        ("/api/", "rule 0: expected a mapping with path, view, feature, consume, methods"),
+        ({"feature": "f"}, "rule 0: path, view: a rule has one of the two"),
+        ({"path": "/", "view": "v"}, "rule 0: path, view: a rule has one of the two"),
+        ({"view": "", "feature": "f"}, "rule 0: view: expected the name of a view"),
+        ({"path": 1, "feature": "f"}, "rule 0: path: expected the beginning of a path"),
+        (
+            {"path": "/", "feature": "f", "methods": ["PSOT"]},
+            "rule 0: methods: 'PSOT' is no HTTP method; did you mean POST?",
+        ),
+        ({"path": "/", "feature": "f", "methods": ["get", "delte"]}, "'DELTE' is no HTTP method; did you mean DELETE?"),
         ({"path": "api", "feature": "f"}, "rule 0: path: expected the beginning of a path"),
         ({"path": "/", "feature": ""}, "rule 0: feature"),
         ({"path": "/", "feature": "f", "consume": -1}, "rule 0: consume"),

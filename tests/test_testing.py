@@ -33,7 +33,7 @@ from stigg_guard import (
 )
 from stigg_guard.ledger import Acknowledged
 from stigg_guard.observer import Observer
-from stigg_guard.testing import Report, StandIn, override_entitlements
+from stigg_guard.testing import RealLedgerWarning, Report, StandIn, override_entitlements
 
 pytest_plugins = ["stigg_guard.testing"]
 
@@ -645,3 +645,37 @@ def test_a_conftest_may_import_from_the_plugin_that_it_names(tmp_path: Path) -> 
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(WITH_FIXTURES)
     assert "1 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:django", cwd=tmp_path)
+
+
+REAL = {"LEDGER": "sqlite:///real.sqlite3"}
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda guard: guard.check("f", customer=ACME),
+        lambda guard: guard.report("f", 1, customer=ACME),
+        lambda guard: use(guard, "f"),
+        lambda guard: guard.stats(),
+    ],
+)
+def test_a_test_without_an_override_is_warned_before_the_ledger_of_the_settings_is_used(
+    act: Callable[[Guard], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        Guard(Config.from_mapping(REAL), is_testing=lambda: True) as guard,
+        pytest.raises(RealLedgerWarning, match=r"override entitlements .* or set LEDGER"),
+    ):
+        act(guard)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_is_warned_of_an_override_or_of_a_ledger_in_memory(tmp_path: Path) -> None:
+    folder_that_is_none = tmp_path / "file"
+    folder_that_is_none.touch()
+    out_of_reach = Config.from_mapping({"LEDGER": f"sqlite:///{folder_that_is_none}/stigg-guard-x.sqlite3"})
+    with Guard(out_of_reach, is_testing=lambda: True) as guard, override_entitlements({"f": {"limit": 1}}):
+        use(guard, "f")
+    with Guard(Config.from_mapping({"ENABLED": False}), is_testing=lambda: True) as guard:
+        use(guard, "f")

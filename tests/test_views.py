@@ -11,7 +11,7 @@ import pytest
 
 from stigg_guard import ConfigError, Customer, Guard, InvalidRequest
 from stigg_guard.decorators import consumes_usage
-from stigg_guard.views import ViewCalls, succeeded
+from stigg_guard.views import ViewCalls, leads_to, private_unless_said, succeeded
 
 CUSTOMER = "customer-demo-01"
 TEMPLATES = "feature-templates"  # 3 of 6 are used
@@ -145,7 +145,31 @@ def test_resource_that_the_view_lacks_is_an_error_of_the_site(calls: MakeCalls) 
 
 @pytest.mark.parametrize(
     ("status", "success"),
-    [(200, True), (201, True), (204, True), (302, True), (304, False), (400, False), (500, False)],
+    [(101, False), (200, True), (204, True), (206, True), (302, True), (304, False), (400, False), (500, False)],
 )
 def test_success_is_what_delivers_something(status: int, success: bool) -> None:
     assert succeeded(status) is success
+
+
+@pytest.mark.parametrize(
+    ("location", "page", "leads"),
+    [
+        ("/login?next=%2Fshop", "/login", True),
+        ("https://shop.example/login?next=%2F", "/login", True),
+        ("https://sso.example/login", "https://sso.example/login?tenant=acme", True),
+        ("https://shop.example/login", "https://sso.example/login", False),
+        ("/login/help", "/login", False),
+        ("/", "/login", False),
+        ("https://[/login", "/login", False),
+    ],
+)
+def test_redirect_leads_to_the_login_page_whatever_its_query(location: str, page: str, leads: bool) -> None:
+    assert leads_to(location, page) is leads
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [({}, "private"), ({"Cache-Control": "public, max-age=60"}, "public, max-age=60")]
+)
+def test_guarded_response_is_private_unless_the_view_says_otherwise(said: dict[str, str], kept: str) -> None:
+    private_unless_said(said)
+    assert said == {"Cache-Control": kept}

@@ -259,7 +259,7 @@ def names(request: Request) -> list[str]:
 @guard.consumes_usage(
     lambda request: len(names(request)),
     "feature-api-calls",
-    actual=lambda response: len(response.get_json()["letters"]),
+    actual=lambda answer: len(answer["letters"]),
 )
 def write_letters() -> ResponseReturnValue:
     """Every letter is one API call. A call for each name is held, and one for each letter is counted: a name that comes

@@ -133,6 +133,8 @@ class Config:
     """In Django, the alias of the database whose transactions usage follows."""
     upgrade_url: str | None = None
     """Where a denied customer can buy more; ``{feature}`` is replaced by the feature's id."""
+    feature_names: Mapping[str, object] = field(default_factory=dict)
+    """What pages call features that have no display name: texts, or what becomes one when it is shown."""
     status_codes: Mapping[Reason, int] = field(default_factory=lambda: STATUS_CODES)
     enabled: bool = True
     """False lets every check pass and reports nothing."""
@@ -343,6 +345,16 @@ def _fallbacks(value: Any) -> Mapping[str, Fallback]:
     return parse_fallbacks(value) if value else {}
 
 
+def _feature_names(value: Any) -> Mapping[str, object]:
+    table = json_value(value) if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        raise ValueError("expected a mapping of feature ids to names")
+    for feature, name in table.items():  # a lazy translation is not translated before it is shown
+        if name is None or isinstance(name, (bool, int, float, bytes, list, tuple, Mapping)):
+            raise ValueError(f"{feature}: expected a text, not {quoted(name)}")
+    return dict(table)
+
+
 def _status_codes(value: Any) -> Mapping[Reason, int]:
     table = json_value(value) if isinstance(value, str) else value
     if not isinstance(table, Mapping):
@@ -387,6 +399,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "WEBHOOK_SECRET": _optional_text,
     "DATABASE": _text,
     "UPGRADE_URL": _optional_text,
+    "FEATURE_NAMES": _feature_names,
     "STATUS_CODES": _status_codes,
     "ENABLED": _flag,
 }

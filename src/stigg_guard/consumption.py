@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
@@ -44,6 +45,17 @@ as by a transaction that was rolled back."""
 def confirm_now(end: Callable[[bool], None]) -> None:
     """For work that nothing undoes."""
     end(True)
+
+
+class ConfirmSince(ABC):
+    """A :data:`Confirm` to which it matters when the work began."""
+
+    @abstractmethod
+    def begin(self) -> Confirm:
+        """How work that begins now becomes certain."""
+
+    def __call__(self, end: Callable[[bool], None]) -> None:
+        self.begin()(end)
 
 
 def end_dropped(end: Callable[[], None]) -> None:
@@ -158,10 +170,14 @@ class Book:
             logger.warning("a hold cannot be given back and is left to expire: %s", error)
         self.reporter.unwatch(hold)
 
-    def record(self, use: Use) -> None:
+    def begin(self) -> Confirm:
+        """How work that begins now becomes certain."""
+        return self.confirm.begin() if isinstance(self.confirm, ConfirmSince) else self.confirm
+
+    def record(self, use: Use, confirm: Confirm) -> None:
         """Takes usage that happened without a hold, once it is certain."""
         if self._counts():
-            self.confirm(lambda certain: self._record(use) if certain else None)
+            confirm(lambda certain: self._record(use) if certain else None)
 
     def send(self) -> None:
         """Sends what is unsent as ``REPORT`` says; what fails stays in the ledger."""
@@ -282,6 +298,7 @@ class Consumption:
         "__weakref__",
         "_amounts",
         "_book",
+        "_confirm",
         "_customer",
         "_dimensions",
         "_event",
@@ -305,6 +322,7 @@ class Consumption:
         self._customer = customer
         self._event = event
         self._dimensions = dimensions
+        self._confirm: Confirm = confirm_now
         self._hold: Hold | None = None
         self._pid = os.getpid()
 
@@ -353,7 +371,7 @@ class Consumption:
             return
         settle = partial(self._settle, hold)
         if succeeded:
-            self._book.confirm(settle)
+            self._confirm(settle)
         else:
             settle(False)
 
@@ -375,6 +393,7 @@ class Consumption:
         self.entitlements = MappingProxyType(answers)
         if hold is not None and hold.id:
             self._book.reporter.watch(hold, self)
+        self._confirm = self._book.begin()
         self._hold = hold
         return self
 
@@ -413,14 +432,19 @@ class SettlingStream(Iterator[Item]):
         finally:
             self._end(succeeded=False)
 
-    def __del__(self) -> None:
+    def take_end(self) -> Callable[[bool], None] | None:
+        """What is still to be told how the stream ended, which is for the caller to do; None if nothing is."""
         end, self._unended = self._unended, None
-        if end is not None and self._pid == os.getpid():
+        return end if self._pid == os.getpid() else None
+
+    def __del__(self) -> None:
+        end = self.take_end()
+        if end is not None:
             end_dropped(partial(end, False))
 
     def _end(self, *, succeeded: bool) -> None:
-        end, self._unended = self._unended, None
-        if end is None or self._pid != os.getpid():
+        end = self.take_end()
+        if end is None:
             return
         self._is_ending = True
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
@@ -29,6 +29,7 @@ Begin: TypeAlias = "Callable[..., Ending | None]"
 """What happens before a call, with the call's arguments; None when the call is not guarded."""
 
 _UNNAMED = "_stigg_guard_feature"
+_CONSUMES = "_stigg_guard_consumes"
 
 
 class Calls:
@@ -148,9 +149,17 @@ def consumes_usage(
         consuming = calls.settle_after(function, hold)
         if feature is None:
             setattr(consuming, _UNNAMED, named)
+        setattr(consuming, _CONSUMES, (consuming, named))
         return consuming
 
     return decorate
+
+
+def consumed_features(function: Callable[..., Any]) -> Sequence[str] | None:
+    """What the function itself consumes as a guard, and nothing that it wraps, whose attributes it may carry: one
+    feature, or none where its ``consumes_usage`` and what stands above name none. None if it is no such guard."""
+    consuming, named = getattr(function, _CONSUMES, (None, None))
+    return named if consuming is function else None
 
 
 def usage_hold(
@@ -170,7 +179,7 @@ def usage_hold(
             return None
         usage = calls.guard().consume(
             feature(),
-            computed_n(*args, **kwargs),
+            _amount(computed_n(*args, **kwargs)),
             customer=calls.customer(*args, **kwargs),
             event=event,
             dimensions=computed_dimensions(*args, **kwargs),
@@ -183,11 +192,12 @@ def usage_hold(
 
 
 def releases_usage(
-    n: OneOrComputed[Amount], feature: str, *, calls: Calls
+    n: OneOrComputed[Amount], feature: str, *, calls: Calls, actual: Callable[[Any], Amount] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Gives ``n`` units of a fluctuating feature back when the function succeeds, with the ledger's durability.
 
-    The arguments are those of :func:`consumes_usage`; ``n`` is how many units are given back, not negative.
+    The arguments are those of :func:`consumes_usage`; ``n`` is how many units are given back, not negative, and
+    ``actual`` says of the result how many are given back in place of them.
     """
     require_id(feature, "feature_id")
     if not callable(n):
@@ -197,12 +207,12 @@ def releases_usage(
     def begin(*args: Any, **kwargs: Any) -> Ending | None:
         if not calls.applies(*args, **kwargs):
             return None
-        amount = usage_amount(computed_n(*args, **kwargs))
-        customer, guard = calls.customer(*args, **kwargs), calls.guard()
+        amount = usage_amount(_amount(computed_n(*args, **kwargs)))
+        report = calls.guard().report_later(feature, customer=calls.customer(*args, **kwargs))
 
-        def end(succeeded: bool, _result: Any) -> None:
+        def end(succeeded: bool, result: Any) -> None:
             if succeeded:
-                guard.report(feature, -amount, customer=customer)
+                report(-_counted(actual, result, amount))
 
         return end
 
@@ -212,12 +222,19 @@ def releases_usage(
     return decorate
 
 
+def _amount(computed: Any) -> Any:
+    """What was computed as an amount. Text is refused as one, and whoever computed it is told why."""
+    if isinstance(computed, (str, bytes)):
+        logger.warning("n is computed as the text %r, where an amount is due: convert it, as by int()", computed)
+    return computed
+
+
 def ending_of(usage: Consumption, actual: Callable[[Any], Amount] | None) -> Ending:
     """How a hold ends: what ``actual`` says of the result is reported in place of the units held."""
 
     def end(succeeded: bool, result: Any) -> None:
-        if succeeded and actual is not None:
-            _count_actual(usage, actual, result)
+        if succeeded:
+            usage.amount = _counted(actual, result, usage.amount)
         usage.end(succeeded)
 
     return end
@@ -243,12 +260,16 @@ def settled_call(call: Callable[[], Any], settle: Callable[[Any, HoldOpen], tupl
     return result
 
 
-def _count_actual(usage: Consumption, actual: Callable[[Any], Amount], result: Any) -> None:
-    """The work is done and delivered: a wrong count of it is told, and does not undo it."""
+def _counted(actual: Callable[[Any], Amount] | None, result: Any, n: float) -> float:
+    """How many units ``actual`` says of the result, else ``n``. The work is done and delivered: a wrong count of it is
+    told, and does not undo it."""
+    if actual is None:
+        return n
     try:
-        usage.amount = actual(result)
+        return usage_amount(actual(result))
     except Exception:  # it is the application's own code, which may raise anything
-        logger.exception("what was really used cannot be told, so the %g units held are reported", usage.amount)
+        logger.exception("what was really used cannot be told, so it counts as %g units", n)
+        return n
 
 
 def _name_below(function: Callable[..., Any], feature: str) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from http.client import responses
 from importlib.resources import files
 from math import ceil, floor
 from typing import Any, Protocol, TypeAlias, TypeGuard
@@ -15,10 +16,13 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 from stigg_guard.config import STATUS_CODES, Anonymous, Config
 from stigg_guard.entitlements import Entitlement, Reason
 from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError, SignInRequired
+from stigg_guard.names import feature_name
 from stigg_guard.wording import ENGLISH, Text, Wording
 
 HTML_TYPE = "text/html; charset=utf-8"
 PROBLEM_TYPE = "application/problem+json"
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+"""The registered type of the problem that a quota is used up."""
 TEMPLATE = "stigg_guard/denied.html"
 FRAGMENT_TEMPLATE = "stigg_guard/denied_fragment.html"
 
@@ -42,6 +46,7 @@ _TITLES: Mapping[Reason, Text] = {
     Reason.REVOKED: Text.REVOKED,
     Reason.UNKNOWN: Text.NOT_POSSIBLE,
 }
+_QUOTA_EXCEEDED = (Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_CREDITS, Reason.BUDGET_EXCEEDED)
 _OF_REQUEST = ("value", "resource_id", "dimensions")  # the fields of what views compute from their requests
 # What may stand in an HTTP header as it is: an address needs no more, and a line break must not be there.
 _URL_SAFE = "%/:?#[]@!$&'()*+,;=~"
@@ -126,14 +131,14 @@ class Denial:
     @classmethod
     def _of_entitlement(cls, answer: Entitlement, config: Config, wording: Wording) -> Denial:
         reason = answer.reason or Reason.UNKNOWN
-        for_sale = STATUS_CODES[reason] == 402
+        for_sale, name = STATUS_CODES[reason] == 402, feature_name(answer, config)
         return cls._said(
             config.status_codes.get(reason, STATUS_CODES[reason]),
             wording,
             _TITLES[reason],
-            _detail(answer, wording),
+            _detail(answer, wording, name),
             entitlement=answer,
-            facts=tuple(_facts(answer, wording)),
+            facts=tuple(_facts(answer, wording, name)),
             upgrade_url=upgrade_url(config, answer.feature_id) if for_sale else None,
             upgrade_label=wording.say(Text.SEE_PLANS),
         )
@@ -169,12 +174,27 @@ class Denial:
 
     def problem(self) -> dict[str, Any]:
         """The members of the body by RFC 9457."""
-        body: dict[str, Any] = {"title": self.title, "status": self.status, "detail": self.detail}
+        body = self._typed()
         body |= {"cause": self.cause} if self.cause else {}
         if self.entitlement is not None:
             body |= _members(self.entitlement)
             body |= {"upgrade_url": self.upgrade_url} if self.upgrade_url else {}
         return body
+
+    def _typed(self) -> dict[str, Any]:
+        """Those that every problem has. One whose type says no more than its status has the title of that."""
+        if self.entitlement is not None and self.entitlement.reason in _QUOTA_EXCEEDED:
+            title, policies = self.title, [self.entitlement.feature_id] if _has_policy(self.entitlement) else []
+            return {
+                "type": QUOTA_EXCEEDED,
+                "title": title,
+                "status": self.status,
+                "detail": self.detail,
+                "violated-policies": policies,
+            }
+        phrase = responses.get(self.status, "Refused")  # STATUS_CODES may have one of its own
+        detail = f"{self.title}. {self.detail}"
+        return {"type": "about:blank", "title": phrase, "status": self.status, "detail": detail}
 
     def _page(self, address: str) -> Answer:
         if self.login_url is not None:
@@ -213,7 +233,7 @@ def rate_limit_headers(noted: Iterable[Held | FeatureDenied], now: datetime) -> 
     left: dict[str, float] = {}
     for answer, used in _used(noted):
         feature = answer.feature_id
-        if answer.hard_limit is None or not (feature.isascii() and feature.isprintable()):
+        if not _has_policy(answer):
             continue
         if feature not in told or not answer:
             told[feature], left[feature] = answer, answer.remaining or 0.0
@@ -275,9 +295,9 @@ def _with_next(login_url: str, address: str) -> str:
     return quote(urlunsplit(there), safe=_URL_SAFE)
 
 
-def _detail(answer: Entitlement, wording: Wording) -> str:
+def _detail(answer: Entitlement, wording: Wording, name: str) -> str:
     if answer.reason not in (Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_CREDITS):
-        return wording.say(Text.CONCERNS, feature=answer.feature_id)
+        return wording.say(Text.CONCERNS, feature=name)
     limit = wording.say(
         Text.NUMBER_OF_UNITS, number=answer.usage_limit or 0.0, units=answer.units_plural or wording.say(Text.UNITS)
     )
@@ -288,8 +308,8 @@ def _detail(answer: Entitlement, wording: Wording) -> str:
     )
 
 
-def _facts(answer: Entitlement, wording: Wording) -> Iterable[tuple[str, str]]:
-    yield wording.say(Text.FEATURE), answer.feature_id
+def _facts(answer: Entitlement, wording: Wording, name: str) -> Iterable[tuple[str, str]]:
+    yield wording.say(Text.FEATURE), name
     if answer.usage_limit is None:
         return
     yield wording.say(Text.LIMIT), wording.counted(answer.usage_limit, answer)
@@ -308,6 +328,11 @@ def _members(answer: Entitlement) -> Mapping[str, object]:
     if answer.usage_period_end is not None:
         members["resets_at"] = answer.usage_period_end.isoformat()
     return members
+
+
+def _has_policy(answer: Entitlement) -> bool:
+    """Whether ``RateLimit-Policy`` tells of it: there is a hard limit, and the header can carry the id."""
+    return answer.hard_limit is not None and answer.feature_id.isascii() and answer.feature_id.isprintable()
 
 
 def _policy(answer: Entitlement) -> str:

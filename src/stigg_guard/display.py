@@ -13,6 +13,7 @@ from stigg_guard.entitlements import Customer, Entitlement, Kind
 from stigg_guard.errors import InvalidRequest, SidecarError
 from stigg_guard.guard import Guard
 from stigg_guard.log import logger
+from stigg_guard.names import feature_name
 from stigg_guard.wording import ENGLISH, Text, Wording
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ _HEADINGS = (Text.FEATURE, Text.INCLUDED_HEADING, Text.USED)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of a table of limits, one bar of usage.
+    """One row of a table of limits, one bar of usage. ``name`` is what people call the feature.
 
     ``limit`` and ``usage`` are in the feature's units. ``fraction`` is the used part of the limit, from 0 to 1; it and
     ``limit`` are None when nothing is counted against a limit.
@@ -35,6 +36,7 @@ class Line:
     fraction: float | None
     has_access: bool
     kind: Kind | None
+    name: str
 
     @property
     def bar(self) -> str:
@@ -49,11 +51,13 @@ class Line:
 class DisplayedPlan:
     """A customer's plan as one page shows it: nothing is asked twice, so that the page does not contradict itself.
 
-    ``customer`` is called when something is asked first. When it finds nobody, and for what an outage hides, there is
-    nothing to show: a page does not fail because of it. What is HTML is escaped already.
+    ``customer`` is called when something is asked first. When it finds nobody or fails, for what an outage hides, and
+    without a guard, there is nothing to show: a page does not fail because of it. What is HTML is escaped already.
     """
 
-    def __init__(self, guard: Guard, customer: Callable[[], str | Customer | None], wording: Wording = ENGLISH) -> None:
+    def __init__(
+        self, guard: Guard | None, customer: Callable[[], str | Customer | None], wording: Wording = ENGLISH
+    ) -> None:
         self._guard = guard
         self._customer = customer
         self._wording = wording
@@ -64,7 +68,7 @@ class DisplayedPlan:
     def all(self) -> Mapping[str, Entitlement]:
         """All that the plan has, by feature id and currency id."""
         if self._plan is None:
-            self._plan = self._asked(self._guard.entitlements) or MappingProxyType({})
+            self._plan = self._asked(Guard.entitlements) or MappingProxyType({})
         return self._plan
 
     def entitlement(self, feature: str) -> Entitlement | None:
@@ -72,6 +76,8 @@ class DisplayedPlan:
 
         What the plan lacks is the guard's to answer: it applies fallbacks and the outage policy.
         """
+        if not isinstance(feature, str):  # a template may name anything
+            return None
         if feature not in self._answers:
             self._answers[feature] = self.all[feature] if feature in self.all else self._peeked(feature)
         return self._answers[feature]
@@ -82,7 +88,7 @@ class DisplayedPlan:
 
     def lines(self) -> list[Line]:
         """All that the plan has, by feature id, as rows of a page."""
-        return [line(entitlement, self._wording) for entitlement in self.all.values()]
+        return [self._line(entitlement) for entitlement in self.all.values()]
 
     def usage(self, feature: str) -> str:
         """What the customer has of the feature, in words: "3 of 6 templates"; empty when there is no answer."""
@@ -92,12 +98,12 @@ class DisplayedPlan:
     def usage_bar(self, feature: str) -> str:
         """HTML: how much of the limit is used, as a labelled ``<progress>``; empty where nothing is limited."""
         answer = self.entitlement(feature)
-        return "" if answer is None else line(answer, self._wording).bar
+        return "" if answer is None else self._line(answer).bar
 
     def plan_limits(self) -> str:
         """HTML: a ``<table>`` of all that the plan has; empty without a plan."""
         rows = "".join(
-            f'<tr><th scope="row">{escape(row.feature_id)}</th><td>{escape(row.text)}</td><td>{row.bar}</td></tr>'
+            f'<tr><th scope="row">{escape(row.name)}</th><td>{escape(row.text)}</td><td>{row.bar}</td></tr>'
             for row in self.lines()
         )
         if not rows:
@@ -109,29 +115,39 @@ class DisplayedPlan:
             f"<tbody>{rows}</tbody></table>"
         )
 
-    def _peeked(self, feature: str) -> Entitlement | None:
-        return self._asked(lambda customer: self._guard.peek(feature, customer=customer))
+    def _line(self, entitlement: Entitlement) -> Line:
+        name = entitlement.feature_id if self._guard is None else feature_name(entitlement, self._guard.config)
+        return line(entitlement, self._wording, name)
 
-    def _asked(self, ask: Callable[[str | Customer], T]) -> T | None:
-        if self._known_customer is None:
+    def _peeked(self, feature: str) -> Entitlement | None:
+        return self._asked(lambda guard, customer: guard.peek(feature, customer=customer))
+
+    def _asked(self, ask: Callable[[Guard, Customer], T]) -> T | None:
+        if self._guard is None or self._known_customer is None:
             return None
         try:
-            return ask(self._known_customer)
+            return ask(self._guard, self._known_customer)
         except (SidecarError, InvalidRequest):
-            return None
+            pass
+        except Exception:  # a broken site, whose pages show as much as they can
+            self._guard = None
+            logger.exception("a page shows no plan, because its guard failed")
+        return None
 
     @cached_property
     def _known_customer(self) -> Customer | None:
-        found = self._customer()
         try:
+            found = self._customer()
             return None if found is None else Customer.of(found)
         except InvalidRequest as error:
             logger.error("a page shows no plan, because CUSTOMER found no customer: %s", error)
-            return None
+        except Exception:  # it is the application's own code, which may raise anything
+            logger.exception("a page shows no plan, because CUSTOMER failed")
+        return None
 
 
-def line(entitlement: Entitlement, wording: Wording = ENGLISH) -> Line:
-    """The entitlement as a row of a page."""
+def line(entitlement: Entitlement, wording: Wording = ENGLISH, name: str | None = None) -> Line:
+    """The entitlement as a row of a page, which calls the feature by this name, or else by its id."""
     return Line(
         feature_id=entitlement.feature_id,
         text=usage_text(entitlement, wording),
@@ -140,6 +156,7 @@ def line(entitlement: Entitlement, wording: Wording = ENGLISH) -> Line:
         fraction=entitlement.used_fraction,
         has_access=entitlement.has_access,
         kind=entitlement.kind,
+        name=entitlement.feature_id if name is None else name,
     )
 
 

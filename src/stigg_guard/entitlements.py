@@ -155,6 +155,7 @@ class Entitlement:
     units: str | None = None
     units_plural: str | None = None
     currency: str | None = None
+    display_name: str | None = None
 
     def __bool__(self) -> bool:
         return self.has_access
@@ -358,6 +359,7 @@ def _credit_fields(body: Any) -> dict[str, Any]:
     return {
         "feature_id": currency.currency_id,
         "currency": currency.currency_id,
+        "display_name": None if currency.display_name in ("", currency.currency_id) else currency.display_name,
         "units": currency.unit_singular or None,
         "units_plural": currency.unit_plural or None,
         "usage_limit": body.usage_limit,

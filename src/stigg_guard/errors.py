@@ -16,6 +16,8 @@
         ├── SidecarRefused              the sidecar does not accept our credentials
         ├── NotSupported                this sidecar is too old for the call
         └── SidecarStartError           the local sidecar did not start
+
+    RealLedgerWarning (UserWarning)     a test is about to use the ledger of the settings
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stigg_guard.entitlements import Customer, Entitlement
+
+
+class RealLedgerWarning(UserWarning):
+    """A test is about to use the ledger of the settings, whose usage is reported, where nothing overrides it."""
 
 
 class StiggGuardError(Exception):

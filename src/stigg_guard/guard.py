@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -15,7 +16,7 @@ from stigg_guard.config import Config
 from stigg_guard.consumption import Book, Confirm, Consumption, checked_dimensions, confirm_now, make_event
 from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Customer, Entitlement, require_id
-from stigg_guard.errors import FeatureDenied, InvalidRequest
+from stigg_guard.errors import FeatureDenied, InvalidRequest, RealLedgerWarning
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
@@ -55,7 +56,7 @@ class Guard:
     One guard serves all threads of a process and survives forks. Nothing is connected, started or opened before the
     first use. ``config`` defaults to the ``STIGG_GUARD_*`` environment variables; ``stigg`` to a client and ``ledger``
     to a ledger made from it. ``confirm`` decides when the usage of successful work is certain, ``observer`` is told of
-    what happens.
+    what happens. ``is_testing`` says whether tests run, in which the first use of a ledger that outlives them warns.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class Guard:
         ledger: Ledger | None = None,
         confirm: Confirm = confirm_now,
         observer: Observer | None = None,
+        is_testing: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config = config if config is not None else Config.from_env()
+        self._is_testing = is_testing
         clock = clock or Clock()
         ledger = ledger if ledger is not None else _ledger(self.config, clock)
         lookup = Lookup(self.config, clock, ledger, stigg)
@@ -197,11 +200,19 @@ class Guard:
         Raises:
             InvalidRequest: the value is not a finite number, an id is empty, or a dimension is wrong.
         """
-        amount = usage_amount(value, negative=not set_total)
-        asked = Customer.of(customer)
-        key = UsageKey(asked.id, asked.resource or "", _feature_id(feature))
-        use = Use(key, amount, is_set=set_total, dimensions=checked_dimensions(dimensions))
-        self._workings.book.record(use)
+        amount, told = usage_amount(value, negative=not set_total), checked_dimensions(dimensions)
+        book = self._workings.book
+        book.record(Use(_key(feature, customer), amount, is_set=set_total, dimensions=told), book.begin())
+
+    def report_later(self, feature: str, *, customer: str | Customer) -> Callable[[Amount], None]:
+        """As :meth:`report`, for work that begins now: what is returned is called with the units when it has succeeded.
+
+        Raises:
+            InvalidRequest: as from :meth:`report`.
+        """
+        key, book = _key(feature, customer), self._workings.book
+        confirm = book.begin()
+        return lambda value: book.record(Use(key, usage_amount(value, negative=True)), confirm)
 
     def consume(
         self,
@@ -267,10 +278,16 @@ class Guard:
         )
 
     def releases_usage(
-        self, n: OneOrComputed[Amount], feature: str, *, customer: OneOrComputed[str | Customer]
+        self,
+        n: OneOrComputed[Amount],
+        feature: str,
+        *,
+        customer: OneOrComputed[str | Customer],
+        actual: Callable[[Any], Amount] | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Decorates a function: ``n`` units of a fluctuating feature are given back when it succeeds."""
-        return decorators.releases_usage(n, feature, calls=Calls(lambda: self, customer))
+        """Decorates a function: ``n`` units of a fluctuating feature are given back when it succeeds, or as many as
+        ``actual`` says of what it returned."""
+        return decorators.releases_usage(n, feature, calls=Calls(lambda: self, customer), actual=actual)
 
     def send(self) -> None:
         """Reports what is unsent when ``REPORT`` says: now, or soon by the background thread. For usage that others put
@@ -301,7 +318,20 @@ class Guard:
 
     @property
     def _workings(self) -> Workings:
-        return self._own if _stand_in is None else _stand_in(self._own)
+        if _stand_in is not None:
+            return _stand_in(self._own)
+        if self._is_testing():
+            self._warn_of_real_ledger()
+        return self._own
+
+    def _warn_of_real_ledger(self) -> None:
+        if self.config.enabled and _ledger_url(self.config) != "memory://":
+            warnings.warn(
+                "a test is about to use the ledger of the settings, and what it uses will be reported: override "
+                'entitlements (stigg_guard.testing), or set LEDGER to "memory://"',
+                RealLedgerWarning,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> Guard:
         return self
@@ -311,11 +341,18 @@ class Guard:
 
 
 def _ledger(config: Config, clock: Clock) -> Ledger:
-    return ledger_from_url(config.ledger or _own_ledger(config), clock, settle_grace=config.settle_grace)
+    return ledger_from_url(_ledger_url(config), clock, settle_grace=config.settle_grace)
 
 
-def _own_ledger(config: Config) -> str:
+def _ledger_url(config: Config) -> str:
+    if config.ledger is not None:
+        return config.ledger
     return default_url(user_state_folder(), config.sidecar) if config.enabled else "memory://"
+
+
+def _key(feature: str, customer: str | Customer) -> UsageKey:
+    asked = Customer.of(customer)
+    return UsageKey(asked.id, asked.resource or "", _feature_id(feature))
 
 
 def _feature_id(feature: str) -> str:

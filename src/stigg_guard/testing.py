@@ -32,13 +32,15 @@ from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.consumption import Book
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import ConfigError, FeatureDenied
+from stigg_guard.errors import ConfigError, FeatureDenied, RealLedgerWarning
 from stigg_guard.guard import Workings, work_with
 from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
 from stigg_guard.lookup import Lookup
 from stigg_guard.messages import usage_of
 from stigg_guard.observer import Observer
 from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan
+
+__all__ = ["Override", "RealLedgerWarning", "Report", "StandIn", "override_entitlements"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 

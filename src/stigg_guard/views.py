@@ -6,7 +6,8 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from stigg_guard.decorators import Calls
 from stigg_guard.entitlements import Customer
@@ -25,6 +26,13 @@ _NOT_SAID = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 EXEMPT = "stigg_guard_exempt"
 """The attribute of views that no group's guard and no rule applies to."""
+
+
+class ResponseHeaders(Protocol):
+    """The headers of a response, whose names are found in any case."""
+
+    def setdefault(self, name: str, value: str, /) -> Any:
+        """Sets the header unless it is there."""
 
 
 class ViewCalls(Calls, ABC):
@@ -113,9 +121,36 @@ def exempt(view: Callable[P, R]) -> Callable[P, R]:
 def succeeded(status: int) -> bool:
     """Whether a response of this HTTP status means that the view did what is paid for.
 
-    A redirect does, as after a form; "not modified" (304) delivers nothing new, and does not.
+    A redirect does, as after a form, unless it :func:`leads_to` the login page; so does each range of a file (206).
+    "Not modified" (304) delivers nothing new, and does not.
     """
-    return status < 400 and status != 304
+    return 200 <= status < 400 and status != 304
+
+
+def leads_to(location: str, page: str) -> bool:
+    """Whether the ``Location`` of a redirect is this page, such as the login page, whatever is in the query."""
+    try:
+        there, asked = urlsplit(location), urlsplit(page)
+    except ValueError:  # no address at all
+        return False
+    same_site = there.netloc == asked.netloc or not (there.netloc and asked.netloc)
+    return same_site and there.path == asked.path
+
+
+def leads_back(location: str, address: str) -> bool:
+    """Whether the ``Location`` of a redirect says by ``next`` to come back to the address that was asked for, as login
+    pages are told."""
+    try:
+        back = urlsplit(parse_qs(urlsplit(location).query).get("next", [""])[0])
+    except ValueError:  # no address at all
+        return False
+    return urlunsplit(("", "", back.path, back.query, "")) == address
+
+
+def private_unless_said(headers: ResponseHeaders) -> None:
+    """Keeps the response to a guarded request, which is of one customer, out of the caches that customers share, unless
+    the view has said in ``Cache-Control`` who may keep it."""
+    headers.setdefault("Cache-Control", "private")
 
 
 def _of_resource(

@@ -22,7 +22,9 @@ def make_app(sidecar: Sidecar, tmp_path: Path) -> Iterator[Callable[..., Flask]]
 
     def make(extension: StiggGuard | None = None, **settings: Any) -> Flask:
         app = Flask("shop", instance_path=str(tmp_path))
-        app.config.update({"STIGG_GUARD_SIDECAR": sidecar.address, "STIGG_GUARD_CUSTOMER": signed_in})
+        app.config.update(
+            STIGG_GUARD_SIDECAR=sidecar.address, STIGG_GUARD_CUSTOMER=signed_in, STIGG_GUARD_LEDGER="memory://"
+        )
         app.config.update({f"STIGG_GUARD_{name}": value for name, value in settings.items()})
         (extension or StiggGuard()).init_app(app)
         apps.append(app)

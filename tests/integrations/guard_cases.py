@@ -66,8 +66,8 @@ class Skin(Protocol):
     def text(self, body: str = "made", status: int = 200) -> Any:
         """A response."""
 
-    def redirect(self) -> Any:
-        """A response that leads elsewhere."""
+    def redirect(self, to: str = "/elsewhere") -> Any:
+        """A response that leads there."""
 
     def stream(self, parts: Iterator[str], status: int = 200) -> Any:
         """A response that is made while it is sent."""
@@ -81,8 +81,8 @@ class Skin(Protocol):
     def json(self, request: Any) -> Any:
         """The body, which is JSON."""
 
-    def size(self, response: Any) -> int:
-        """How long the body of a response is."""
+    def size(self, answer: Any) -> int:
+        """How long the body is of what a view returned."""
 
 
 def letters() -> Iterator[str]:
@@ -226,6 +226,26 @@ CONSUMING = {
     "success": Case(guards=consuming(2), used={TEMPLATES: 2}),
     "created": Case(guards=consuming(), answers=answering(201), status=201, used=ONE_USED),
     "a redirect": Case(guards=consuming(), answers=lambda skin: skin.redirect(), status=302, used=ONE_USED),
+    **{
+        f"status {status}": Case(guards=consuming(), answers=answering(status), status=status, used=ONE_USED)
+        for status in (202, 206, 226, 300, 303, 308)
+    },
+    **{
+        f"status {status}": Case(guards=consuming(), answers=answering(status), status=status)
+        for status in (410, 416, 429, 507)
+    },
+    "a redirect to the login page": Case(
+        guards=consuming(),
+        settings={"LOGIN_URL": "/login"},
+        answers=lambda skin: skin.redirect("/login?next=%2Fshop%2Fsite-01%2F2"),
+        status=302,
+    ),
+    "a guarded response": Case(guards=consuming(), told={"Cache-Control": "private"}, used=ONE_USED),
+    "a checked response": Case(guards=requiring(EXPORTS), told={"Cache-Control": "private"}),
+    "a response of a rule": Case(settings=BY_RULE, told={"Cache-Control": "private"}, used=ONE_USED),
+    "a guarded failure": Case(
+        guards=consuming(), answers=answering(404), status=404, told={"Cache-Control": "private"}
+    ),
     "not modified": Case(guards=consuming(), answers=answering(304), status=304),
     "a conflict": Case(guards=consuming(), answers=answering(409), status=409),
     "an abort": Case(guards=consuming(), answers=aborting(404), status=404),
@@ -260,7 +280,7 @@ CONSUMING = {
         guards=lambda skin: [skin.consumes_usage(1, API_CALLS), skin.consumes_usage(9, TEMPLATES)], status=402, runs=0
     ),
     "what was really used": Case(
-        guards=lambda skin: [skin.consumes_usage(3, TEMPLATES, actual=lambda response: skin.size(response) / 4)],
+        guards=lambda skin: [skin.consumes_usage(3, TEMPLATES, actual=lambda answer: skin.size(answer) / 4)],
         used=ONE_USED,
     ),
     "what was really used by a failure": Case(
@@ -364,6 +384,10 @@ RULES = {
     "a rule of another path": Case(settings={"RULES": [{"path": "/api/", "feature": ANALYTICS}]}),
     "a rule of other methods": Case(settings={"RULES": [{"path": "/", "feature": ANALYTICS, "methods": ["GET"]}]}),
     "a rule that consumes": Case(settings=BY_RULE, used=ONE_USED),
+    "a rule of a view": Case(
+        settings={"RULES": [{"view": "shop.view", "feature": TEMPLATES, "consume": 1}]}, used=ONE_USED
+    ),
+    "a rule of another view": Case(settings={"RULES": [{"view": "shop.other", "feature": ANALYTICS}]}),
     "a rule before a rule": Case(
         settings={"RULES": [{"path": "/shop/"}, {"path": "/", "feature": ANALYTICS}]},
     ),

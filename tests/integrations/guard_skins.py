@@ -81,8 +81,8 @@ class FlaskSkin:
     def text(self, body: str = "made", status: int = 200) -> Any:
         return body, status
 
-    def redirect(self) -> Any:
-        return flask.redirect("/elsewhere")
+    def redirect(self, to: str = "/elsewhere") -> Any:
+        return flask.redirect(to)
 
     def stream(self, parts: Iterator[str], status: int = 200) -> Any:
         return flask.Response(flask.stream_with_context(parts), status)
@@ -96,8 +96,8 @@ class FlaskSkin:
     def json(self, request: flask.Request) -> Any:
         return request.get_json()
 
-    def size(self, response: flask.Response) -> int:
-        return len(response.get_data())
+    def size(self, answer: tuple[str, int]) -> int:
+        return len(answer[0])
 
 
 class FlaskSite(Site):
@@ -141,8 +141,8 @@ class DjangoSkin:
     def text(self, body: str = "made", status: int = 200) -> Any:
         return HttpResponse(body, status=status)
 
-    def redirect(self) -> Any:
-        return HttpResponseRedirect("/elsewhere")
+    def redirect(self, to: str = "/elsewhere") -> Any:
+        return HttpResponseRedirect(to)
 
     def stream(self, parts: Iterator[str], status: int = 200) -> Any:
         return StreamingHttpResponse(parts, status=status)
@@ -177,7 +177,7 @@ class DjangoSite(Site):
     def __init__(self, case: Case, settings: Mapping[str, Any], project: Any) -> None:
         super().__init__(self.skin(), case)
         project.STIGG_GUARD = dict(settings)
-        shop: Any = [path("shop/<str:site>/<int:size>", self.guarded(self.function()))]
+        shop: Any = [path("shop/<str:site>/<int:size>", self.guarded(self.function()), name="shop.view")]
         if case.group is not None:
             shop = in_django.protect(shop, case.group.feature, case.group.n, **case.group.options)
         project.ROOT_URLCONF = (path("", include(shop) if case.group is None else shop),)

@@ -35,11 +35,19 @@ meter = "fluctuating"
 [features.letters]
 type = "metered"
 meter = "fluctuating"
+[features.visits]
+type = "metered"
+meter = "fluctuating"
+[features.pages]
+type = "metered"
+meter = "fluctuating"
 [features.exports]
 type = "boolean"
 [plans.p.entitlements]
 templates = {{ limit = {LIMIT} }}
 letters = {{ limit = 1 }}
+visits = {{ limit = 1000 }}
+pages = {{ limit = 1000 }}
 exports = true
 [customers.ann]
 plan = "p"
@@ -56,12 +64,13 @@ class Shop:
     folder: Path
     environ: Mapping[str, str]
 
-    def used(self) -> float:
+    def used(self, feature: str = "templates") -> float:
         """What the sidecar has counted, once the next process has reported what was left."""
         config = Config(sidecar=self.environ["SITE_SIDECAR"], ledger=self.environ["SITE_LEDGER"])
         with Guard(config) as successor:
             assert successor.flush(30) == 0
-        request = GetMeteredEntitlementRequest(customer_id="ann", feature_id="templates")
+            assert successor.stats()["held"] == 0
+        request = GetMeteredEntitlementRequest(customer_id="ann", feature_id=feature)
         answer: Any = self.engine.answer("GetMeteredEntitlement", request)
         return float(answer.entitlement.current_usage)
 

@@ -8,9 +8,10 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+import anyio
 import django
 import pytest
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
@@ -24,6 +25,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from stigg_guard import Guard
 from stigg_guard.django import consumes_usage, exempt, get_guard, releases_usage, requires_feature
+from stigg_guard.django.asynchronous import settled
 from stigg_guard.django.requests import RequestPlan
 from stigg_guard.sidecar.server import Sidecar
 
@@ -565,6 +567,141 @@ def test_work_that_is_done_is_counted_once_although_the_client_leaves(guard: Gua
 
     visit.cancel(done)
     assert (used(guard), held()) == (5, 0)
+
+
+API_CALLS = "feature-api-calls"
+
+
+@pytest.mark.parametrize("kind", ["view", "stream"])
+def test_all_guards_of_a_view_count_although_the_client_leaves_while_the_inner_one_settles(
+    guard: Guard, visit: Visit, kind: str
+) -> None:
+    @consumes_usage(1, API_CALLS, actual=lambda response: int(response["X-Made"]))
+    @requires_feature(TEMPLATES)
+    @consumes_usage(1, TEMPLATES, actual=lambda _: visit.wait() or 2)
+    async def done(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
+        headers = {"X-Made": "3"}
+        return (
+            HttpResponse(headers=headers)
+            if kind == "view"
+            else StreamingHttpResponse(parts(fail=False), headers=headers)
+        )
+
+    async def whole(request: HttpRequest) -> Any:
+        response: Any = await done(request)
+        return [part async for part in response] if response.streaming else response
+
+    before = calls_of(guard)
+    visit.cancel(whole)
+    assert held() == 0
+    assert (used(guard), calls_of(guard) - before) == (5, 3)
+
+
+def calls_of(guard: Guard) -> float:
+    guard.reload(DEMO)
+    return guard.check(API_CALLS, customer=DEMO).current_usage
+
+
+@pytest.mark.parametrize("kind", ["view", "stream"])
+def test_no_guard_of_a_view_counts_when_the_client_leaves_during_it(guard: Guard, visit: Visit, kind: str) -> None:
+    @consumes_usage(1, API_CALLS)
+    @consumes_usage(1, TEMPLATES)
+    async def never(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
+        return StreamingHttpResponse(endless()) if kind == "stream" else await wait()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"one "
+        await wait()
+
+    async def wait() -> HttpResponse:
+        visit.waits.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nothing wakes it")
+
+    async def whole(request: HttpRequest) -> Any:
+        response: Any = await never(request)
+        return [part async for part in response]
+
+    before = calls_of(guard)
+    visit.cancel(whole)
+    assert (used(guard), calls_of(guard), held()) == (3, before, 0)
+
+
+def slow_resolver(visit: Visit) -> Callable[[HttpRequest], str]:
+    def slow(request: HttpRequest) -> str:
+        visit.wait()
+        return DEMO
+
+    return slow
+
+
+def view_that_waits(visit: Visit, where: str, site: Any) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
+    """A guarded view that waits in a thread until the visit goes on."""
+    if where == "begin":
+        site.STIGG_GUARD = {**site.STIGG_GUARD, "CUSTOMER": slow_resolver(visit)}
+        return create_some
+    return consumes_usage(1, TEMPLATES, actual=lambda _: visit.wait() or 1)(ping)
+
+
+at_each_end = pytest.mark.parametrize(("where", "counted"), [("begin", 3), ("end", 4)])
+
+
+@at_each_end
+def test_a_cancellation_is_the_callers_own_and_comes_at_once(
+    site: Any, guard: Guard, visit: Visit, where: str, counted: int
+) -> None:
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(view(AsyncRequestFactory().get("/", headers=SIGNED_IN)))
+        assert await asyncio.to_thread(visit.waits.wait, 30)
+        task.cancel("because")
+        with pytest.raises(asyncio.CancelledError, match="because"):
+            await task  # the thread waits still
+        visit.goes_on.set()
+
+    view = view_that_waits(visit, where, site)
+    asyncio.run(cancelled())
+    assert (used(guard), held()) == (counted, 0)
+
+
+@at_each_end
+def test_a_time_limit_and_a_group_of_tasks_end_as_over_a_view_without_guards(
+    site: Any, guard: Guard, visit: Visit, where: str, counted: int
+) -> None:
+    async def limited() -> None:
+        request = AsyncRequestFactory().get("/", headers=SIGNED_IN)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(view, request)
+                assert await anyio.to_thread.run_sync(visit.waits.wait, 30)
+                scope.cancel()
+        assert scope.cancelled_caught
+        visit.waits.clear()
+        with anyio.move_on_after(0) as at_once:
+            await view(AsyncRequestFactory().get("/", headers=SIGNED_IN))
+        assert at_once.cancelled_caught
+        visit.goes_on.set()
+
+    view = view_that_waits(visit, where, site)
+    asyncio.run(limited())
+    assert (used(guard), held()) == (counted, 0)
+
+
+def test_what_a_closing_event_loop_drops_is_ended_all_the_same(visit: Visit, caplog: pytest.LogCaptureFixture) -> None:
+    """The one thread of the loop is busy, so that the settlement waits for it when the loop closes."""
+
+    async def closing() -> None:
+        busy = asyncio.ensure_future(sync_to_async(visit.wait)())
+        assert await asyncio.to_thread(visit.waits.wait, 30)
+        tasks.extend([busy, asyncio.ensure_future(settled(lambda: ended.append("ended")))])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        threading.Thread(target=visit.goes_on.set).start()
+
+    ended: list[str] = []
+    tasks: list[Any] = []
+    asyncio.run(closing())
+    assert ended == ["ended"]
+    assert caplog.messages == []
 
 
 notices_disconnects = pytest.mark.skipif(django.VERSION < (5, 0), reason="Django notices disconnects since 5.0")

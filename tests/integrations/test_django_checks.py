@@ -67,6 +67,15 @@ def test_a_middleware_above_the_one_that_signs_in_is_found(settings: Any) -> Non
     assert ids() == []
 
 
+def test_a_site_wide_cache_above_the_middleware_is_found(settings: Any) -> None:
+    caches = ["django.middleware.cache.UpdateCacheMiddleware", "django.middleware.cache.FetchFromCacheMiddleware"]
+    settings.MIDDLEWARE = [*caches, OURS]
+    (fault,) = found()
+    assert fault.startswith(f"stigg_guard.W008 {caches[0]}: ")
+    settings.MIDDLEWARE = [OURS, *caches]
+    assert found() == []
+
+
 @pytest.mark.parametrize(("given", "expected"), [({}, ["stigg_guard.E002"]), ({"ENABLED": False}, [])])
 def test_a_missing_resolver_of_an_enabled_guard_is_found(
     settings: Any, given: Mapping[str, object], expected: list[str]
@@ -208,6 +217,31 @@ def test_a_database_that_refuses_to_turn_to_writing_is_found(
         assert ids() == ["stigg_guard.W004"]
         connections["shop"].settings_dict["OPTIONS"]["transaction_mode"] = "IMMEDIATE"
         assert ids() == []
+        settings.STIGG_GUARD = DEPLOYABLE
+
+
+class KeepsAway:
+    """A router that lets no tables into the database of the shop, or no models of the ledger's."""
+
+    def allow_migrate(self, db: str, app_label: str, model_name: str | None = None, **_: object) -> bool | None:
+        return False if (db, app_label) == ("shop", "stigg_guard_ledger") else None
+
+
+class KeepsModelsAway:
+    def allow_migrate(self, db: str, app_label: str, model_name: str | None = None, **_: object) -> bool | None:
+        return False if db == "shop" and model_name is not None else None
+
+
+def test_a_router_that_forbids_the_tables_of_the_ledger_is_found(
+    settings: Any, django_db_blocker: DjangoDbBlocker, tmp_path: Path
+) -> None:
+    shop = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "shop.sqlite3")}
+    with django_db_blocker.unblock(), django_database("shop", shop):
+        settings.STIGG_GUARD = {**DEPLOYABLE, "LEDGER": "django://shop"}
+        assert ids() == []
+        for router in ("KeepsAway", "KeepsModelsAway"):
+            settings.DATABASE_ROUTERS = [f"{__name__}.{router}"]
+            assert ids() == ["stigg_guard.E006"]
         settings.STIGG_GUARD = DEPLOYABLE
 
 

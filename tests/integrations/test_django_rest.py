@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +32,7 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from stigg_guard import InvalidRequest
-from stigg_guard.django import consumes_usage, get_guard, requires_feature
+from stigg_guard.django import consumes_usage, feature_denied, get_guard, requires_feature
 from stigg_guard.django.rest import ConsumesUsage, HasFeature
 from stigg_guard.sidecar.server import Sidecar
 
@@ -271,6 +274,21 @@ def used() -> float:
     return guard.check(TEMPLATES, customer=DEMO).current_usage
 
 
+@contextmanager
+def told_of_denials() -> Iterator[list[str]]:
+    """The features that receivers of the signal are told of meanwhile."""
+    told: list[str] = []
+
+    def receive(feature: str, **_: object) -> None:
+        told.append(feature)
+
+    feature_denied.connect(receive)
+    try:
+        yield told
+    finally:
+        feature_denied.disconnect(receive)
+
+
 @by_framework_and_by_middleware
 class TestHasFeature:
     def test_permits_whoever_has_it(self, api: Client) -> None:
@@ -280,9 +298,10 @@ class TestHasFeature:
         answer = api.post("/analytics")
         assert answer.status_code == 402
         assert answer.json() == {
-            "title": "Your plan does not include this feature",
+            "type": "about:blank",
+            "title": "Payment Required",
             "status": 402,
-            "detail": "It concerns the feature feature-analytics.",
+            "detail": "Your plan does not include this feature. It concerns the feature feature-analytics.",
             "feature": "feature-analytics",
             "reason": "NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION",
             "upgrade_url": "/plans",
@@ -312,11 +331,26 @@ class TestHasFeature:
         assert page.status_code == 200
         assert b"<form" not in page.content.partition(b'class="request-info"')[2]
 
+    @pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+    def test_tells_nobody_of_a_denial_where_the_framework_only_asks(
+        self, api: Client, settings: Any, method: str
+    ) -> None:
+        settings.STIGG_GUARD = {**settings.STIGG_GUARD, "RATE_LIMIT_HEADERS": True}
+        with told_of_denials() as told:
+            answer = api.generic(method, "/analytics", headers={"accept": "text/html"})
+            assert (answer.status_code, told) == (200, [])
+            assert api.post("/analytics", headers={"accept": "text/html"}).status_code == 402
+            assert told == ["feature-analytics"]
+
+    def test_offers_forms_to_those_who_have_it(self) -> None:
+        page = client_of(GROWTH).get("/analytics", headers={"accept": "text/html"})
+        assert b"<form" in page.content.partition(b'class="request-info"')[2]
+
     def test_asks_nobody_to_sign_in_as_the_framework_does(self) -> None:
         answer = Client().get("/domains")
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"] == "Token"
-        assert answer.json()["title"] == "Please sign in"
+        assert answer.json()["title"] == "Unauthorized"
 
     def test_without_data_asks_to_come_again(self, api: Client, settings: Any) -> None:
         settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": "127.0.0.1:9"}
@@ -512,3 +546,51 @@ def test_without_the_framework_the_pip_line_is_told(missing: str, module: str, e
     code = f"{setup}; sys.modules[{missing!r}] = None; import stigg_guard.django.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"pip install 'stigg-guard[{extra}]'" in done.stderr
+
+
+DEFAULTS = """
+import sys
+import django
+from django.conf import settings
+
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF="shop_urls",
+    INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "rest_framework", "stigg_guard.django"],
+    MIDDLEWARE=["stigg_guard.django.middleware.StiggGuardMiddleware"],
+    STIGG_GUARD={"CUSTOMER": lambda request: "ann", "SIDECAR": "127.0.0.1:1", "LEDGER": "memory://"},
+    REST_FRAMEWORK={
+        "DEFAULT_PERMISSION_CLASSES": ["shop_permissions.HasExports"],
+        "DEFAULT_THROTTLE_CLASSES": ["shop_permissions.Counted"],
+        "DEFAULT_SCHEMA_CLASS": "stigg_guard.django.openapi.AutoSchema",
+        "EXCEPTION_HANDLER": "stigg_guard.django.rest.exception_handler",
+    },
+)
+django.setup()
+__import__(sys.argv[1])
+
+from django.test import Client
+from stigg_guard.testing import override_entitlements
+
+with override_entitlements({"exports": True, "calls": {"limit": 1}}) as stigg:
+    print([Client().get("/").status_code for _ in range(2)], stigg.usage("calls"))
+with override_entitlements({"calls": {"limit": 1}}):
+    print(Client().get("/")["Content-Type"])
+"""
+SHOP = {
+    "shop_permissions": "from stigg_guard.django.rest import ConsumesUsage, HasFeature\n"
+    "HasExports, Counted = HasFeature('exports'), ConsumesUsage(1, 'calls')",
+    "shop_urls": "from django.urls import path\nfrom rest_framework.response import Response\n"
+    "from rest_framework.views import APIView\n"
+    "class Exports(APIView):\n    def get(self, request):\n        return Response()\n"
+    "urlpatterns = [path('', Exports.as_view())]",
+}
+
+
+@pytest.mark.parametrize("first", ["shop_permissions", "stigg_guard.django.openapi"])
+def test_guards_can_be_the_defaults_of_an_api_whatever_is_imported_first(tmp_path: Path, first: str) -> None:
+    for name, source in SHOP.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    run = [sys.executable, "-c", DEFAULTS, first]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["[200, 402] 1.0", "application/problem+json"], done.stderr

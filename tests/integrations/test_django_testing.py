@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from django.urls import path
 
 from stigg_guard import FeatureDenied
 from stigg_guard.django import consumes_usage, get_guard, requires_feature
-from stigg_guard.testing import StandIn, override_entitlements
+from stigg_guard.testing import RealLedgerWarning, StandIn, override_entitlements
 
 pytest_plugins = ["stigg_guard.testing"]
 
@@ -174,3 +176,29 @@ def test_the_guard_of_the_project_asks_the_override(stigg: StandIn) -> None:
         get_guard().require("feature-reports", customer=ACME)
     stigg.set({"feature-reports": True})
     assert get_guard().require("feature-reports", customer=ACME)
+
+
+@pytest.mark.parametrize(
+    ("ledger", "warns"),
+    [
+        ({"LEDGER": "sqlite:///{}/ledger.sqlite3"}, True),
+        ({"LEDGER": "django://default"}, True),
+        ({}, True),
+        ({"LEDGER": "memory://"}, False),
+        ({"LEDGER": "sqlite:///{}/ledger.sqlite3", "ENABLED": False}, False),
+    ],
+)
+def test_a_guard_without_an_override_warns_before_it_uses_a_real_ledger(
+    settings: Any, tmp_path: Path, ledger: dict[str, Any], warns: bool
+) -> None:
+    given = {name: value.format(tmp_path) if isinstance(value, str) else value for name, value in ledger.items()}
+    settings.STIGG_GUARD = {"CUSTOMER": signed_in, "SIDECAR": "127.0.0.1:1", "ON_OUTAGE": "allow", **given}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        get_guard().check("feature-reports", customer=ACME)
+    assert [warning.category for warning in told if warning.category is RealLedgerWarning] == [
+        RealLedgerWarning
+    ] * warns
+    with warnings.catch_warnings(), override_entitlements({}):
+        warnings.simplefilter("error")
+        get_guard().check("feature-reports", customer=ACME)

@@ -263,7 +263,7 @@ def test_an_archived_customer_is_answered_403(client: Client) -> None:
 def test_an_anonymous_visitor_is_answered_401_and_nothing_is_asked(client: Client, sidecar: Sidecar, url: str) -> None:
     response = client.get(url)
     assert response.status_code == 401
-    assert json.loads(response.content)["title"] == "Please sign in"
+    assert json.loads(response.content)["detail"].startswith("Please sign in. ")
     assert asked(sidecar, "GetEntitlementsStateV2") == 0
 
 
@@ -414,12 +414,33 @@ def test_the_customer_is_looked_up_once_per_request(rf: RequestFactory, site: An
     assert lookups == ["/create"]
 
 
+@pytest.mark.parametrize("guard_by", [consumes_usage, releases_usage])
+def test_an_amount_that_is_text_is_told_to_the_developer_as_what_it_is(
+    site: Any, rf: RequestFactory, caplog: pytest.LogCaptureFixture, guard_by: Any
+) -> None:
+    view = guard_by(lambda request: request.GET["n"], TEMPLATES)(analytics)
+    with pytest.raises(InvalidRequest):
+        view(rf.get("/?n=3", REMOTE_USER=DEMO))
+    (told,) = caplog.messages
+    assert told == "n is computed as the text '3', where an amount is due: convert it, as by int()"
+
+
+def test_as_many_units_are_given_back_as_the_response_says(site: Any, rf: RequestFactory, guard: Guard) -> None:
+    def remove(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(headers={"X-Removed": "2"})
+
+    removing = releases_usage(1, TEMPLATES, actual=lambda response: int(response["X-Removed"]))(remove)
+    removing(rf.post("/", REMOTE_USER=DEMO))
+    get_guard().flush()
+    assert used(guard) == 1
+
+
 def test_an_outage_is_answered_503_and_logged(web: Client, sidecar: Sidecar, caplog: pytest.LogCaptureFixture) -> None:
     sidecar.stop()
     response = web.get("/domain")
     assert response.status_code == 503
     assert int(response["Retry-After"]) >= 1
-    assert json.loads(response.content)["title"] == "Please try again"
+    assert json.loads(response.content)["detail"].startswith("Please try again. ")
     assert any("/domain cannot be guarded" in message for message in caplog.messages)
 
 

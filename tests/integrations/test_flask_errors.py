@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from flask import Blueprint, Flask, abort
+from jinja2 import DictLoader, StrictUndefined, TemplateNotFound
 from werkzeug.exceptions import HTTPException
 
 import stigg_guard
@@ -77,6 +78,51 @@ def test_text_from_the_catalog_is_escaped_in_the_denial_page(app: Flask) -> None
     response = client_of(app).get("/", headers=HTML)
     assert "&lt;script&gt;" in response.text
     assert "<script>" not in response.text
+
+
+def escape_nothing(app: Flask) -> None:
+    app.select_jinja_autoescape = lambda _name: False  # type: ignore[method-assign]
+
+
+def escape_nothing_by_option(app: Flask) -> None:
+    app.jinja_options = {"autoescape": False}
+
+
+def have_own_delimiters(app: Flask) -> None:
+    app.jinja_options = {"variable_start_string": "[[", "variable_end_string": "]]", "block_start_string": "<%"}
+
+
+def replace_the_loader(app: Flask) -> None:
+    app.jinja_env.loader = DictLoader({})
+
+
+def be_strict(app: Flask) -> None:
+    app.jinja_env.undefined = StrictUndefined
+    app.jinja_env.filters.clear()
+
+
+@pytest.mark.parametrize("accept", [HTML, {"HX-Request": "true"}])
+@pytest.mark.parametrize(
+    "change", [escape_nothing, escape_nothing_by_option, have_own_delimiters, replace_the_loader, be_strict]
+)
+def test_nothing_that_the_app_does_to_its_templates_matters_to_the_built_in_page(
+    app: Flask, change: Callable[[Flask], None], accept: dict[str, str]
+) -> None:
+    change(app)
+    add_view(app, requires_feature("<script>alert(1)</script>"))
+    page = client_of(app).get("/", headers=accept)
+    assert page.status_code == 403
+    assert "&lt;script&gt;alert(1)" in page.text
+    assert "<script>" not in page.text
+
+
+def test_fault_in_the_denial_page_of_the_app_is_told(make_app: MakeApp) -> None:
+    app = make_app()
+    app.testing = True
+    app.jinja_loader = DictLoader({"stigg_guard/denied.html": "{% include 'no-such-part.html' %}"})
+    add_view(app, ANALYTICS)
+    with pytest.raises(TemplateNotFound, match=r"no-such-part\.html"):
+        client_of(app).get("/", headers=HTML)
 
 
 def test_login_page_leads_back_to_what_was_asked(make_app: MakeApp) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from flask import Flask, Request, g, render_template_string
+from flask.templating import Environment
+from jinja2 import DictLoader
 
 import stigg_guard
 from integrations.flask_shop import ESSENTIALS, GROWTH, TEMPLATES, add_view, client_of, guard_of, signed_in
@@ -26,6 +28,7 @@ from stigg_guard.flask import (
     usage_reported,
 )
 from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.testing import RealLedgerWarning, override_entitlements
 
 MakeApp = Callable[..., Flask]
 
@@ -94,7 +97,8 @@ def test_app_has_the_command(app: Flask) -> None:
     assert "entitlements" in app.test_cli_runner().invoke(args=["stigg", "--help"]).output
 
 
-def test_ledger_is_in_the_instance_folder(app: Flask) -> None:
+def test_ledger_is_in_the_instance_folder(make_app: MakeApp) -> None:
+    app = make_app(LEDGER=None)
     add_view(app, consumes_usage(1, TEMPLATES))
     client_of(app).get("/")
     assert [file.suffix for file in Path(app.instance_path).iterdir() if file.is_file()]
@@ -114,12 +118,75 @@ import sys, threading, flask
 events = []
 sys.addaudithook(lambda event, _: events.append(event))
 import stigg_guard.flask
-stigg_guard.flask.StiggGuard(flask.Flask("shop"))
+app = flask.Flask("shop")
+stigg_guard.flask.StiggGuard(app)
 started = {"socket.__new__", "socket.connect", "socket.bind", "sqlite3.connect", "subprocess.Popen", "os.fork"}
-print(*started.intersection(events), *(thread.name for thread in threading.enumerate()))
+started |= {"os.mkdir", "tempfile.mkstemp"}
+print(*started.intersection(events), *(thread.name for thread in threading.enumerate()), "jinja_env" in vars(app))
 """
     done = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True)
-    assert done.stdout == "MainThread\n", done.stderr
+    assert done.stdout == "MainThread False\n", done.stderr
+
+
+def late_delimiters(app: Flask) -> str:
+    app.jinja_options = {"variable_start_string": "[[", "variable_end_string": "]]"}
+    return "[[ has_feature('feature-exports') ]] [[ 'feature-exports' is entitled ]]"
+
+
+def late_loader(app: Flask) -> str:
+    app.jinja_loader = DictLoader({"imported": "{% set answer = has_feature('feature-exports') %}"})
+    return "{% from 'imported' import answer %}{{ answer }} {{ 'feature-exports' is entitled }}"
+
+
+@pytest.mark.parametrize("change", [late_delimiters, late_loader])
+def test_app_may_settle_its_templates_after_init_app(app: Flask, change: Callable[[Flask], str]) -> None:
+    source = change(app)
+    add_view(app, answer=lambda: render_template_string(source))
+    assert client_of(app).get("/").text == "True True"
+
+
+def test_app_may_have_made_its_templates_before_init_app(sidecar: Sidecar) -> None:
+    app = Flask("shop")
+    app.config.update(STIGG_GUARD_LEDGER="memory://", STIGG_GUARD_SIDECAR=sidecar.address)
+    app.jinja_env.globals["shop"] = "ours"
+    StiggGuard(app).customer_loader(lambda _: ESSENTIALS)
+    add_view(app, answer=lambda: render_template_string("{{ shop }} {{ 'feature-exports' is entitled }}"))
+    with guard_of(app):
+        assert app.test_client().get("/").text == "ours True"
+
+
+def test_environment_of_templates_may_have_a_class_of_its_own(make_app: MakeApp, sidecar: Sidecar) -> None:
+    class Shouting(Flask):
+        class jinja_environment(Environment):  # noqa: N801 # Flask's own name
+            pass
+
+    app = Shouting("shop")
+    app.config.update(STIGG_GUARD_LEDGER="memory://")
+    StiggGuard(app)
+    assert isinstance(app.jinja_env, Shouting.jinja_environment)
+    assert "usage_bar" in app.jinja_env.globals
+
+
+# Tests of an app
+
+
+def test_tests_are_warned_before_the_ledger_of_the_settings_is_used(make_app: MakeApp, tmp_path: Path) -> None:
+    app = make_app(LEDGER=None)
+    app.testing = True
+    runs = add_view(app, consumes_usage(1, TEMPLATES))
+    with pytest.raises(RealLedgerWarning, match="override entitlements"):
+        client_of(app).post("/")
+    assert (runs, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_overridden_app_needs_no_folder_and_warns_nobody(make_app: MakeApp, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    app = Flask("shop", instance_path=str(tmp_path / "file" / "instance"))
+    app.config.update(STIGG_GUARD_CUSTOMER=signed_in, TESTING=True)
+    StiggGuard(app)
+    add_view(app, consumes_usage(1, TEMPLATES))
+    with override_entitlements({TEMPLATES: {"limit": 1}}):
+        assert [client_of(app).post("/").status_code for _ in range(2)] == [200, 402]
 
 
 def test_import_without_flask_says_the_pip_line() -> None:

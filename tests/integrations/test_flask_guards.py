@@ -8,13 +8,24 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, Response, abort, redirect, request, send_file, stream_with_context
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    redirect,
+    render_template_string,
+    request,
+    send_file,
+    stream_with_context,
+)
 from flask.views import MethodView, View
+from flask_caching import Cache
 from werkzeug.exceptions import HTTPException
 
 from integrations.flask_shop import ESSENTIALS, GROWTH, TEMPLATES, add_view, client_of, guard_of
 from stigg_guard import ConfigError, InvalidRequest
-from stigg_guard.flask import StiggGuard, consumes_usage, exempt, protect, requires_feature
+from stigg_guard.flask import StiggGuard, consumes_usage, exempt, protect, releases_usage, requires_feature
 
 MakeApp = Callable[..., Flask]
 Used = Callable[[], float]
@@ -74,14 +85,6 @@ def test_before_request_function_that_consumes_is_refused_with_the_remedy_and_ho
 
     app.testing = True
     with pytest.raises(ConfigError, match="protect the blueprint"):
-        client_of(app).get("/")
-    assert (used(), guard_of(app).stats()["held"]) == (3, 0)
-
-
-def test_view_that_returns_nothing_is_refused_with_the_remedy(app: Flask, used: Used) -> None:
-    add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: None)
-    app.testing = True
-    with pytest.raises(ConfigError, match=r"nothing for /\. A view has to return its answer"):
         client_of(app).get("/")
     assert (used(), guard_of(app).stats()["held"]) == (3, 0)
 
@@ -172,6 +175,13 @@ def test_head_request_streams_nothing_and_is_given_back_at_once(app: Flask, used
     assert (used(), guard_of(app).stats()["held"]) == (3, 0)
 
 
+def test_units_are_given_back_as_the_view_says(app: Flask, used: Used) -> None:
+    release = releases_usage(3, TEMPLATES, actual=lambda answer: len(answer["removed"]))
+    add_view(app, release, answer=lambda: {"removed": ["poster"]})
+    assert client_of(app).post("/").get_json() == {"removed": ["poster"]}
+    assert used() == 2
+
+
 def test_bad_constant_number_of_units_is_refused_at_decoration() -> None:
     with pytest.raises(InvalidRequest):
         consumes_usage(-1, TEMPLATES)
@@ -189,6 +199,45 @@ def test_body_that_is_no_json_is_answered_by_flask_and_holds_nothing(app: Flask,
     assert client_of(app).post("/", data="text").status_code == 415
     assert runs == []
     assert used() == 3
+
+
+# Caches that customers share
+
+
+@pytest.mark.parametrize(
+    "guard", [requires_feature("feature-exports"), consumes_usage(1, TEMPLATES), releases_usage(1, TEMPLATES)]
+)
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("made", "private"),
+        (("made", 201), "private"),
+        (("sold out", 409), "private"),
+        (lambda: abort(404), "private"),
+        (lambda: redirect("/new"), "private"),
+        (("made", {"Cache-Control": "public, max-age=60"}), "public, max-age=60"),
+        (lambda: Response("made", headers={"Cache-Control": "no-store"}), "no-store"),
+    ],
+)
+def test_response_of_a_guarded_view_is_for_no_shared_cache_unless_the_view_says_so(
+    app: Flask, guard: Any, answer: Any, kept: str
+) -> None:
+    add_view(app, guard, answer=answer)
+    assert client_of(app).get("/").headers["Cache-Control"] == kept
+
+
+@pytest.mark.parametrize("kept", ["private", None])
+def test_response_of_a_group_or_a_rule_is_for_no_shared_cache_and_no_other(make_app: MakeApp, kept: Any) -> None:
+    app = make_app(RULES=[{"path": "/", "feature": "feature-exports"}] if kept else [])
+    add_view(app, answer=lambda: render_template_string("{{ usage('feature-templates') }}"))
+    assert client_of(app).get("/").headers.get("Cache-Control") == kept
+
+
+def test_cache_below_a_guard_gives_nobody_what_his_plan_lacks(app: Flask) -> None:
+    cache = Cache(app, config={"CACHE_TYPE": "SimpleCache"})
+    runs = add_view(app, requires_feature("feature-analytics"), cache.cached())
+    statuses = [client_of(app, customer).get("/").status_code for customer in (GROWTH, GROWTH, ESSENTIALS)]
+    assert (statuses, runs) == ([200, 200, 402], ["run"])
 
 
 # Groups

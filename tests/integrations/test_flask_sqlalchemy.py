@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, Response
+from flask import Flask, Response, stream_with_context
 from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import DDL, func, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from stigg_guard import Guard
-from stigg_guard.flask import StiggGuard, consumes_usage
+from stigg_guard.flask import StiggGuard, consumes_usage, releases_usage
 from stigg_guard.flask.sqlalchemy import follow, is_write
 from stigg_guard.sidecar.server import Sidecar
 
@@ -277,6 +277,118 @@ def test_reads_after_the_commit_do_not_lose_the_usage(shop: Shop) -> None:
 
     shop.post(view)
     assert shop.counted() == (1, 0)
+
+
+def make_and_show(shop: Shop, change: Callable[[Template], None]) -> None:
+    """Commits one template, and changes another one that is only shown."""
+    with shop.app.app_context():
+        shop.write("shown")
+        shop.db.session.commit()
+    shop.write("made")
+    shop.db.session.commit()
+    change(shop.db.session.scalars(select(Template).limit(1)).one())
+
+
+def change_for_display(shop: Shop) -> None:
+    def upper(template: Template) -> None:
+        template.title = template.title.upper()
+
+    make_and_show(shop, upper)
+
+
+def add_for_display(shop: Shop) -> None:
+    make_and_show(shop, lambda _: shop.db.session.add(Template(title="a draft")))
+
+
+@pytest.mark.parametrize("display", [change_for_display, add_for_display])
+def test_committed_work_is_counted_whatever_is_changed_afterwards(
+    shop: Shop, display: Callable[[Shop], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert shop.post(lambda: str(display(shop))) == 200
+    assert shop.counted() == (1, 0)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("display", [change_for_display, add_for_display])
+def test_committed_work_of_a_block_is_counted_too(shop: Shop, display: Callable[[Shop], None]) -> None:
+    def view() -> tuple[str, int]:
+        with shop.guard.consume(TEMPLATES, customer=ESSENTIALS):
+            display(shop)
+        return "only the block is counted", 400
+
+    shop.post(view)
+    assert shop.counted() == (1, 0)
+
+
+@pytest.mark.parametrize("display", [change_for_display, add_for_display])
+def test_units_are_given_back_by_committed_work(shop: Shop, display: Callable[[Shop], None]) -> None:
+    shop.app.view_functions["view"] = releases_usage(2, TEMPLATES)(lambda: str(display(shop)))
+    shop.client.post("/")
+    assert shop.counted() == (-2, 0)
+
+
+def test_committed_work_is_counted_with_a_warning_where_more_was_written(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    def view() -> str:
+        shop.write()
+        shop.db.session.commit()
+        shop.write("and another")
+        return "made"
+
+    shop.post(view)
+    assert shop.counted() == (1, 0)
+    assert "commit once, after the last write" in caplog.text
+
+
+def test_what_was_committed_before_the_units_were_held_is_no_work(shop: Shop) -> None:
+    @shop.app.before_request
+    def note_the_visit() -> None:
+        shop.write("visit")
+        shop.db.session.commit()
+
+    def view() -> str:
+        shop.write()
+        return "made"
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
+
+
+def test_a_commit_that_wrote_nothing_is_no_work(shop: Shop) -> None:
+    def view() -> str:
+        shop.read()
+        shop.db.session.commit()
+        shop.write()
+        return "made"
+
+    shop.post(view)
+    assert shop.counted() == (0, 0)
+
+
+@pytest.mark.parametrize(("commits", "used"), [(True, 1), (False, 0)])
+@pytest.mark.parametrize("writes_in_stream", [True, False])
+def test_a_stream_that_outlives_the_transaction_follows_it(
+    shop: Shop, writes_in_stream: bool, commits: bool, used: int
+) -> None:
+    def work() -> None:
+        shop.write()
+        if commits:
+            shop.db.session.commit()
+
+    def parts() -> Iterator[str]:
+        if writes_in_stream:
+            work()
+        yield "made"
+
+    def view() -> Response:
+        if not writes_in_stream:
+            work()
+        return Response(stream_with_context(parts()) if writes_in_stream else parts())
+
+    shop.does = view
+    assert shop.client.post("/").text == "made"
+    assert shop.counted() == (used, 0)
 
 
 def test_a_view_without_the_database_is_counted(shop: Shop) -> None:

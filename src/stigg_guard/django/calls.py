@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from functools import partial, wraps
 from inspect import isawaitable, unwrap
 from typing import Any, ParamSpec, TypeVar, cast
@@ -14,14 +14,15 @@ from django.http.response import HttpResponseBase, StreamingHttpResponse
 from django.template.response import SimpleTemplateResponse
 from django.views import View
 
+from stigg_guard.config import Config
 from stigg_guard.consumption import Consumption, SettlingStream
-from stigg_guard.decorators import Begin, HoldOpen, is_asynchronous, settled_call
+from stigg_guard.decorators import Begin, Ending, HoldOpen, is_asynchronous, settled_call
 from stigg_guard.django import asynchronous
 from stigg_guard.django.asynchronous import AsyncSettlingStream
 from stigg_guard.django.conf import DEFAULT, get_guard
-from stigg_guard.django.requests import customer_of, note_use
+from stigg_guard.django.requests import ViewOf, customer_of, login_pages, note_use
 from stigg_guard.entitlements import Customer
-from stigg_guard.views import ViewCalls, succeeded
+from stigg_guard.views import ViewCalls, leads_back, leads_to, private_unless_said, succeeded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,62 +55,93 @@ class DjangoCalls(ViewCalls):
     def held(self, usage: Consumption, request: HttpRequest, *_args: Any, **_kwargs: Any) -> None:
         note_use(request, usage, self._using)
 
-    def settle(self, response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
-        if isinstance(response, SimpleTemplateResponse) and self._is_in_transaction():
-            # It ends before the response is rendered, and usage is to go with it.
-            return response, succeeded(response.status_code)
-        return settle(response, hold_open)
-
-    def _is_in_transaction(self) -> bool:
-        return connections[get_guard(self._using).config.database].in_atomic_block
-
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
-        return self._awaiting(function, check) if is_awaited(function) else super().check_first(function, check)
+        return self._under(function, check)
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
-        return self._awaiting(function, begin) if is_awaited(function) else self._blocking(function, begin)
+        return self._under(function, begin)
+
+    def _under(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
+        """The view, with what is begun before each call ended after it."""
+        call = self._awaiting(function, begin) if is_awaited(function) else self._blocking(function, begin)
+        return wraps(function)(call)
 
     def _awaiting(self, function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
-        @wraps(function)
         async def awaiting(*args: Any, **kwargs: Any) -> Any:
+            if not self.applies(*args, **kwargs):
+                return await function(*args, **kwargs)
             ending = await asynchronous.begun(partial(begin, *args, **kwargs))
             if ending is None:
-                return await function(*args, **kwargs)
-            return await asynchronous.settled_call(partial(function, *args, **kwargs), self.settle, ending)
+                return _private(await function(*args, **kwargs))
+            return await self._settled_later(partial(function, *args, **kwargs), ending, self.request(*args, **kwargs))
 
         return awaiting
 
-    def _blocking(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
-        @wraps(function)
-        def blocking(*args: P.args, **kwargs: P.kwargs) -> R:
+    def _blocking(self, function: Callable[..., R], begin: Begin) -> Callable[..., R]:
+        def blocking(*args: Any, **kwargs: Any) -> R:
+            if not self.applies(*args, **kwargs):
+                return function(*args, **kwargs)
             ending = begin(*args, **kwargs)
             if ending is None:
-                return function(*args, **kwargs)
+                return _private(function(*args, **kwargs))
+            request = self.request(*args, **kwargs)
             try:
-                response = function(*args, **kwargs)
+                response: Any = function(*args, **kwargs)
             except BaseException:
                 ending(False, None)
                 raise
             if isawaitable(response):
-                return cast(R, asynchronous.settled_call(lambda: response, self.settle, ending))
-            return cast(R, settled_call(lambda: response, self.settle, ending))
+                return cast(R, self._settled_later(lambda: response, ending, request))
+            return cast(R, settled_call(lambda: response, partial(self._settle, request), ending))
 
         return blocking
 
+    async def _settled_later(self, call: Callable[[], Awaitable[Any]], ending: Ending, request: HttpRequest) -> Any:
+        return await asynchronous.settled_call(call, partial(self._settle, request), ending, ViewOf(request))
 
-def settle(response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
-    """The response, and whether it is a success. A stream is settled when it ends, a template when it is rendered."""
-    if not isinstance(response, HttpResponseBase) or not succeeded(response.status_code):
-        return response, False
-    if isinstance(response, StreamingHttpResponse):
-        response.streaming_content = _settling(response.streaming_content, hold_open)
-    elif isinstance(response, SimpleTemplateResponse) and not response.is_rendered:
-        _settle_rendered(response, hold_open(()))
-    return response, True
+    def _settle(self, request: HttpRequest, response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
+        """The response, and whether it is a success. A stream is settled when it ends, a template when it is rendered,
+        unless it is in a transaction, which ends before: usage is to go with that."""
+        if not isinstance(response, HttpResponseBase):
+            return response, False
+        private_unless_said(response.headers)
+        if not succeeded(response.status_code) or _asks_to_sign_in(response, request, get_guard(self._using).config):
+            return response, False
+        if isinstance(response, StreamingHttpResponse):
+            _settle_streamed(response, hold_open, ViewOf(request))
+        elif (
+            isinstance(response, SimpleTemplateResponse) and not response.is_rendered and not self._is_in_transaction()
+        ):
+            _settle_rendered(response, hold_open(()))
+        return response, True
+
+    def _is_in_transaction(self) -> bool:
+        return connections[get_guard(self._using).config.database].in_atomic_block
 
 
-def _settling(parts: Iterable[bytes] | AsyncIterable[bytes], hold_open: HoldOpen) -> Any:
-    return AsyncSettlingStream(parts, hold_open(())) if isinstance(parts, AsyncIterable) else hold_open(parts)
+def _private(response: R) -> R:
+    """The response of a guarded view, which caches are not to hand to others."""
+    if isinstance(response, HttpResponseBase):
+        private_unless_said(response.headers)
+    return response
+
+
+def _asks_to_sign_in(response: HttpResponseBase, request: HttpRequest, config: Config) -> bool:
+    """Whether it is a redirect to a login page: one that settings name, or one that is told to lead back to where it
+    came from, as those of Django's decorators and mixins are."""
+    location = response.headers.get("Location", "") if response.status_code >= 300 else ""
+    if not location:
+        return False
+    pages = login_pages(config)
+    return leads_back(location, request.get_full_path()) or any(leads_to(location, page) for page in pages)
+
+
+def _settle_streamed(response: StreamingHttpResponse, hold_open: HoldOpen, view: ViewOf) -> None:
+    parts: Any = response.streaming_content
+    is_async = isinstance(parts, AsyncIterable)
+    response.streaming_content = (
+        AsyncSettlingStream(parts, hold_open(()), response, view) if is_async else hold_open(parts)
+    )
 
 
 def _settle_rendered(response: SimpleTemplateResponse, settlement: SettlingStream[Any]) -> None:

@@ -5,12 +5,17 @@
 ``stigg_guard.E002``       there is no resolver ``CUSTOMER``
 ``stigg_guard.E003``       a setting is unknown or wrong, or two sidecars have one ledger
 ``stigg_guard.E004``       the file of the ledger cannot be written
+``stigg_guard.E005``       a guard of a view names no feature
+``stigg_guard.E006``       a router forbids the tables of the ledger
 ``stigg_guard.E007``       the two ways to the ledger's database lead to different tables (``--database``)
 ``stigg_guard.W001``       the middleware stands above the one that tells who is signed in
 ``stigg_guard.W002``       ``ON_OUTAGE`` is not decided (``--deploy``)
 ``stigg_guard.W003``       the ledger is in memory (``--deploy``)
 ``stigg_guard.W004``       the ledger's SQLite database refuses transactions that turn to writing
 ``stigg_guard.W005``       a feature is named that the catalog does not have (``--deploy``)
+``stigg_guard.W006``       a rule meets no view
+``stigg_guard.W007``       a guard that holds units stands above what asks who may have them
+``stigg_guard.W008``       a middleware above ours keeps pages in a cache that all share
 ``stigg_guard.W009``       the ledger's database is behind a pooler (``--database``)
 ``stigg_guard.I001``       how many connections the ledger's database has to have (``--deploy``)
 =========================  =====================================================================
@@ -29,10 +34,11 @@ from django.urls import NoReverseMatch
 from django.utils.module_loading import import_string
 
 from stigg_guard.config import Anonymous, Config
+from stigg_guard.django.checks_of_urls import check_rules, check_views
 from stigg_guard.django.conf import DATABASE_LEDGER, configurations, faults, given_settings
 from stigg_guard.django.folders import project_folders
 from stigg_guard.django.ledger.address import Address, address_of
-from stigg_guard.django.ledger.checks import connection_notes, database_faults
+from stigg_guard.django.ledger.checks import connection_notes, database_faults, router_faults
 from stigg_guard.django.middleware import StiggGuardMiddleware, login_page
 from stigg_guard.errors import ConfigError
 from stigg_guard.features import Comparison, known_features
@@ -42,6 +48,7 @@ from stigg_guard.urls import SQLITE, ledger_file
 
 TAG = "stigg_guard"
 _MIDDLEWARE = f"{StiggGuardMiddleware.__module__}.{StiggGuardMiddleware.__qualname__}"
+_CACHES = ("django.middleware.cache.UpdateCacheMiddleware", "django.middleware.cache.FetchFromCacheMiddleware")
 _SIGNS_IN = (
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -50,7 +57,15 @@ _SIGNS_IN = (
 
 def register_checks() -> None:
     """Registers all checks under the tag ``stigg_guard``."""
-    for check in (check_settings, check_middleware, check_customer, check_login, check_ledger):
+    for check in (
+        check_settings,
+        check_middleware,
+        check_customer,
+        check_login,
+        check_ledger,
+        check_rules,
+        check_views,
+    ):
         register(check, TAG)
     for check in (check_outage_policy, check_workers, check_features, check_connections):
         register(check, TAG, deploy=True)
@@ -68,12 +83,7 @@ def check_middleware(**_: Any) -> Sequence[CheckMessage]:
     if ours is None:
         hint = f"Add {_MIDDLEWARE!r} to MIDDLEWARE, after AuthenticationMiddleware."
         return [Error("Nothing turns a denied request into a response.", hint=hint, id="stigg_guard.E001")]
-    below = [path for path in settings.MIDDLEWARE[ours:] if path in _SIGNS_IN]
-    if below:
-        hint = f"Move it below {below[-1]!r}."
-        text = "Middleware that asks request.stigg may ask before it is known who is signed in."
-        return [Warning(text, hint=hint, obj=settings.MIDDLEWARE[ours], id="stigg_guard.W001")]
-    return []
+    return [*_late_sign_in(settings.MIDDLEWARE[ours:]), *_shared_caches(settings.MIDDLEWARE[:ours])]
 
 
 def check_customer(**_: Any) -> Sequence[CheckMessage]:
@@ -157,6 +167,25 @@ def _database_ledgers() -> list[tuple[str, Address]]:
     return [(place, address_of(url)) for place, url in urls if url.startswith(DATABASE_LEDGER)]
 
 
+def _late_sign_in(from_ours: Sequence[str]) -> Iterator[CheckMessage]:
+    below = [path for path in from_ours if path in _SIGNS_IN]
+    if below:
+        hint = f"Move it below {below[-1]!r}."
+        text = "Middleware that asks request.stigg may ask before it is known who is signed in."
+        yield Warning(text, hint=hint, obj=from_ours[0], id="stigg_guard.W001")
+
+
+def _shared_caches(above: Sequence[str]) -> Iterator[CheckMessage]:
+    caches = [path for path in above if path in _CACHES]
+    if caches:
+        text = "A page from the site-wide cache is answered without its guards, whoever asks."
+        hint = (
+            "Guarded pages are private, and are not kept unless their views say otherwise in Cache-Control: look for "
+            "such views, then silence this check; or cache single views by cache_page below their guards."
+        )
+        yield Warning(text, hint=hint, obj=caches[0], id="stigg_guard.W008")
+
+
 def _login_faults(place: str, config: Config) -> Iterator[CheckMessage]:
     if config.anonymous is Anonymous.LOGIN:
         try:
@@ -172,6 +201,7 @@ def _ledger_faults(place: str, url: str) -> Iterator[CheckMessage]:
         yield Error(f"The ledger cannot be used: {problem}.", hint=hint, obj=place, id="stigg_guard.E004")
     if url.startswith(DATABASE_LEDGER):
         alias = address_of(url).alias
+        yield from router_faults(alias, place)
         database = connections[alias]
         mode = database.settings_dict["OPTIONS"].get("transaction_mode")
         if database.vendor == "sqlite" and database.settings_dict["ATOMIC_REQUESTS"] and mode is None:

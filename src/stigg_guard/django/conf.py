@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import HttpRequest
@@ -121,7 +122,8 @@ def _made(using: str, given: Any) -> Configured:
     resolver, observer = _resolver(config.customer), SignalObserver(using)
     if config.ledger is not None and config.ledger.startswith(DATABASE_LEDGER):
         return Configured(_guard_over_database(config, config.ledger, observer), resolver)
-    guard = Guard(_with_ledger(config), confirm=confirm_on_commit(config.database), observer=observer)
+    confirm = confirm_on_commit(config.database)
+    guard = Guard(_with_ledger(config), confirm=confirm, observer=observer, is_testing=_tests_run)
     return Configured(guard, resolver)
 
 
@@ -173,9 +175,14 @@ def _guard_over_database(config: Config, url: str, observer: SignalObserver) -> 
         """At once where usage is a part of the transaction that it follows; the ledger of an override is not."""
         (confirm_now if in_same_database and guard.ledger is ledger else on_commit)(end)
 
-    guard = Guard(config, clock=clock, ledger=ledger, confirm=confirm, observer=observer)
+    guard = Guard(config, clock=clock, ledger=ledger, confirm=confirm, observer=observer, is_testing=_tests_run)
     ledger.committed = guard.send
     return guard
+
+
+def _tests_run() -> bool:
+    """Whether this is Django's test environment, whoever has set it up."""
+    return hasattr(mail, "outbox")
 
 
 def _with_ledger(config: Config) -> Config:

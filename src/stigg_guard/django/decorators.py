@@ -77,15 +77,18 @@ def releases_usage(
     n: OneOrComputed[Amount],
     feature: str,
     *,
+    actual: Callable[[Any], Amount] | None = None,
     methods: Iterable[str] = (),
     resource: str | Callable[..., str | None] | None = None,
     using: str = DEFAULT,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Gives ``n`` units of a fluctuating feature back if the view answers with a status below 400.
 
-    ``n`` is as for :func:`consumes_usage`, and how many units are given back: not negative.
+    ``n`` is as for :func:`consumes_usage`, and how many units are given back: not negative. ``actual`` says of the
+    response how many are given back in place of them.
 
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite.
     """
-    return decorators.releases_usage(n, feature, calls=DjangoCalls(using, methods=methods, resource=resource))
+    calls = DjangoCalls(using, methods=methods, resource=resource)
+    return decorators.releases_usage(n, feature, calls=calls, actual=actual)

@@ -13,16 +13,14 @@ The functions take the request from the template's context: a template that impo
 
 from __future__ import annotations
 
-from django.core.exceptions import ImproperlyConfigured
 from jinja2 import Environment, pass_context
 from jinja2.ext import Extension
 from jinja2.runtime import Context
 from markupsafe import Markup
 
-from stigg_guard import denial
 from stigg_guard.display import DisplayedPlan, Line
-from stigg_guard.django.conf import DEFAULT, get_guard
-from stigg_guard.django.requests import displayed_plan
+from stigg_guard.django.conf import DEFAULT
+from stigg_guard.django.pages import page_plan, page_upgrade_url
 from stigg_guard.entitlements import Entitlement
 
 
@@ -64,7 +62,7 @@ def plan_lines(context: Context, using: str = DEFAULT) -> list[Line]:
 
 def upgrade_url(feature: str = "", using: str = DEFAULT) -> str:
     """The configured address of the upgrade page; empty without one."""
-    return denial.upgrade_url(get_guard(using).config, feature) or ""
+    return page_upgrade_url(feature, using)
 
 
 class StiggGuardExtension(Extension):
@@ -78,10 +76,4 @@ class StiggGuardExtension(Extension):
 
 
 def _plan(context: Context, using: str) -> DisplayedPlan:
-    request = context.get("request")
-    if request is None:
-        raise ImproperlyConfigured(
-            "the functions of stigg_guard need the request in the template's context: render with the request, and "
-            "import the templates that use them 'with context'"
-        )
-    return displayed_plan(request, using)
+    return page_plan(context.get("request"), context.parent, using)

@@ -17,12 +17,12 @@ from django.template import Context, Engine, TemplateDoesNotExist, loader
 from stigg_guard.config import Anonymous, Config
 from stigg_guard.denial import Denial, Refusal, is_answered, page_source, rate_limit_headers
 from stigg_guard.django.conf import configurations, faults, get_guard
-from stigg_guard.django.requests import asked_configuration, displayed_plan, note_use, noted_use
+from stigg_guard.django.requests import asked_configuration, displayed_plan, is_of_customer, note_use, noted_use
 from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
 from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError, SignInRequired
 from stigg_guard.log import logger
-from stigg_guard.views import EXEMPT
+from stigg_guard.views import EXEMPT, private_unless_said
 
 
 class StiggGuardMiddleware:
@@ -80,6 +80,8 @@ async def _refuse_unruled_awaited(request: HttpRequest, view: Callable[..., Any]
 
 
 def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    if is_of_customer(request):
+        private_unless_said(response.headers)
     used = noted_use(request)
     if used:
         for name, value in rate_limit_headers(used, datetime.now(timezone.utc)).items():

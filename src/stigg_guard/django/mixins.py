@@ -19,7 +19,7 @@ from stigg_guard.django.requests import customer_of
 from stigg_guard.entitlements import Customer
 
 
-class _GuardedView(View):
+class GuardedView(View):
     """What the mixins have in common. ``guarded_methods`` are HTTP methods, all but OPTIONS when none are named."""
 
     feature: str = ""
@@ -41,7 +41,7 @@ class _GuardedView(View):
         return None
 
 
-class RequiresFeatureMixin(_GuardedView):
+class RequiresFeatureMixin(GuardedView):
     """Runs the view only for customers who may use the feature; the middleware answers the others."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -49,7 +49,7 @@ class RequiresFeatureMixin(_GuardedView):
         return requiring(super().dispatch)(request, *args, **kwargs)
 
 
-class ConsumesUsageMixin(_GuardedView):
+class ConsumesUsageMixin(GuardedView):
     """Holds ``usage_amount`` units of the feature while the view runs, and reports them if its status is below 400.
 
     A view with a form is best guarded by ``guarded_methods = ["POST"]``. Django shows a form with mistakes with status

@@ -28,6 +28,7 @@ _PROBLEM = ResolvedComponent(  # type: ignore[no-untyped-call] # drf-spectacular
         "type": "object",
         "description": "Why a request was refused (RFC 9457).",
         "properties": {
+            "type": {"type": "string", "format": "uri"},
             "title": {"type": "string"},
             "status": {"type": "integer"},
             "detail": {"type": "string"},
@@ -39,8 +40,9 @@ _PROBLEM = ResolvedComponent(  # type: ignore[no-untyped-call] # drf-spectacular
             "requested": {**_NUMBER, "nullable": True},
             "resets_at": {"type": "string", "format": "date-time"},
             "upgrade_url": {"type": "string"},
+            "violated-policies": {"type": "array", "items": {"type": "string"}},
         },
-        "required": ["title", "status", "detail"],
+        "required": ["type", "title", "status", "detail"],
     },
 )
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
+from django.shortcuts import resolve_url
+from django.urls import NoReverseMatch
 
+from stigg_guard.config import Config
 from stigg_guard.consumption import Consumption
 from stigg_guard.display import DisplayedPlan
 from stigg_guard.django import asynchronous
@@ -17,6 +22,7 @@ from stigg_guard.django.conf import DEFAULT, configured, get_guard
 from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import FeatureDenied, SignInRequired
+from stigg_guard.guard import Guard
 
 T = TypeVar("T")
 
@@ -24,6 +30,7 @@ _ANYBODY = Customer("anybody")
 _CUSTOMER = "_stigg_guard_customer_"
 _PLAN = "_stigg_guard_plan_"
 _USED = "_stigg_guard_used"
+_SUCCESS = "_stigg_guard_success"
 _USING = "_stigg_guard_using"
 
 
@@ -47,7 +54,7 @@ class RequestPlan(DisplayedPlan):
         """As ``all``."""
         return await sync_to_async(lambda: self.all)()
 
-    def _asked(self, ask: Callable[[str | Customer], T]) -> T | None:
+    def _asked(self, ask: Callable[[Guard, Customer], T]) -> T | None:
         look_up = partial(super()._asked, ask)
         return look_up() if asynchronous.may_block() else asynchronous.beside_loop(look_up)
 
@@ -108,6 +115,32 @@ def noted_use(request: HttpRequest) -> Sequence[Consumption | FeatureDenied]:
     """What :func:`note_use` was told of the request."""
     used: list[Consumption | FeatureDenied] = vars(request).get(_USED, [])
     return used
+
+
+def is_of_customer(request: HttpRequest) -> bool:
+    """Whether anybody has asked whose request it is: guards have, and what is shown of a plan."""
+    return _USING in vars(request)
+
+
+def login_pages(config: Config) -> Iterator[str]:
+    """The addresses of the pages where customers sign in: Django's, and that of the configuration."""
+    for page in (settings.LOGIN_URL, config.login_url):
+        with suppress(NoReverseMatch):  # a check tells of a name that no URL has, where it is needed
+            if page is not None:
+                yield resolve_url(page)
+
+
+class ViewOf:
+    """What the guards above each other know of the view that answers the request."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._known = _of_django(request)
+
+    def note_success(self, response: Any) -> None:
+        self._known[_SUCCESS] = response
+
+    def success(self) -> Any:
+        return self._known.get(_SUCCESS)
 
 
 def _of_django(request: HttpRequest) -> dict[str, Any]:

@@ -8,26 +8,25 @@ The decorators of :mod:`stigg_guard.django` guard single handlers and actions, a
         throttle_classes = [ConsumesUsage(1, "feature-api-calls")]
 
 The resolver ``CUSTOMER`` gets the framework's request, whose ``user`` is the one whom the framework authenticates.
+
+``rest_framework.views`` resolves the settings of the API while it is imported. Those may name, by dotted path, what is
+made of the classes below, so that nothing here imports it before a request comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stigg_guard.errors import MissingExtra
 
 try:
-    from rest_framework import views
+    from rest_framework.exceptions import APIException
 except ModuleNotFoundError as error:
     raise MissingExtra("djangorestframework", "stigg_guard.django.rest") from error
 
-from rest_framework.exceptions import APIException
 from rest_framework.permissions import BasePermission, OperationHolderMixin
-from rest_framework.request import Request
-from rest_framework.response import Response
 from rest_framework.throttling import BaseThrottle
-from rest_framework.views import APIView
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
@@ -36,6 +35,12 @@ from stigg_guard.denial import PROBLEM_TYPE, REFUSALS, Refusal, is_answered
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of
+from stigg_guard.views import private_unless_said
+
+if TYPE_CHECKING:
+    from rest_framework.request import Request
+    from rest_framework.response import Response
+    from rest_framework.views import APIView
 
 
 class Problem(APIException):
@@ -75,6 +80,7 @@ class HasFeature(OperationHolderMixin, BasePermission):
     ) -> None:
         self.calls = DjangoCalls(using, methods=methods, resource=resource)
         self.using = using
+        self._feature = feature
         self._check = decorators.feature_check(feature, calls=self.calls)
 
     def __call__(self) -> HasFeature:
@@ -82,18 +88,32 @@ class HasFeature(OperationHolderMixin, BasePermission):
         return self
 
     def has_permission(self, request: Request, view: APIView) -> bool:
-        """True.
+        """True. Where the framework only asks what it might show, such as forms, whether it is permitted.
 
         Raises:
             Problem: the customer may not use the feature, is nobody, or cannot be looked up.
         """
+        if _is_probe(request):
+            return self._would_permit(request, view)
         try:
             self._check(request, *view.args, **view.kwargs)
         except REFUSALS as error:
             if not is_answered(error):
                 raise
             raise Problem(error, request, view) from error
+        if self.calls.applies(request):
+            _keep_private(view)
         return True
+
+    def _would_permit(self, request: Request, view: APIView) -> bool:
+        """What :meth:`has_permission` comes to, with nobody told of a denial."""
+        if not self.calls.applies(request):
+            return True
+        try:
+            customer = self.calls.customer(request, *view.args, **view.kwargs)
+            return bool(self.calls.guard().peek(self._feature, customer=customer))
+        except REFUSALS:
+            return False
 
 
 class ConsumesUsage(BaseThrottle):
@@ -148,6 +168,8 @@ def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | 
 
     Without it those of :class:`HasFeature` are rendered, too, and all others are answered by the middleware.
     """
+    from rest_framework import views
+
     request = context["request"]
     if is_answered(exc):
         exc = Problem(exc, request, context["view"])
@@ -158,3 +180,20 @@ def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | 
         if request.accepted_renderer.format == "json":
             response.content_type = PROBLEM_TYPE
     return response
+
+
+def _keep_private(view: APIView) -> None:
+    """Has the response of the view, which serves this request only, kept out of shared caches."""
+    finalize = view.finalize_response
+
+    def finalize_private(*args: Any, **kwargs: Any) -> Response:
+        response = finalize(*args, **kwargs)
+        private_unless_said(response.headers)
+        return response
+
+    view.finalize_response = finalize_private  # type: ignore[method-assign] # of this instance
+
+
+def _is_probe(request: Request) -> bool:
+    """Whether the framework asks about another request than the client's: its own clone with a method put in."""
+    return "method" in vars(request)

@@ -10,10 +10,13 @@ from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 from asgiref.sync import markcoroutinefunction
+from django.conf import settings
+from django.conf.urls.i18n import is_language_prefix_patterns_used
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.urls import ResolverMatch, URLPattern, URLResolver, include
 from django.urls.resolvers import RoutePattern
+from django.utils.translation import get_language_from_path
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
@@ -68,9 +71,19 @@ def ruled(urlconf: Any) -> GuardedUrls:
 
 def met_rules(request: HttpRequest) -> tuple[tuple[str, Rule], ...]:
     """The rules that the request meets, at most one of each configuration, after the configuration's name."""
-    path, method = request.path_info, request.method or ""
-    met = ((using, rule_of(made.guard.config.rules, path, method)) for using, made in configurations().items())
+    paths, method = _paths(request), request.method or ""
+    view = request.resolver_match.view_name if request.resolver_match is not None else ""
+    met = ((using, rule_of(made.guard.config.rules, paths, method, view)) for using, made in configurations().items())
     return tuple((using, rule) for using, rule in met if rule is not None)
+
+
+def _paths(request: HttpRequest) -> Sequence[str]:
+    """The path within the site, and that without the prefix of a language where the URLs have one."""
+    path = request.path_info
+    language, _ = is_language_prefix_patterns_used(getattr(request, "urlconf", None) or settings.ROOT_URLCONF)
+    if not language or get_language_from_path(path) is None:
+        return (path,)
+    return path, "/" + path.lstrip("/").partition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)

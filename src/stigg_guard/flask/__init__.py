@@ -11,9 +11,10 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtra("flask", "stigg_guard.flask") from error
 
+from stigg_guard.flask.decorators import consumes_usage, releases_usage, requires_feature
 from stigg_guard.flask.errors import FeatureDenied, Refused
 from stigg_guard.flask.extension import StiggGuard
-from stigg_guard.flask.guards import consumes_usage, protect, releases_usage, requires_feature
+from stigg_guard.flask.groups import protect
 from stigg_guard.flask.signals import feature_denied, usage_lost_contact, usage_reported
 from stigg_guard.views import exempt
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, cast
 from flask import Flask, Request, current_app, g, has_request_context, request
 
 from stigg_guard.consumption import Consumption
+from stigg_guard.decorators import Begin, Ending
 from stigg_guard.display import DisplayedPlan
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, FeatureDenied, SignInRequired
@@ -16,8 +17,6 @@ from stigg_guard.wording import Wording
 
 FoundCustomer: TypeAlias = "str | Customer | None"
 CustomerLoader: TypeAlias = "Callable[[Request], FoundCustomer | Awaitable[FoundCustomer]]"
-Group: TypeAlias = Callable[[Callable[[], Any]], Any]
-"""Calls the view, or what stands between it and the view, under the guard of a group of views."""
 
 EXTENSION = "stigg_guard"
 _ON_G = "_stigg_guard"
@@ -37,18 +36,17 @@ class AppGuard:
 
         With ``ENABLED = False`` nobody is looked up, and anybody will do.
         """
-        current = of_request()
-        if not current.is_customer_known:
-            current.customer, current.is_customer_known = self._load_customer(), True
-        return current.customer
+        return self._customer_of(of_request())
 
     def customer(self) -> str | Customer:
-        """As :meth:`find_customer`, but somebody must be signed in.
+        """As :meth:`find_customer`, for a guard: somebody must be signed in.
 
         Raises:
             SignInRequired: nobody is.
         """
-        customer = self.find_customer()
+        current = of_request()
+        current.is_guarded = True
+        customer = self._customer_of(current)
         if customer is None:
             raise SignInRequired(f"{request.endpoint} is guarded, and the request comes from nobody who is signed in")
         return customer
@@ -61,6 +59,11 @@ class AppGuard:
         if current.plan is None:
             current.plan = DisplayedPlan(self.guard, self.find_customer, self.wording)
         return current.plan
+
+    def _customer_of(self, current: CurrentRequest) -> FoundCustomer:
+        if not current.is_customer_known:
+            current.customer, current.is_customer_known = self._load_customer(), True
+        return current.customer
 
     def _load_customer(self) -> FoundCustomer:
         config = self.guard.config
@@ -77,15 +80,17 @@ class AppGuard:
 
 
 class CurrentRequest:
-    """What is known of one request: whose it is, what templates show, what guards it as one of a group, and what its
-    guards held or denied."""
+    """What is known of one request: whose it is, what templates show, which groups are to guard it and which of them
+    have begun, whether anything guards it, and what its guards held or denied."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.customer: FoundCustomer = None
         self.is_customer_known = False
         self.plan: DisplayedPlan | None = None
-        self.groups: list[Group] = []
+        self.groups: list[Begin] = []
+        self.endings: list[Ending] = []
+        self.is_guarded = False
         self.noted: list[Consumption | FeatureDenied] = []
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from flask import current_app, render_template, request
 from flask.typing import ResponseReturnValue
-from jinja2 import BaseLoader, ChoiceLoader, DictLoader
+from jinja2 import Environment, FunctionLoader, TemplateNotFound
 from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response
 
 from stigg_guard import errors
-from stigg_guard.denial import FRAGMENT_TEMPLATE, TEMPLATE, Denial, Refusal, is_answered, page_source
+from stigg_guard.denial import Denial, Refusal, is_answered, page_source
+from stigg_guard.flask.addresses import login_url, upgrade_url
 from stigg_guard.flask.current import app_guard, of_request
 
 P = ParamSpec("P")
@@ -64,7 +66,7 @@ class Refused(HTTPException, errors.StiggGuardError):
     def get_response(self, environ: Any = None, scope: Any = None) -> Response:
         """The page, the part of a page or the problem+json that this client understands."""
         answer = self.denial.answer(request.headers, request.url)
-        body = answer.body if answer.template is None else render_template(answer.template, denial=self.denial)
+        body = answer.body if answer.template is None else _rendered(answer.template, self.denial)
         return current_app.response_class(body, answer.status, dict(answer.headers), content_type=answer.content_type)
 
 
@@ -111,7 +113,10 @@ def refusing(function: Callable[P, R]) -> Callable[P, R]:
 def refused(error: Refusal) -> Refused:
     """What the error comes to for the current request. The log and the ``RateLimit`` headers are told of it."""
     this = app_guard()
-    denial = Denial.of(error, this.guard.config, this.wording)
+    signs_in = isinstance(error, errors.SignInRequired)
+    denial = Denial.of(error, this.guard.config, this.wording, login_url=login_url() if signs_in else None)
+    if denial.upgrade_url is not None and denial.entitlement is not None:
+        denial = replace(denial, upgrade_url=upgrade_url(denial.entitlement.feature_id))
     if isinstance(error, (errors.SidecarError, errors.LedgerUnavailable)):
         current_app.logger.warning("a request for %s was answered 503: %s", request.endpoint, error)
     if isinstance(error, errors.FeatureDenied):
@@ -119,10 +124,20 @@ def refused(error: Refusal) -> Refused:
     return _made(error, denial)
 
 
-def with_pages(loader: BaseLoader | None) -> BaseLoader:
-    """Finds the built-in pages where the loader, which is an app's with all its blueprints, finds no others."""
-    built_in = DictLoader({name: page_source(name) for name in (TEMPLATE, FRAGMENT_TEMPLATE)})
-    return ChoiceLoader([loader, built_in] if loader is not None else [built_in])
+def _rendered(name: str, denial: Denial) -> str:
+    """The app's own template, or else the built-in one, to which nothing matters that the app does to its templates."""
+    try:
+        own = current_app.jinja_env.get_template(name)
+    except TemplateNotFound as error:
+        if error.name != name:
+            raise
+        return _built_in().get_template(name).render(denial=denial)
+    return render_template(own, denial=denial)
+
+
+@cache
+def _built_in() -> Environment:
+    return Environment(loader=FunctionLoader(page_source), autoescape=True)
 
 
 def _made(error: Refusal, denial: Denial) -> Refused:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TypeVar
+from weakref import ref
 
 from flask import Flask, Response
 from werkzeug.utils import ImportStringError, import_string
@@ -13,14 +15,14 @@ from stigg_guard.config import PREFIX, Anonymous, Config
 from stigg_guard.consumption import Confirm, confirm_now
 from stigg_guard.denial import rate_limit_headers
 from stigg_guard.errors import ConfigError, StiggGuardError
-from stigg_guard.flask import errors, guards
+from stigg_guard.flask import decorators, errors, groups
 from stigg_guard.flask.cli import stigg
 from stigg_guard.flask.current import EXTENSION, AppGuard, CustomerLoader, app_guard, of_request
 from stigg_guard.flask.signals import Signals
-from stigg_guard.flask.templating import TEMPLATE_GLOBALS, TEMPLATE_TESTS
+from stigg_guard.flask.templating import add_to_templates
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
-from stigg_guard.views import exempt
+from stigg_guard.views import exempt, private_unless_said
 from stigg_guard.wording import ENGLISH, Wording
 
 L = TypeVar("L", bound=CustomerLoader)
@@ -37,10 +39,10 @@ class StiggGuard:
         ConfigError: as from :meth:`init_app`.
     """
 
-    requires_feature = staticmethod(guards.requires_feature)
-    consumes_usage = staticmethod(guards.consumes_usage)
-    releases_usage = staticmethod(guards.releases_usage)
-    protect = staticmethod(guards.protect)
+    requires_feature = staticmethod(decorators.requires_feature)
+    consumes_usage = staticmethod(decorators.consumes_usage)
+    releases_usage = staticmethod(decorators.releases_usage)
+    protect = staticmethod(groups.protect)
     exempt = staticmethod(exempt)
 
     def __init__(self, app: Flask | None = None, *, wording: Wording = ENGLISH, confirm: Confirm = confirm_now) -> None:
@@ -51,7 +53,9 @@ class StiggGuard:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Reads the app's settings; registers error handler, pages, template functions and the command ``flask stigg``.
+        """Reads the app's settings; registers an error handler, template functions and the command ``flask stigg``.
+
+        It makes and opens nothing: no file, no connection, no environment of templates.
 
         Raises:
             ConfigError: a setting is wrong, or the app has a ``StiggGuard`` already.
@@ -60,18 +64,17 @@ class StiggGuard:
             raise ConfigError(f"the app {app.name!r} has a StiggGuard already: call init_app once for each app")
         config = _config(app)
         configured = _configured_loader(config)
-        guard = Guard(config, confirm=self._confirm, observer=Signals(app))
+        guard = Guard(config, confirm=self._confirm, observer=Signals(app), is_testing=_tests_of(app))
         app.extensions[EXTENSION] = AppGuard(guard, lambda: configured or self._loader, self._wording)
         app.register_error_handler(StiggGuardError, errors.answer)
-        app.jinja_env.loader = errors.with_pages(app.jinja_env.loader)
-        app.jinja_env.globals.update(TEMPLATE_GLOBALS)
-        app.jinja_env.tests.update(TEMPLATE_TESTS)
+        add_to_templates(app)
         app.cli.add_command(stigg)
-        guards.dispatch_guarded(app)
         if config.rules:
-            guards.guard_by_rules(app, config.rules)
+            groups.guard_by_rules(app, config.rules)
         if config.rate_limit_headers:
             app.after_request(_tell_limits)
+        app.after_request(_keep_private)
+        groups.put_in_force(app)
 
     @property
     def guard(self) -> Guard:
@@ -109,6 +112,23 @@ def _configured_loader(config: Config) -> CustomerLoader | None:
         raise ConfigError(f"{PREFIX}CUSTOMER: {config.customer} is not callable; expected a function of the request")
     found: CustomerLoader = loader
     return found
+
+
+def _tests_of(app: Flask) -> Callable[[], bool]:
+    """Whether tests of the app run, which is not kept alive by this."""
+    found = ref(app)
+
+    def is_testing() -> bool:
+        app = found()
+        return app is not None and app.testing
+
+    return is_testing
+
+
+def _keep_private(response: Response) -> Response:
+    if of_request().is_guarded:
+        private_unless_said(response.headers)
+    return response
 
 
 def _tell_limits(response: Response) -> Response:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
-from flask import has_app_context
+from flask import g, has_app_context
 
-from stigg_guard.consumption import Confirm
+from stigg_guard.consumption import Confirm, ConfirmSince
 from stigg_guard.errors import MissingExtra
+from stigg_guard.log import logger
 
 try:
     from sqlalchemy import Connection, Engine, event
@@ -37,30 +39,82 @@ _WRITE = re.compile(
 def follow(session: scoped_session[Any]) -> Confirm:
     """How usage waits for the transaction of the request's session: ``StiggGuard(confirm=follow(db.session))``.
 
-    Successful work is certain at once where there is no transaction, and so also after a commit in the view, or where
-    the transaction has written nothing, since nothing can be undone. Else it is certain when that is committed; it is
-    given back when the transaction, or the savepoint that it happened in, is rolled back or closed. What the session
-    has not flushed yet counts as written; what it executes does by the words of its SQL, see :func:`is_write`.
+    Work that was committed since its units were held is certain, whatever the session changes after that; where more
+    was written by then, the log warns, since nothing tells which of it was the work. Work is certain at once, too,
+    where there is no transaction, or where that has written nothing, since nothing can be undone. Else it is certain
+    when the transaction is committed; it is given back when that, or the savepoint that it happened in, is rolled back
+    or closed, and at the end of a stream that outlived it. What the session has not flushed yet counts as written; what
+    it executes does by the words of its SQL, see :func:`is_write`.
     """
     event.listen(Engine, "before_cursor_execute", _executed)
     event.listen(session, "after_begin", _begun)
     event.listen(session, "after_commit", _committed)
-    event.listen(session, "after_transaction_end", _ended)
-
-    def confirm(end: End) -> None:
-        current = session() if has_app_context() and session.registry.has() else None
-        transaction = current and (current.get_nested_transaction() or current.get_transaction())
-        if current is None or transaction is None or not (_unit(current).wrote or _is_changed(current)):
-            end(True)
-        else:
-            _unit(current).waiting.setdefault(transaction, []).append(end)
-
-    return confirm
+    return _Following(session)
 
 
 def is_write(sql: str) -> bool:
     """Whether SQL writes: literals, quoted names and comments aside, it has a word such as INSERT or CREATE."""
     return any(found["write"] for found in _WRITE.finditer(sql))
+
+
+class _History:
+    """What became of the transactions that wrote within one application context."""
+
+    def __init__(self) -> None:
+        self.commits = 0
+        self.is_lost = False
+        """Whether the last one ended without a commit."""
+
+
+class _Following(ConfirmSince):
+    """Confirms work by the transactions of a session."""
+
+    def __init__(self, session: scoped_session[Any]) -> None:
+        self._session = session
+        self._histories: weakref.WeakKeyDictionary[Any, _History] = weakref.WeakKeyDictionary()
+        event.listen(session, "after_transaction_end", self._ended)
+
+    def begin(self) -> Confirm:
+        history = self._history()
+        return partial(self._confirm, history, history.commits)
+
+    def _confirm(self, history: _History, commits: int, end: End) -> None:
+        is_committed = history.commits > commits
+        goes_on = self._history() is history
+        current = self._session() if goes_on and self._session.registry.has() else None
+        transaction = current and (current.get_nested_transaction() or current.get_transaction())
+        if current is None or transaction is None:
+            wrote = is_open = history.is_lost and not goes_on
+        else:
+            wrote = _unit(current).wrote
+            is_open = wrote or _is_changed(current)
+        if is_committed and wrote:
+            logger.warning(
+                "usage counts because its work was committed, but more was written after that and is not: commit "
+                "once, after the last write"
+            )
+        if is_committed or not is_open:
+            end(True)
+        elif current is None or transaction is None:
+            end(False)
+        else:
+            _unit(current).waiting.setdefault(transaction, []).append(end)
+
+    def _history(self) -> _History:
+        """Of the current application context; without one, what happens is nobody's."""
+        if not has_app_context():
+            return _History()
+        return self._histories.setdefault(g._get_current_object(), _History())
+
+    def _ended(self, session: Session, transaction: SessionTransaction) -> None:
+        unit = _unit(session)
+        if transaction.parent is None:
+            del session.info[_UNIT]
+            if unit.wrote:
+                history = self._history()
+                history.is_lost = unit.committed is not transaction
+                history.commits += not history.is_lost
+        unit.leave(transaction)
 
 
 class _UnitOfWork:
@@ -111,10 +165,3 @@ def _executed(connection: Connection, _cursor: object, sql: str, *_: object) -> 
 
 def _committed(session: Session) -> None:
     _unit(session).committed = session.get_nested_transaction() or session.get_transaction()
-
-
-def _ended(session: Session, transaction: SessionTransaction) -> None:
-    unit = _unit(session)
-    if transaction.parent is None:
-        del session.info[_UNIT]
-    unit.leave(transaction)

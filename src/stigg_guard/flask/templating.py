@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flask import Flask
+from jinja2 import Environment
 from markupsafe import Markup
 
-from stigg_guard import denial
 from stigg_guard.display import Line
 from stigg_guard.entitlements import Entitlement
+from stigg_guard.errors import ConfigError
+from stigg_guard.flask import addresses
 from stigg_guard.flask.current import app_guard
+from stigg_guard.log import logger
 
 
 def has_feature(feature: str) -> bool:
@@ -48,8 +52,13 @@ def plan_lines() -> list[Line]:
 
 
 def upgrade_url(feature: str = "") -> str:
-    """Where more of the feature can be bought; empty without ``STIGG_GUARD_UPGRADE_URL``."""
-    return denial.upgrade_url(app_guard().guard.config, feature) or ""
+    """Where more of the feature can be bought; empty without ``STIGG_GUARD_UPGRADE_URL``, and where nothing tells its
+    address: a wrong endpoint, or one outside of a request without ``SERVER_NAME``."""
+    try:
+        return addresses.upgrade_url(feature) or ""
+    except (ConfigError, RuntimeError) as error:
+        logger.warning("a template shows no address of the upgrade page: %s", error)
+        return ""
 
 
 TEMPLATE_GLOBALS: Mapping[str, Callable[..., Any]] = {
@@ -57,3 +66,22 @@ TEMPLATE_GLOBALS: Mapping[str, Callable[..., Any]] = {
     for function in (has_feature, entitlement, usage, usage_bar, plan_limits, plan_lines, upgrade_url)
 }
 TEMPLATE_TESTS: Mapping[str, Callable[..., bool]] = {"entitled": has_feature}
+
+
+def add_to_templates(app: Flask) -> None:
+    """Gives the functions and tests to the app's templates. Their environment is made by the app, when it is needed."""
+    if "jinja_env" in vars(app):
+        _add(app.jinja_env)
+        return
+
+    class WithPlans(app.jinja_environment):  # type: ignore[name-defined,misc] # each app may have a class of its own
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            _add(self)
+
+    app.jinja_environment = WithPlans
+
+
+def _add(environment: Environment) -> None:
+    environment.globals.update(TEMPLATE_GLOBALS)
+    environment.tests.update(TEMPLATE_TESTS)

@@ -111,6 +111,12 @@ class Catalog:
     customers: Mapping[str, Customer] = field(default_factory=dict)
     meters: Mapping[str, Meter] = field(default_factory=dict)
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What features and currencies are called, by their ids; those without a name are missing."""
+        features = {one.id: one.display_name for one in self.features.values() if one.display_name}
+        return features | {one.id: one.display_name for one in self.currencies.values() if one.display_name != one.id}
+
 
 def load_catalog(path: str | Path) -> Catalog:
     """The catalog in a TOML file, or in offline JSON when the name ends in ``.json``.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+import asgi
+from asgiref.sync import sync_to_async
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 
-from stigg_guard.django import consumes_usage, requires_feature
+from stigg_guard.django import consumes_usage, get_guard, requires_feature
 
 
 def customer(request: HttpRequest) -> str:
@@ -47,4 +50,36 @@ async def astream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(parts())
 
 
-urlpatterns = [path(view.__name__, view) for view in (plain, create, acreate, stream, astream)]
+def finished() -> None:
+    """Notes that a view has done its work, in a file, whatever becomes of the process."""
+    with open("finished", "ab", buffering=0) as file:
+        file.write(b".")
+
+
+@consumes_usage(1, "visits")
+@consumes_usage(1, "pages")
+async def visit(request: HttpRequest) -> HttpResponse:
+    await asyncio.sleep(float(request.GET["seconds"]))
+    finished()
+    return HttpResponse("visited")
+
+
+@consumes_usage(1, "visits")
+@consumes_usage(1, "pages")
+async def read(request: HttpRequest) -> StreamingHttpResponse:
+    async def parts() -> AsyncIterator[str]:
+        yield "once upon a time"
+        await asyncio.sleep(float(request.GET["seconds"]))
+        yield "the end"
+        finished()
+
+    return StreamingHttpResponse(parts())
+
+
+async def state(request: HttpRequest) -> JsonResponse:
+    """What goes on: requests under way beside this one, and holds."""
+    held = await sync_to_async(get_guard().stats)()
+    return JsonResponse({"requests": asgi.under_way - 1, "held": held["held"]})
+
+
+urlpatterns = [path(view.__name__, view) for view in (plain, create, acreate, stream, astream, visit, read, state)]

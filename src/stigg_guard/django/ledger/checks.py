@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
 
+from django.apps import apps
 from django.core.checks import CheckMessage, Error, Info, Warning  # noqa: A004 - as Django names it
 from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import connections, router
 
 from stigg_guard.django.ledger.address import Address
+from stigg_guard.django.ledger.apps import LedgerConfig
 from stigg_guard.django.ledger.own import OwnConnections
 from stigg_guard.django.ledger.place import own_place, require_one_place
 from stigg_guard.errors import ConfigError, LedgerUnavailable
@@ -18,6 +20,18 @@ _HINT = (
     "Give it, and every pooler before it, as many connections as there are requests at the same time, that many again "
     "for the ledger, and one for the reporter of each process; past a pooler: LEDGER = 'django://{alias}?via=OTHER'."
 )
+
+
+def router_faults(alias: str, place: str) -> Iterator[CheckMessage]:
+    """``migrate`` makes no table that a router forbids, however often it is run."""
+    models = apps.get_app_config(LedgerConfig.label).get_models()
+    allowed = router.allow_migrate(alias, LedgerConfig.label) and all(
+        router.allow_migrate_model(alias, model) for model in models
+    )
+    if not allowed:
+        text = f"DATABASE_ROUTERS forbid the ledger's tables in the database {alias!r}."
+        hint = f"Let allow_migrate({alias!r}, {LedgerConfig.label!r}) be true, then run manage.py migrate."
+        yield Error(text, hint=hint, obj=place, id="stigg_guard.E006")
 
 
 def connection_notes(address: Address, place: str) -> Iterator[CheckMessage]:

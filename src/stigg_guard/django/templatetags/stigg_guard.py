@@ -1,7 +1,7 @@
 """``{% load stigg_guard %}``: what the customer of the page may use.
 
-No tag ends a page: for an anonymous visitor, and when the sidecar cannot be asked and nothing else answers, features
-are denied and usage is empty. ``using="name"`` names the configuration, where a project has several.
+No tag ends a page: for an anonymous visitor, without a request, and when nothing answers or something is broken,
+features are denied and usage is empty. ``using="name"`` names the configuration, where a project has several.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from django import template
-from django.core.exceptions import ImproperlyConfigured
 from django.template.base import FilterExpression, NodeList, Parser, Token, token_kwargs
 from django.utils.safestring import SafeString, mark_safe
 
-from stigg_guard import denial, display
+from stigg_guard import display
 from stigg_guard.display import DisplayedPlan
-from stigg_guard.django.conf import DEFAULT, get_guard
-from stigg_guard.django.requests import displayed_plan
+from stigg_guard.django import pages
+from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Entitlement
 
@@ -86,31 +85,20 @@ def plan_limits(context: template.Context, using: str = DEFAULT) -> SafeString:
 @register.simple_tag
 def upgrade_url(feature_id: str = "", using: str = DEFAULT) -> str:
     """``{% upgrade_url "id" %}``: the configured address of the upgrade page; empty without one."""
-    return denial.upgrade_url(get_guard(using).config, feature_id) or ""
+    return pages.page_upgrade_url(feature_id, using)
 
 
 @register.filter
 def has_feature(plan: object, feature_id: str) -> bool:
     """``{% if request.stigg|has_feature:"id" %}``: whether the customer may use the feature."""
-    if not isinstance(plan, DisplayedPlan):
-        raise ImproperlyConfigured(
-            "the filter has_feature is for request.stigg, which this page lacks: put "
-            "'stigg_guard.django.middleware.StiggGuardMiddleware' into MIDDLEWARE, and render with the request"
-        )
-    return plan.has(feature_id)
+    return pages.has_feature(plan, feature_id)
 
 
 @register.filter
-def usage_text(answer: Entitlement | None) -> str:
-    """``{{ e|usage_text }}``: an entitlement in words; empty for None."""
-    return "" if answer is None else display.usage_text(answer, WORDING)
+def usage_text(answer: object) -> str:
+    """``{{ e|usage_text }}``: an entitlement in words; empty for anything else."""
+    return display.usage_text(answer, WORDING) if isinstance(answer, Entitlement) else ""
 
 
 def _plan(context: template.Context, using: str) -> DisplayedPlan:
-    request = context.get("request")
-    if request is None:
-        raise ImproperlyConfigured(
-            "the stigg_guard tags need the request: put 'django.template.context_processors.request' into the "
-            "context_processors of TEMPLATES, and render with the request"
-        )
-    return displayed_plan(request, using)
+    return pages.page_plan(context.get("request"), context.dicts[0], using)

@@ -1,0 +1,176 @@
+"""How Flask's views are called, and what comes of what they return. That passes through as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import partial, wraps
+from inspect import isgenerator, unwrap
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from flask import Request, current_app, request
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
+
+from stigg_guard.amounts import Amount
+from stigg_guard.consumption import Consumption, SettlingStream
+from stigg_guard.decorators import Begin, Ending, HoldOpen, is_asynchronous, settled_call
+from stigg_guard.entitlements import Customer
+from stigg_guard.errors import ConfigError
+from stigg_guard.flask.addresses import login_pages
+from stigg_guard.flask.current import app_guard, of_request, this_request
+from stigg_guard.flask.errors import refusing
+from stigg_guard.guard import Guard
+from stigg_guard.views import ViewCalls, leads_to, succeeded
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+AmountOfRequest: TypeAlias = "Amount | Callable[..., Amount]"
+Resource: TypeAlias = "str | Callable[..., str | None]"
+
+
+class FlaskCalls(ViewCalls):
+    """How the views of the current app are called. The arguments are those of ``ViewCalls``."""
+
+    def __init__(self, methods: Iterable[str] = (), resource: Resource | None = None) -> None:
+        super().__init__(_guard, _customer, methods=methods, resource=resource)
+
+    def request(self, *_args: object, **_kwargs: object) -> Request:
+        return this_request()
+
+    def view_arguments(self, *_args: object, **_kwargs: object) -> Mapping[str, Any]:
+        return this_request().view_args or {}
+
+    def held(self, usage: Consumption, *_args: object, **_kwargs: object) -> None:
+        of_request().noted.append(usage)
+
+    def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
+        return super().check_first(synchronous(function), refusing(check))
+
+    def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
+        run, begin = synchronous(function), refusing(begin)
+
+        @wraps(function)
+        def settled(*args: P.args, **kwargs: P.kwargs) -> R:
+            _refuse_before_request(settled)
+            ending = begin(*args, **kwargs)
+            if ending is None:
+                return run(*args, **kwargs)
+            return settled_view(partial(run, *args, **kwargs), ending)
+
+        return settled
+
+
+def settled_view(call: Callable[[], R], ending: Ending) -> R:
+    """What the view comes to; ``ending`` is told how it went. To answer by an ``HTTPException`` is no failure in
+    itself, as by ``abort(redirect(…))``."""
+    try:
+        returned = call()
+    except HTTPException as error:
+        answer = error
+        settled_call(lambda: answer, settle, ending)
+        raise
+    except BaseException:
+        ending(False, None)
+        raise
+    passed: R = settled_call(lambda: returned, settle, ending)
+    return passed
+
+
+def settle(returned: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
+    """What a view returned, and whether it is a success. Only a stream is replaced, by one of the same kind."""
+    if not _is_success(returned):
+        return returned, False
+    answer, *more = returned if _has_parts(returned) else (returned,)
+    response = answer.response if isinstance(answer, HTTPException) else answer
+    if not (response.is_streamed if isinstance(response, Response) else isinstance(answer, Iterator)):
+        return returned, True
+    if request.method == "HEAD":
+        return returned, False  # nobody will ask for the body, or close it
+    if isinstance(response, Response):
+        response.response = hold_open(response.response)
+        return returned, True
+    stream = _generator(answer, hold_open(())) if isgenerator(answer) else hold_open(answer)
+    return (stream, *more) if more else stream, True
+
+
+def synchronous(function: Callable[P, R]) -> Callable[P, R]:
+    """The function as Flask itself calls it: an ``async def`` is run to its end."""
+    if not is_asynchronous(function):
+        return function
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        answer: R = current_app.ensure_sync(function)(*args, **kwargs)
+        return answer
+
+    return run
+
+
+def _is_success(returned: Any) -> bool:
+    status = _status(returned)
+    if not succeeded(status):
+        return False
+    location = _location(returned) if status >= 300 else ""
+    return not (location and any(leads_to(location, page) for page in login_pages()))
+
+
+def _has_parts(returned: Any) -> bool:
+    """Whether it is a body with a status, with headers or with both, as Flask reads it, and extensions do."""
+    return isinstance(returned, tuple) and len(returned) in (2, 3)
+
+
+def _status(returned: Any) -> int:
+    """The HTTP status that it will be answered with; 200 where it names none."""
+    if _has_parts(returned):
+        return _number(returned[1]) or _status(returned[0])
+    if isinstance(returned, HTTPException):
+        return _status(returned.response) if returned.response is not None else returned.code or 500
+    return returned.status_code if isinstance(returned, Response) else 200
+
+
+def _number(status: Any) -> int:
+    """The number of a status such as 404 or "404 NOT FOUND"; 0 for what is none."""
+    if isinstance(status, int):
+        return int(status)
+    number = status.partition(" ")[0] if isinstance(status, str) else ""
+    return int(number) if number.isdecimal() else 0
+
+
+def _location(returned: Any) -> str:
+    """Where a redirect leads."""
+    if _has_parts(returned):
+        named = returned[-1] if isinstance(returned[-1], (Headers, dict, list, tuple)) else ()
+        return Headers(named).get("Location") or _location(returned[0])
+    response = returned.response if isinstance(returned, HTTPException) else returned
+    return response.headers.get("Location", "") if isinstance(response, Response) else ""
+
+
+def _generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) -> Generator[Any, Any, R]:
+    """The generator, at whose end the settlement, an empty stream held open, ends in the same way."""
+    try:
+        returned = yield from source
+    except BaseException:
+        settlement.close()
+        raise
+    next(settlement, None)
+    return returned
+
+
+def _refuse_before_request(guarded: Callable[..., Any]) -> None:
+    for name in (None, *request.blueprints):
+        for function in current_app.before_request_funcs.get(name, ()):
+            if unwrap(function, stop=lambda one: one is guarded) is guarded:
+                raise ConfigError(
+                    f"{guarded.__name__} is a before_request function, which cannot know whether the view will "
+                    "succeed: decorate the view, or protect the blueprint"
+                )
+
+
+def _guard() -> Guard:
+    return app_guard().guard
+
+
+def _customer(*_args: object, **_kwargs: object) -> str | Customer:
+    return app_guard().customer()

@@ -1,0 +1,76 @@
+"""The decorators of views and of other functions that are called with a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+from stigg_guard import decorators
+from stigg_guard.amounts import Amount
+from stigg_guard.decorators import Dimensions
+from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def requires_feature(
+    feature: str, *, methods: Iterable[str] = (), resource: Resource | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Calls the view only if the customer may use the feature; a request is answered 402 or 403 otherwise.
+
+    Put it below ``route``, on a method of a class-based view, or into its ``decorators``. ``methods`` are the HTTP
+    methods that are guarded: all but OPTIONS when none are named. ``resource`` is the name of the URL's argument that
+    has the id of the customer's resource, or a callable of the request and of those of the URL's arguments that it
+    names.
+
+    Raises:
+        ConfigError: ``methods`` are no names.
+    """
+    return decorators.requires_feature(feature, calls=FlaskCalls(methods, resource))
+
+
+def consumes_usage(
+    n: AmountOfRequest = 1,
+    feature: str | None = None,
+    *,
+    methods: Iterable[str] = (),
+    resource: Resource | None = None,
+    event: str | None = None,
+    dimensions: Dimensions | Callable[..., Dimensions] | None = None,
+    actual: Callable[[Any], Amount] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Holds ``n`` units while the view runs, and reports them if it succeeds: no exception, a status below 400 but 304.
+
+    ``n`` is a number, or a callable of the request and of those of the URL's arguments that it names; if it can make
+    nothing of the request, that is answered 400. Without ``feature`` it is that of the ``requires_feature`` above.
+    ``actual`` is called with what the view returned, or with the ``HTTPException`` that it answered by, and says how
+    many units are reported in place of those held. With ``event`` the use is reported as a raw event of that name, with
+    these dimensions. ``methods`` and ``resource`` are as for :func:`requires_feature`.
+
+    What the view returns passes through as it is, but for a stream, which counts when it was streamed to its end, and
+    is given back when the client goes away before. An ``abort`` with a redirect counts as a returned redirect does; a
+    redirect to the login page is no success.
+
+    Raises:
+        InvalidRequest: ``n`` is a number, and negative or not finite. As a callable it is judged at each request.
+        ConfigError: ``methods`` are no names. Each request raises it if this is a function of ``before_request``, which
+            cannot know whether the view will succeed.
+    """
+    calls = FlaskCalls(methods, resource)
+    return decorators.consumes_usage(n, feature, calls=calls, event=event, dimensions=dimensions, actual=actual)
+
+
+def releases_usage(
+    n: AmountOfRequest,
+    feature: str,
+    *,
+    methods: Iterable[str] = (),
+    resource: Resource | None = None,
+    actual: Callable[[Any], Amount] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Gives ``n`` units of a fluctuating feature back if the view succeeds.
+
+    The arguments are as for :func:`consumes_usage`; ``n`` is how many units are given back: not negative.
+    """
+    return decorators.releases_usage(n, feature, calls=FlaskCalls(methods, resource), actual=actual)

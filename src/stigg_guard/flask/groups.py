@@ -1,0 +1,150 @@
+"""Groups of views and rules by path. What guards them begins as the last thing before the view, whoever calls that, and
+ends with the view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, request
+
+from stigg_guard import decorators
+from stigg_guard.amounts import usage_amount
+from stigg_guard.decorators import Begin, Ending
+from stigg_guard.entitlements import require_id
+from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource, settled_view, synchronous
+from stigg_guard.flask.current import app_guard, of_request, this_request
+from stigg_guard.flask.errors import refusing
+from stigg_guard.rules import Rule, rule_of
+from stigg_guard.views import EXEMPT
+
+_IN_FORCE = "_stigg_guard_in_force"
+
+
+def protect(
+    group: Flask | Blueprint,
+    feature: str,
+    n: AmountOfRequest | None = None,
+    *,
+    methods: Iterable[str] = (),
+    resource: Resource | None = None,
+) -> None:
+    """Guards every view of a blueprint, of the blueprints in it, or of an app, but not those that are ``exempt``.
+
+    The customer must have the feature; with ``n`` each request consumes that many units, as by
+    :func:`consumes_usage`. It begins after all functions of ``before_request``, so that what one of those answers is
+    never counted.
+
+    Raises:
+        InvalidRequest: as from :func:`consumes_usage`, and for an empty feature id.
+        ConfigError: ``methods`` are no names. Each request raises it where the app has no ``StiggGuard``.
+    """
+    begin = _group(feature, n, FlaskCalls(methods, resource))
+
+    def join() -> None:
+        app_guard()  # without one nobody would begin
+        of_request().groups.append(begin)
+
+    group.before_request(join)
+
+
+def guard_by_rules(app: Flask, rules: Sequence[Rule]) -> None:
+    """Guards the app's views by the rules that their paths meet, but not those that are ``exempt``."""
+    groups = {rule: _group(rule.feature, rule.consume, FlaskCalls(rule.methods)) for rule in rules if rule.feature}
+
+    def join() -> None:
+        this = this_request()
+        rule = rule_of(rules, [this.path], this.method, this.endpoint or "")
+        if rule is not None:
+            of_request().groups.append(groups[rule])
+
+    app.before_request(join)
+
+
+def put_in_force(app: Flask) -> None:
+    """Has the groups of each request begin and end."""
+    app.before_request(_come_last)
+    app.after_request(_end_with_response)
+    app.teardown_request(_give_back)
+
+
+def _group(feature: str, n: AmountOfRequest | None, calls: FlaskCalls) -> Begin:
+    """What a group does before a view."""
+    if n is None:
+        return refusing(decorators.feature_check(feature, calls=calls))
+    require_id(feature, "feature_id")
+    if not callable(n):
+        usage_amount(n)
+    return refusing(decorators.usage_hold(n, lambda: feature, calls=calls))
+
+
+def _come_last() -> None:
+    """Puts what begins the groups behind all functions of ``before_request``, which may answer before the view."""
+    _put_view_in_force()
+    last = (None, *reversed(request.blueprints))[-1]
+    functions = current_app.before_request_funcs.setdefault(last, [])
+    if functions[-1:] != [_begin]:
+        functions.append(_begin)
+
+
+def _begin() -> None:
+    """Begins the groups, the outermost first, also where something else than the app will call the view."""
+    _put_view_in_force()
+    _begin_groups()
+
+
+def _put_view_in_force() -> None:
+    """Replaces the view of the request by one that ends the groups. It may have been replaced since the last request,
+    so this is done at each; without a view, as for an address that is not there, nothing is guarded."""
+    endpoint = this_request().endpoint or ""
+    view = current_app.view_functions.get(endpoint)
+    if view is not None and not hasattr(view, _IN_FORCE):
+        current_app.view_functions[endpoint] = _in_force(view)
+
+
+def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
+    """The view, with which the groups of the request end. Denials deep in it are raised as those of guards are."""
+    run = refusing(synchronous(view))
+
+    @wraps(view)
+    def ending(*args: Any, **kwargs: Any) -> Any:
+        _begin_groups()
+        call = partial(run, *args, **kwargs)
+        for end in reversed(_taken_endings()):
+            call = partial(settled_view, call, end)
+        return call()
+
+    setattr(ending, _IN_FORCE, True)
+    return ending
+
+
+def _begin_groups() -> None:
+    current = of_request()
+    view = current_app.view_functions.get(current.request.endpoint or "")
+    groups, current.groups = current.groups, []
+    if view is None or getattr(view, EXEMPT, False):
+        return
+    for begin in groups:
+        ending = begin()
+        if ending is not None:
+            current.endings.append(ending)
+
+
+def _taken_endings() -> list[Ending]:
+    current = of_request()
+    endings, current.endings = current.endings, []
+    return endings
+
+
+def _end_with_response(response: Response) -> Response:
+    """Judges by the response where the view itself was not seen: it was called by other means, or not at all."""
+    for end in reversed(_taken_endings()):
+        settled_view(lambda: response, end)
+    return response
+
+
+def _give_back(_error: BaseException | None) -> None:
+    """There was no response."""
+    for end in reversed(_taken_endings()):
+        end(False, None)
