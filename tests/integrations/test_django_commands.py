@@ -85,7 +85,7 @@ class TestCheck:
     def test_shows_all_that_the_plan_has(self, run: Run) -> None:
         status, said, _ = run("stigg_check", ESSENTIALS)
         assert status == 0
-        assert f"{TEMPLATES}      yes  3 of 6 templates\n" in said
+        assert f"{TEMPLATES}         yes  3 of 6 templates\n" in said
 
     def test_a_denial_is_status_1(self, run: Run) -> None:
         status, said, _ = run("stigg_check", ESSENTIALS, TEMPLATES, "--requested-usage", "4")

@@ -80,7 +80,7 @@ def test_check_colours_the_answer_on_a_terminal(run: Run) -> None:
 def test_entitlements_shows_all_that_the_plan_has(run: Run) -> None:
     answer = run("entitlements", ESSENTIALS)
     assert answer.exit_code == 0
-    assert f"{TEMPLATES}      yes  3 of 6 templates\n" in answer.stdout
+    assert f"{TEMPLATES}         yes  3 of 6 templates\n" in answer.stdout
 
 
 def test_an_error_is_told_with_status_2(run: Run) -> None:

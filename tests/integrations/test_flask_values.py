@@ -390,6 +390,17 @@ def test_redirect_to_our_own_login_page_is_no_use_in_any_form(make_app: MakeApp,
     assert guard.check(TEMPLATES, customer=ESSENTIALS).current_usage == 3
 
 
+@pytest.mark.parametrize("manager", [LoginManager(), object()])
+def test_login_page_that_is_not_there_breaks_no_redirect(make_app: MakeApp, manager: Any) -> None:
+    app = make_app(LOGIN_URL="no.such")
+    app.login_manager = manager  # type: ignore[attr-defined]
+    if isinstance(manager, LoginManager):
+        manager.login_view, manager.blueprint_login_views = "nor.this", {"shop": "nor.that"}
+    add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: redirect("/elsewhere"))
+    assert client_of(app).post("/").location == "/elsewhere"
+    assert guard_of(app).check(TEMPLATES, customer=ESSENTIALS).current_usage == 4
+
+
 def test_decorator_above_may_replace_the_response(app: Flask, used: Used) -> None:
     def shouting(view: Callable[[], str]) -> Callable[[], str]:
         @wraps(view)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -39,14 +40,15 @@ def upgrade_url(feature: str = "") -> str | None:
 
 
 def login_pages() -> Iterator[str]:
-    """The pages that requests of nobody are redirected to: our own, and those that Flask-Login is told."""
-    own = login_url()
-    if own is not None:
-        yield own
+    """The pages that requests of nobody are redirected to: our own, and those that Flask-Login is told. One that is not
+    there is told to whom it would be shown, and leads nobody anywhere."""
     manager = getattr(current_app, "login_manager", None)
-    if manager is not None:
-        named = (manager.login_view, manager.refresh_view, *manager.blueprint_login_views.values())
-        yield from (_address("LOGIN_URL", page) for page in named if page)
+    views = getattr(manager, "login_view", None), getattr(manager, "refresh_view", None)
+    of_blueprints = getattr(manager, "blueprint_login_views", {}).values()
+    for page in (app_guard().guard.config.login_url, *views, *of_blueprints):
+        if page is not None:
+            with suppress(ConfigError):
+                yield _address("LOGIN_URL", page)
 
 
 def _address(setting: str, page: str, **arguments: Any) -> str:
