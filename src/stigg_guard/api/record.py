@@ -65,7 +65,7 @@ class Field:
             return self
         if self.wire not in record._wire:
             raise AttributeError(record._absent(self.name))
-        value = record.__dict__[self.name] = _read(self.type, record._wire[self.wire])
+        value = record.__dict__[self.name] = _reader(self.type)(record._wire[self.wire])
         return value
 
 
@@ -197,19 +197,28 @@ def to_wire(type_: str, value: Any, where: str) -> Any:
     return cast(type[Input], known)._checked(value, where)
 
 
-def _read(type_: str, raw: Any) -> Any:
-    """The value of what travelled; what is not of the type stays as it came."""
+@cache
+def _reader(type_: str) -> Callable[[Any], Any]:
+    """Makes the value of what travelled; what is not of the type stays as it came."""
     name, is_list, _ = _parsed(type_)
-    if is_list and isinstance(raw, list):
-        return [_read(name, item) for item in raw]
-    if isinstance(raw, dict) and name != "JSON":
-        found = _TYPES.get(name) or _TYPES.get(str(raw.get("__typename")))  # no class has the name of a union
-        return found.from_wire(raw) if found is not None and issubclass(found, Record) else raw
-    if name in _READERS and raw is not None:
-        return _READERS[name](raw)
-    known: Any = _TYPES.get(name)
-    is_member = known is not None and isinstance(raw, str) and raw in getattr(known, "_value2member_map_", ())
-    return known(raw) if is_member else raw
+    known = _TYPES.get(name)
+    if is_list:
+        read = _reader(name)
+        return lambda raw: [read(item) for item in raw] if isinstance(raw, list) else raw
+    if name in _READERS:
+        return _READERS[name]
+    if known is None:
+        return _read_member
+    if issubclass(known, WireEnum):
+        members: Mapping[Any, Any] = known._value2member_map_
+        return lambda raw: members.get(raw, raw) if isinstance(raw, str) else raw
+    return lambda raw: known.from_wire(raw) if isinstance(raw, dict) else raw
+
+
+def _read_member(raw: Any) -> Any:
+    """The member of a union, which says what it is."""
+    known = _TYPES.get(str(raw.get("__typename"))) if isinstance(raw, dict) else None
+    return known.from_wire(raw) if known is not None and issubclass(known, Record) else raw
 
 
 @cache
@@ -258,12 +267,18 @@ def _write_instant(value: Any, where: str) -> str:
 def _read_instant(raw: Any) -> Any:
     """An aware datetime; one without a zone is UTC."""
     try:
-        # Python 3.10 reads neither a Z nor fractions of any length.
-        text = _FRACTION.sub(lambda found: f".{found[1][:6]:0<6}", raw.replace("Z", "+00:00"))
-        instant = datetime.fromisoformat(text)
-    except (ValueError, TypeError, AttributeError):
+        instant = _instant(raw)
+    except (ValueError, TypeError):
         return raw
     return instant if instant.tzinfo is not None else instant.replace(tzinfo=timezone.utc)
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:  # Python 3.10 reads neither a Z nor fractions of any length
+        plain = _FRACTION.sub(lambda found: f".{found[1][:6]:0<6}", text.replace("Z", "+00:00"))
+        return datetime.fromisoformat(plain)
 
 
 def _read_money(raw: Any) -> Any:
@@ -280,4 +295,8 @@ _WRITERS: Mapping[str, Callable[[Any, str], Any]] = {
     "JSON": lambda value, _where: value,
 }
 
-_READERS: Mapping[str, Callable[[Any], Any]] = {"Date": _read_instant, "Decimal": _read_money}
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("String", "Boolean", "Int", "Float", "JSON"), lambda raw: raw),
+    "Date": _read_instant,
+    "Decimal": _read_money,
+}
