@@ -157,7 +157,7 @@ def test_every_operation_has_a_method_under_both_spellings_of_its_version() -> N
     assert len(CALLED) == 64
     assert Api.get_entitlement_v_2 is Api.get_entitlement_v2
     assert Api.get_usage_history_v_2 is Api.get_usage_history_v2
-    assert [name for name in CALLED if method_of(Api, name).__doc__ is None] == []  # type: ignore[arg-type] # the class
+    assert [name for name in CALLED if method_of(Api, name).__doc__ is None] == []
 
 
 def test_what_is_generated_is_what_make_api_generates() -> None:
@@ -190,7 +190,7 @@ def test_fields_come_in_either_spelling_but_not_in_both() -> None:
     with pytest.raises(TypeError, match="'ref_id' is given twice"):
         ProvisionCustomerInput(**{**documented, "ref_id": "a"})
     with pytest.raises(TypeError, match=r"ProvisionCustomerInput\.subscription_params: 'plan_id' is given twice"):
-        ProvisionCustomerInput(subscription_params={"plan_id": "a", "planId": "a"})  # type: ignore[typeddict-unknown-key]
+        ProvisionCustomerInput(subscription_params={"plan_id": "a", "planId": "a"})
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_fields_are_selected_instead_of_the_usual_ones(api: Api, server: ApiServ
     with pytest.raises(AttributeError, match=r"Customer\.email was not selected by this operation; .+ fields="):
         customer.email  # noqa: B018 - it raises
     with pytest.raises(AttributeError, match="emial"):
-        customer.emial  # type: ignore[attr-defined]  # noqa: B018 - it raises
+        customer.emial  # noqa: B018 - it raises
     with pytest.raises(ApiRejected, match="Cannot query field 'nmae'") as caught:
         api.get_customer_by_id({"customer_id": "c"}, fields="nmae")
     assert (caught.value.code, caught.value.outcome_unknown) == ("GRAPHQL_VALIDATION_FAILED", False)
@@ -321,15 +321,15 @@ def test_records_are_values() -> None:
     given.to_dict()["subscriptionParams"]["planId"] = "other"
     assert given.subscription_params == ProvisionCustomerSubscriptionInput(plan_id="p")
     with pytest.raises(AttributeError, match="read only"):
-        given.customer_id = "d"  # type: ignore[misc] # wrong on purpose
+        given.customer_id = "d"
     assert f"{BillingPeriod.MONTHLY} {BillingPeriod.MONTHLY!s}" == "MONTHLY MONTHLY"
 
 
 def test_usage_gets_an_idempotency_key_and_keeps_one_that_is_given(api: Api, server: ApiServer) -> None:
     usage = {"customer_id": "c", "feature_id": "f", "value": 1}
-    own = ReportUsageBulkInput(usages=[usage, {**usage, "idempotency_key": "mine"}])  # type: ignore[list-item]
+    own = ReportUsageBulkInput(usages=[usage, {**usage, "idempotency_key": "mine"}])
     api.report_usage_bulk(own)
-    api.report_usage(usage)  # type: ignore[arg-type] # a dict of mixed values
+    api.report_usage(usage)
     (first, second), single = server.received[0].payload["variables"]["input"]["usages"], server.received[1].payload
     assert len({first["idempotencyKey"], single["variables"]["input"]["idempotencyKey"]}) == 2
     assert second["idempotencyKey"] == "mine"
@@ -352,7 +352,7 @@ def test_pages_are_walked_through_by_their_cursors(api: Api, server: ApiServer) 
     assert server.received[2].payload["variables"]["input"]["paging"] == {"first": 1, "after": "2"}
     assert len(list(api.iter_credit_ledger({"customer_id": "c"}))) == 3
     for paging in ({}, {"paging": None}, {"paging": CursorPaging(first=1)}):
-        found = api.iter_subscriptions({"customer_id": {"eq": "c"}}, **paging)  # type: ignore[arg-type]
+        found = api.iter_subscriptions({"customer_id": {"eq": "c"}}, **paging)
         assert [one.subscription_id for one in found] == ["s-0", "s-1", "s-2"]
 
 

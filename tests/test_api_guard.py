@@ -243,12 +243,12 @@ def test_a_fetch_that_began_before_the_change_is_not_shared(
     def change_on_the_way(name: str, request: Any, context: Any) -> Any:
         answer = original(name, request, context)
         if name == "GetEntitlementsStateV2":
-            remembering.handle = original  # type: ignore[method-assign]
+            remembering.handle = original
             clock.advance(0.001)
             upgrade(second)
         return answer
 
-    remembering.handle = change_on_the_way  # type: ignore[method-assign]
+    remembering.handle = change_on_the_way
     assert not is_upgraded(first)
     assert is_upgraded(first)
 

@@ -56,7 +56,7 @@ FOREIGN = {
     "redis": {"ledger", "shared"},
     "requests": {"api"},
     "urllib3": {"api"},
-    "graphql": {"api"},
+    "graphql": {"api", "sidecar"},
     "cachetools": {"cache"},
     "sqlite3": {"ledger", "sidecar"},
 }
