@@ -8,7 +8,7 @@ OLD := .venv-django42
 MATRIX := 3.10 3.11 3.12 3.13
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench faults wire wheel clean
+.PHONY: help demo test pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench faults wire api wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench   measure the hot paths against their floors"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
 	@echo "make wire    generate the wire code from sidecar.proto"
+	@echo "make api     generate the types and methods of .api from stigg.graphql and operations.json"
 
 # $(call install,PYTHON,PACKAGES) puts this package and its tools into a venv, whose .ready is the target.
 define install
@@ -113,6 +114,9 @@ wire: $(READY)
 	     -e "s/'stigg\.sidecar\.v1\.sidecar_pb2'/'stigg_guard.wire.sidecar_pb2'/" .venv/wire/out/stigg/sidecar/v1/sidecar_pb2.py > $(WIRE)/sidecar_pb2.py
 	@sed -e 's/_Union\[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping\]/_Union[datetime.datetime, _Mapping]/g' \
 	     .venv/wire/out/stigg/sidecar/v1/sidecar_pb2.pyi > $(WIRE)/sidecar_pb2.pyi
+
+api: $(READY)
+	@$(BIN)/python -m stigg_guard.api.generate
 
 wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist

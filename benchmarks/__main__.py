@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from tempfile import mkdtemp
 
-from benchmarks import checks, usage, views
+from benchmarks import api, checks, usage, views
 from benchmarks.measure import CONTROL_RANGE, LAPS, ROUNDS, Comparison, Result, measure
 from benchmarks.servers import CORES, pin
 
@@ -23,6 +23,7 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[Comparison]]] = {
     "redis": usage.in_redis,
     "consume": usage.in_request,
     "drain": usage.drain,
+    "api": api.answer,
 }
 PACKAGES = ("grpcio", "protobuf", "cachetools", "Django", "Flask")
 ROW = "{:<50} {:>12} {:>12} {:>7} {:>10}  {:<14} {:<9} {:>5}"

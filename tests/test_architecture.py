@@ -55,6 +55,9 @@ FOREIGN = {
     "werkzeug": {"flask"},
     "jinja2": {"django", "flask"},
     "redis": {"ledger", "shared"},
+    "requests": {"api"},
+    "urllib3": {"api"},
+    "graphql": {"api", "sidecar"},
     "cachetools": {"cache"},
     "sqlite3": {"ledger", "sidecar"},
 }
@@ -113,7 +116,7 @@ def fresh(code: str) -> list[str]:
 
 def test_import_loads_no_framework_no_server_and_no_local_sidecar() -> None:
     modules = fresh("import stigg_guard, sys, json; print(json.dumps(sorted(sys.modules)))")
-    frameworks = ("django", "flask", "werkzeug", "jinja2", "redis")
+    frameworks = ("django", "flask", "werkzeug", "jinja2", "redis", "requests", "graphql", "stigg_guard.api")
     servers = ("prometheus_client", "grpc_health.v1", "grpc_reflection.v1alpha", "http.server", "stigg_guard.sidecar")
     assert "stigg_guard.guard" in modules
     assert not [name for name in modules if f"{name}.".startswith(tuple(f"{one}." for one in frameworks + servers))]

@@ -115,8 +115,8 @@ def test_optional_settings_may_be_none() -> None:
         ("CACHE_TIL", "did you mean CACHE_TTL?"),
         ("cache_ttl", "did you mean CACHE_TTL?"),
         ("STATUS_CODE", "did you mean STATUS_CODES?"),
-        ("XYZZY", "the settings are ANONYMOUS, API_KEY, CACHE"),
-        ("", "the settings are ANONYMOUS, API_KEY, CACHE"),
+        ("XYZZY", "the settings are ANONYMOUS, API_KEY, API_URL, CACHE"),
+        ("", "the settings are ANONYMOUS, API_KEY, API_URL, CACHE"),
     ],
 )
 def test_unknown_setting_is_named_with_the_nearest_right_one(key: str, advice: str) -> None:

@@ -35,6 +35,7 @@ from stigg_guard import (
 )
 from stigg_guard import django as in_django
 from stigg_guard import flask as in_flask
+from stigg_guard.api import Api, ProvisionCustomerInput, ProvisionCustomerResponse, SubscriptionDecisionStrategy
 from stigg_guard.decorators import Calls, consumes_usage, requires_feature
 from stigg_guard.flask.sqlalchemy import follow
 
@@ -100,6 +101,17 @@ def client_answers_each_request_with_its_response() -> None:
         assert_type(stigg.report_usage(report), ReportUsageResponse)
         assert_type(stigg.report_usage_bulk(ReportUsageBulkRequest(usages=[report])), ReportUsageBulkResponse)
         stigg.report_usage(metered)  # type: ignore[arg-type] # wrong on purpose
+
+
+def operations_take_inputs_or_dicts_and_answer_results(guard: Guard, stigg: Stigg) -> None:
+    assert_type(stigg.api, Api)
+    answer = guard.api.provision_customer(ProvisionCustomerInput(customer_id="c"), timeout=2)
+    assert_type(answer, ProvisionCustomerResponse)
+    assert_type(answer.provision_customer.subscription_decision_strategy, SubscriptionDecisionStrategy)
+    guard.api.provision_customer({"customer_id": "c", "subscription_params": {"plan_id": "p"}})
+    guard.api.provision_customer({"customer_id": "c", "subscription_params": {"plan": "p"}})  # type: ignore[arg-type] # wrong on purpose
+    ProvisionCustomerInput(custmer_id="c")  # type: ignore[call-arg] # wrong on purpose
+    print(answer.provision_custmer)  # type: ignore[attr-defined] # wrong on purpose
 
 
 async def decorators_of_django_keep_the_signature(request: HttpRequest) -> None:

@@ -8,6 +8,13 @@ from stigg_guard.config import Config, OnOutage, OnUncertain, ReportMode
 from stigg_guard.consumption import Consumption
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, ResetPeriod, Source
 from stigg_guard.errors import (
+    ApiError,
+    ApiRateLimited,
+    ApiRefused,
+    ApiRejected,
+    ApiTimeout,
+    ApiUnavailable,
+    ApiUnreadable,
     ClientClosed,
     ConfigError,
     FeatureDenied,
@@ -79,6 +86,13 @@ from stigg_guard.wire.sidecar_pb2 import (
 __all__ = [
     "AccessDeniedReason",
     "ApiConfig",
+    "ApiError",
+    "ApiRateLimited",
+    "ApiRefused",
+    "ApiRejected",
+    "ApiTimeout",
+    "ApiUnavailable",
+    "ApiUnreadable",
     "BooleanEntitlement",
     "BooleanEntitlementFallback",
     "BooleanEntitlementOptions",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from time import monotonic
@@ -112,6 +113,13 @@ def snapshot_of(response: Any, ticket: Ticket, source: Source = Source.CACHE) ->
     return Snapshot(by_id, denial, ticket, period_ends=period_ends, source=source, response=response)
 
 
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """All snapshots of a customer, those of its resources too; those of everybody when it is None."""
+
+    customer: str | None
+
+
 class SharedSnapshots(Protocol):
     """Snapshots that all processes share. Nothing here raises: what is away finds nothing and keeps nothing.
 
@@ -126,7 +134,7 @@ class SharedSnapshots(Protocol):
         """Keeps a snapshot unless there is news since its stamp; false when there is."""
         ...
 
-    def invalidate(self, customer: Customer) -> int:
+    def invalidate(self, whose: Customer | AllOf) -> int:
         """Tells all processes that what was fetched before now is outdated; the present stamp."""
         ...
 
@@ -142,7 +150,7 @@ class _NotShared:
     def store(self, _customer: Customer, _snapshot: Snapshot) -> bool:
         return True
 
-    def invalidate(self, _customer: Customer) -> int:
+    def invalidate(self, _whose: Customer | AllOf) -> int:
         return 0
 
     def close(self) -> None:
@@ -213,20 +221,26 @@ class SnapshotCache:
         self._enter_process()
         return self._fetched(customer, self._shared.invalidate(customer))
 
-    def forget(self, customer: Customer) -> None:
+    def forget(self, whose: Customer | AllOf) -> None:
         """Lets nobody, in any process, be answered from what was fetched before now, unless nothing newer can be
         had."""
         self._enter_process()
-        stamp = self._shared.invalidate(customer)
+        stamp = self._shared.invalidate(whose)
         with self._lock:
             self._forgotten += 1
-        self.expire(customer, stamp or inf)
+        self.expire(whose, stamp or inf)
 
-    def expire(self, customer: Customer, stamp: float) -> None:
+    def expire(self, whose: Customer | AllOf, stamp: float) -> None:
         """Lets nobody be answered from what was fetched before the stamp, unless nothing newer can be had."""
-        snapshot = self.snapshots.get(cache_key(customer))
-        if snapshot is not None and snapshot.stamp < stamp:
-            snapshot.fresh_until = 0.0
+        for customer in self.known(whose) if isinstance(whose, AllOf) else [whose]:
+            snapshot = self.snapshots.get(cache_key(customer))
+            if snapshot is not None and snapshot.stamp < stamp:
+                snapshot.fresh_until = 0.0
+
+    def known(self, whose: AllOf) -> list[Customer]:
+        """The customers and resources among these whose snapshots this process has."""
+        customers = (key if isinstance(key, Customer) else Customer(str(key)) for key in list(self.snapshots))
+        return [customer for customer in customers if whose.customer in (None, customer.id)]
 
     def close(self) -> None:
         """Leaves what is shared."""

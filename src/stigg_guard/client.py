@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
@@ -18,6 +18,9 @@ from stigg_guard.log import logger
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as wire
 from stigg_guard.wire.documented import by_kind
+
+if TYPE_CHECKING:
+    from stigg_guard.api import Api
 
 Response = TypeVar("Response", bound=Message)
 
@@ -124,6 +127,7 @@ class Stigg:
         self._timeout = timeout
         self._report_timeout = report_timeout
         self._closed = False
+        self._api: Api | None = None
         self._fallbacks = _fallbacks(fallbacks, local_sidecar_config)
         self._answers: Answers
         if answers is not None:
@@ -221,13 +225,32 @@ class Stigg:
         return self._report("ReportEvents", request, timeout, Message, None)
 
     @property
+    def api(self) -> Api:
+        """Stigg's GraphQL API, with the key and address of ``api_config``.
+
+        What is changed through it shows when the sidecar learns of it; ``Guard.api`` sees to that.
+
+        Raises:
+            ConfigError: there is no ``api_config``.
+        """
+        if self._api is None:
+            from stigg_guard.api import Api
+
+            if self.api_config is None:
+                raise ConfigError("Stigg.api: give Stigg an ApiConfig with a server key")
+            self._api = Api(self.api_config.api_key, self.api_config.api_url)
+        return self._api
+
+    @property
     def honours_keys(self) -> bool | None:
         """Whether reports under one idempotency key count once: yes, no, or None before the sidecar has told."""
         return self._answers.honours_keys
 
     def close(self) -> None:
-        """Ends the connection, and the local sidecar if this client started one. Closing twice is harmless."""
+        """Ends the connections, and the local sidecar if this client started one. Closing twice is harmless."""
         self._closed = True
+        if self._api is not None:
+            self._api.close()
         self._answers.close()
 
     def __enter__(self) -> Stigg:

@@ -86,6 +86,9 @@ class Config:
     offline_file: str | None = None
     """The file that ``offline`` answers from."""
     api_key: str | None = field(default=None, repr=False)
+    """The server key for Stigg's GraphQL API, which ``Guard.api`` asks."""
+    api_url: str | None = None
+    """Where that API is; none means Stigg's own."""
     tls_ca_file: str | None = None
     """PEM file of the authority that signed the sidecar's certificate; none means plaintext, as Stigg's sidecar has."""
     timeout: float = 1.0
@@ -376,6 +379,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "CATALOG": _optional_text,
     "OFFLINE_FILE": _optional_text,
     "API_KEY": _optional_text,
+    "API_URL": _optional_text,
     "TLS_CA_FILE": _optional_text,
     "TIMEOUT": _seconds,
     "CACHE_TTL": _seconds,

@@ -10,12 +10,19 @@
     ├── FeatureDenied                   the customer may not use the feature
     ├── LedgerUnavailable               the ledger can neither be read nor written; nothing happened in it
     ├── SignInRequired                  the request comes from nobody that we know
-    └── SidecarError                    the sidecar did not answer the question
-        ├── SidecarUnavailable          nothing answers there, and there is neither data nor fallback
-        │   └── SidecarTimeout          the deadline passed; whether a report was counted is unknown
-        ├── SidecarRefused              the sidecar does not accept our credentials
-        ├── NotSupported                this sidecar is too old for the call
-        └── SidecarStartError           the local sidecar did not start
+    ├── SidecarError                    the sidecar did not answer the question
+    │   ├── SidecarUnavailable          nothing answers there, and there is neither data nor fallback
+    │   │   └── SidecarTimeout          the deadline passed; whether a report was counted is unknown
+    │   ├── SidecarRefused              the sidecar does not accept our credentials
+    │   ├── NotSupported                this sidecar is too old for the call
+    │   └── SidecarStartError           the local sidecar did not start
+    └── ApiError                        Stigg's API did not do what it was asked to
+        ├── ApiUnavailable              it cannot be reached, or fails
+        │   ├── ApiTimeout              the deadline passed
+        │   └── ApiRateLimited          it takes no more requests for now
+        ├── ApiRefused                  it does not accept our key
+        ├── ApiRejected                 it answered with errors, which say what is wrong with the request
+        └── ApiUnreadable               what answers there does not answer as the API does
 
     RealLedgerWarning (UserWarning)     a test is about to use the ledger of the settings
 """
@@ -29,7 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from stigg_guard.foreign import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from stigg_guard.entitlements import Customer, Entitlement
 
@@ -166,3 +173,61 @@ class NotSupported(SidecarError):
 
 class SidecarStartError(SidecarError):
     """The local sidecar did not start; the message carries what it said."""
+
+
+class ApiError(StiggGuardError):
+    """Stigg's API did not do what it was asked to.
+
+    ``operation`` is its name in GraphQL, ``status`` the HTTP status and None when there was no answer, ``code`` that of
+    the first GraphQL error (``"CUSTOMER_NOT_FOUND"``) or empty. ``outcome_unknown`` is true when a mutation may have
+    happened nonetheless; a query changes nothing, so it is never true there.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str = "",
+        status: int | None = None,
+        code: str = "",
+        outcome_unknown: bool = False,
+    ) -> None:
+        super().__init__(f"{operation}: {message}" if operation else message)
+        self.operation = operation
+        self.status = status
+        self.code = code
+        self.outcome_unknown = outcome_unknown
+
+
+class ApiUnavailable(ApiError):
+    """Stigg's API cannot be reached, or fails, and went on to do so when it was asked again.
+
+    ``retry_after`` is the number of seconds after which it is worth asking again.
+    """
+
+    retry_after: float = 1.0
+
+
+class ApiTimeout(ApiUnavailable):
+    """The deadline passed before the answer was there."""
+
+
+class ApiRateLimited(ApiUnavailable):
+    """Stigg's API takes no more requests for now; this one was not carried out."""
+
+    retry_after: float = 60.0
+
+
+class ApiRefused(ApiError):
+    """Stigg's API does not accept our key; set API_KEY to a server key of this environment."""
+
+
+class ApiRejected(ApiError):
+    """Stigg's API answered with errors. ``errors`` are these as they came, ``data`` is what it answered beside them."""
+
+    errors: Sequence[Mapping[str, Any]] = ()
+    data: Mapping[str, Any] | None = None
+
+
+class ApiUnreadable(ApiError):
+    """What answers does not answer as the API does: with a page, a redirect, or more than anyone reads."""

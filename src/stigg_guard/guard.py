@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount, usage_amount
@@ -16,12 +16,15 @@ from stigg_guard.config import Config
 from stigg_guard.consumption import Book, Confirm, Consumption, checked_dimensions, confirm_now, make_event
 from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Customer, Entitlement, require_id
-from stigg_guard.errors import FeatureDenied, InvalidRequest, RealLedgerWarning
+from stigg_guard.errors import ConfigError, FeatureDenied, InvalidRequest, RealLedgerWarning
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Observer, tell
+
+if TYPE_CHECKING:
+    from stigg_guard.api import Api
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,12 +82,34 @@ class Guard:
         self._own = Workings(lookup, ledger, book)
         self._monotonic = clock.monotonic
         self._snapshots = lookup.cache.snapshots
+        self._api: Api | None = None
         self._closed = False
 
     @property
     def stigg(self) -> Stigg:
         """The client, made on first use."""
         return self._workings.lookup.stigg
+
+    @property
+    def api(self) -> Api:
+        """Stigg's GraphQL API, with the key of ``API_KEY``, made on first use.
+
+        After each change the customers that it is about are read again, in all processes that share a ``CACHE``, so
+        that the next check knows of it.
+
+        Raises:
+            ConfigError: there is no ``API_KEY``.
+        """
+        if self._api is None:
+            from stigg_guard.api import Api
+
+            if self.config.api_key is None:
+                raise ConfigError("API_KEY: set it to a server key of your environment, for Guard.api")
+            self._api = Api(self.config.api_key, self.config.api_url, on_change=self._changed)
+        return self._api
+
+    def _changed(self, customers: frozenset[str] | None) -> None:
+        self._workings.lookup.outdate(customers)
 
     @property
     def ledger(self) -> Ledger:
@@ -314,6 +339,8 @@ class Guard:
         self._closed = True
         self._own.book.reporter.close()
         self._own.ledger.close()
+        if self._api is not None:
+            self._api.close()
         self._own.lookup.close()
 
     @property

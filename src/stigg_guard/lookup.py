@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from types import MappingProxyType
 from typing import Any
 
 from stigg_guard.amounts import Amount
-from stigg_guard.cache import NO_TICKET, NOT_SHARED, SharedSnapshots, Snapshot, SnapshotCache, cache_key, snapshot_of
+from stigg_guard.cache import (
+    NO_TICKET,
+    NOT_SHARED,
+    AllOf,
+    SharedSnapshots,
+    Snapshot,
+    SnapshotCache,
+    cache_key,
+    snapshot_of,
+)
 from stigg_guard.client import ApiConfig, LocalSidecarConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, split_address
@@ -23,13 +33,16 @@ from stigg_guard.entitlements import (
     entitlement_from_wire,
     require_id,
 )
-from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError
+from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
 from stigg_guard.fallbacks import Fallback, fallback_answer
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
 from stigg_guard.wire import sidecar_pb2 as wire
 
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
 DENIAL_SECONDS = 1.0
+
+MAX_RELOADED = 10
+"""For how many customers of one change the sidecar is made to read them again at once; for more, when it is asked."""
 
 
 class Lookup:
@@ -47,6 +60,7 @@ class Lookup:
         self._making = threading.Lock()
         self._making_pid = os.getpid()
         self._closed = False
+        self._outdated: set[Customer] = set()  # whom the sidecar has to read again before it is asked
         self._list: Callable[[Customer, Ticket], Snapshot] = self._state_v2
         self.cache = SnapshotCache(
             self._fetch,
@@ -89,10 +103,22 @@ class Lookup:
         """Reads the customer from the source again; whether it exists."""
         if not self._config.enabled:
             return True
-        request = wire.ReloadEntitlementsRequest(customer_id=customer.id, resource_id=customer.resource)
-        exists = self.stigg.reload_entitlements(request).entitled_entity_exists
+        exists = self._reload(customer)
         self.cache.refresh(customer)
         return exists
+
+    def outdate(self, customers: frozenset[str] | None) -> None:
+        """After a change to these customers, or to anybody: what was fetched before does not answer any more, in any
+        process, and the sidecar reads them again before it is asked. This cannot fail."""
+        if not self._config.enabled:
+            return
+        scopes = [AllOf(None)] if customers is None else [AllOf(customer) for customer in customers]
+        for scope in scopes:
+            self._outdated.update(self.cache.known(scope))
+        if customers is not None and len(customers) <= MAX_RELOADED:
+            self._reload_outdated(customers)
+        for scope in scopes:
+            self.cache.forget(scope)
 
     def close(self) -> None:
         """Closes the client that was made here, and what is shared with other processes."""
@@ -100,6 +126,20 @@ class Lookup:
         self.cache.close()
         if self._owns_stigg and self._stigg is not None:
             self._stigg.close()
+
+    def _reload_outdated(self, customers: frozenset[str]) -> None:
+        """At once, so that no process fetches in between what the sidecar knew before; what fails is made up for by
+        :meth:`_fetch`."""
+        with suppress(StiggGuardError):
+            self._outdated.update(map(Customer, customers))
+            for customer in [one for one in list(self._outdated) if one.id in customers]:
+                self._reload(customer)
+
+    def _reload(self, customer: Customer) -> bool:
+        request = wire.ReloadEntitlementsRequest(customer_id=customer.id, resource_id=customer.resource)
+        exists = self.stigg.reload_entitlements(request).entitled_entity_exists
+        self._outdated.discard(customer)
+        return exists
 
     def decide(
         self,
@@ -220,6 +260,8 @@ class Lookup:
         return assumed(feature, has_access=self._config.on_outage is OnOutage.ALLOW)
 
     def _fetch(self, customer: Customer) -> Snapshot:
+        if customer in self._outdated:
+            self._reload(customer)
         ticket = self._next_ticket(customer)
         try:
             return self._list(customer, ticket)
@@ -254,8 +296,10 @@ class Lookup:
 
         return RedisSnapshots(self._config, self._clock, self._next_ticket, self._expire)
 
-    def _expire(self, customer: Customer, stamp: int) -> None:
-        self.cache.expire(customer, stamp)
+    def _expire(self, whose: Customer | AllOf, stamp: int) -> None:
+        if isinstance(whose, AllOf):
+            self._outdated.update(self.cache.known(whose))
+        self.cache.expire(whose, stamp)
 
     def _single(self, feature: str, customer: Customer, requested_usage: float | None = None) -> Entitlement:
         ids: dict[str, Any] = {"customer_id": customer.id, "resource_id": customer.resource, "feature_id": feature}

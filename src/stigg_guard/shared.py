@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 from urllib.parse import quote, unquote
 
-from stigg_guard.cache import Snapshot, snapshot_of
+from stigg_guard.cache import AllOf, Snapshot, snapshot_of
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
@@ -41,7 +41,8 @@ RECONNECT_SECONDS = (0.1, 5.0)
 # A stored snapshot is a line of the format's number, the stamp, the ticket with its time on the ledger's clock, the
 # ledger that it is of, the kind of message and a digest, and then the sidecar's answer. The digest covers the key too,
 # so that neither a damaged value nor one under another customer's key is ever believed. An invalidation leaves only the
-# number and the stamp: a fetch that began before it is not stored any more.
+# number and the stamp: a fetch that began before it is not stored any more. One that is of many snapshots leaves them
+# under a key of its own, and what was fetched before is not found any more.
 _STORED = re.compile(
     rb"2 (?P<stamp>[0-9]{1,16}) (?P<ticket>[0-9]{1,18}) (?P<at>[0-9]{1,18}) (?P<ledger>[0-9]+|-) (?P<name>\w+) "
     rb"(?P<digest>[0-9a-f]{32})\n(?P<payload>.*)",
@@ -60,6 +61,14 @@ local function now()
     local time = redis.call('TIME')
     return time[1] * 1000000 + time[2]
 end
+local function outdated(stamp)  -- by an invalidation of many; KEYS[2] and the next are theirs
+    for index = 2, #KEYS do
+        local value = redis.pcall('GET', KEYS[index])
+        local since = type(value) == 'string' and tonumber(string.match(value, '^1 (%d+)'))
+        if since and since > stamp and since <= now() then return true end
+    end
+    return false
+end
 local function set(value, ttl)
     if tonumber(ttl) < 0 then redis.call('SET', KEYS[1], value)
     else redis.call('SET', KEYS[1], value, 'EX', ttl) end
@@ -70,6 +79,8 @@ _FIND = f"""{_NOW}
 local stamp = string.format('%.0f', now())
 local value = redis.pcall('GET', KEYS[1])
 if type(value) == 'table' then value = '' end  -- a key of another type
+local fetched = value and tonumber(string.match(value, '^2 (%d+)'))
+if fetched and outdated(fetched) then value = false end
 return {{stamp, value}}
 """
 
@@ -78,6 +89,7 @@ _STORE = f"""{_NOW}
 local known = redis.pcall('GET', KEYS[1])
 local stamp = type(known) == 'string' and tonumber(string.match(known, '^[12] (%d+)'))
 if stamp and stamp > tonumber(ARGV[3]) and stamp <= now() then return 0 end
+if outdated(tonumber(ARGV[3])) then return 0 end
 set(ARGV[4], ARGV[2])
 return 1
 """
@@ -110,7 +122,7 @@ class RedisSnapshots:
         config: Config,
         clock: Clock,
         ticket: Callable[[Customer], Ticket],
-        expire: Callable[[Customer, int], None],
+        expire: Callable[[Customer | AllOf, int], None],
     ) -> None:
         self._url = config.cache
         self._prefix = config.redis_environment_prefix
@@ -128,12 +140,12 @@ class RedisSnapshots:
         self._ledger = _ledger_beside(where, config.ledger or "")
 
     def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
-        key, asked_at = self._key(customer), self._clock.monotonic()
-        answer = self._ask(lambda redis: redis.eval(_FIND, 1, key, self._given_time()))
+        keys, asked_at = self._keys(customer), self._clock.monotonic()
+        answer = self._ask(lambda redis: redis.eval(_FIND, len(keys), *keys, self._given_time()))
         if answer is None:
             return None, 0
         now = int(answer[0])
-        snapshot = self._snapshot(key, answer[1], customer, now)
+        snapshot = self._snapshot(keys[0], answer[1], customer, now)
         if snapshot is None or snapshot.stamp > now:
             return None, now
         age = (now - snapshot.stamp) / 1e6
@@ -144,18 +156,18 @@ class RedisSnapshots:
     def store(self, customer: Customer, snapshot: Snapshot) -> bool:
         if snapshot.response is None or not snapshot.stamp:
             return True
-        key = self._key(customer)
+        keys = self._keys(customer)
         name, payload = snapshot.response.DESCRIPTOR.name, snapshot.response.SerializeToString()
         ticket = snapshot.ticket
         head = f"2 {snapshot.stamp} {ticket.number} {ticket.at} {self._ledger} {name}".encode()
-        value = b"%b %b\n%b" % (head, _digest(key, head, payload), payload)
+        value = b"%b %b\n%b" % (head, _digest(keys[0], head, payload), payload)
         given = (self._given_time(), self._keys_ttl, snapshot.stamp, value)
-        kept: int | None = self._ask(lambda redis: redis.eval(_STORE, 1, key, *given))
+        kept: int | None = self._ask(lambda redis: redis.eval(_STORE, len(keys), *keys, *given))
         return kept != 0
 
-    def invalidate(self, customer: Customer) -> int:
-        given = (self._given_time(), self._keys_ttl, self._channel, _name(customer))
-        stamp = self._ask(lambda redis: redis.eval(_INVALIDATE, 1, self._key(customer), *given))
+    def invalidate(self, whose: Customer | AllOf) -> int:
+        given = (self._given_time(), self._keys_ttl, self._channel, _name(whose))
+        stamp = self._ask(lambda redis: redis.eval(_INVALIDATE, 1, self._key(whose), *given))
         return int(stamp or 0)
 
     def close(self) -> None:
@@ -168,8 +180,12 @@ class RedisSnapshots:
     def _channel(self) -> str:
         return f"{self._prefix}:invalidated"
 
-    def _key(self, customer: Customer) -> str:
-        return f"{self._prefix}:snapshot:{_name(customer)}"
+    def _key(self, whose: Customer | AllOf) -> str:
+        return f"{self._prefix}:snapshot:{_name(whose)}"
+
+    def _keys(self, customer: Customer) -> tuple[str, ...]:
+        """The key of the customer's snapshot, and those of the invalidations of many that it is among."""
+        return self._key(customer), self._key(AllOf(customer.id)), self._key(AllOf(None))
 
     def _given_time(self) -> str:
         """The injected clock's time; empty to let the server take its own, which no host's clock can disturb."""
@@ -242,8 +258,7 @@ class RedisSnapshots:
         """Takes the message of an invalidation; what else is said on the channel is none of ours."""
         stamp, _, name = message.partition(b" ")
         try:
-            customer_id, resource = (unquote(part) for part in name.decode().split("/"))
-            self._expire(Customer(customer_id, resource or None), int(stamp))
+            self._expire(_whose(name.decode()), int(stamp))
         except ValueError:
             logger.warning("a message on %s in Redis is not of this version; it is ignored", self._channel)
 
@@ -317,9 +332,19 @@ def _ledger_beside(cache: Mapping[str, Any], url: str) -> str:
     return str(ledger.get("db", 0)) if same else "-"
 
 
-def _name(customer: Customer) -> str:
-    """The customer as a piece of a key: no two alike."""
-    return "/".join(quote(part, safe="") for part in (customer.id, customer.resource or ""))
+def _name(whose: Customer | AllOf) -> str:
+    """Whose they are as a piece of a key: no two alike. An asterisk, which is quoted in ids, stands for all."""
+    if isinstance(whose, AllOf):
+        return f"{'*' if whose.customer is None else quote(whose.customer, safe='')}/*"
+    return "/".join(quote(part, safe="") for part in (whose.id, whose.resource or ""))
+
+
+def _whose(name: str) -> Customer | AllOf:
+    """What :func:`_name` made a name of. Raises ``ValueError`` when it made none."""
+    customer_id, resource = name.split("/")
+    if resource == "*":
+        return AllOf(None if customer_id == "*" else unquote(customer_id))
+    return Customer(unquote(customer_id), unquote(resource) or None)
 
 
 def _digest(key: str, head: bytes, payload: bytes) -> bytes:

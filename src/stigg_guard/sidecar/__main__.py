@@ -51,7 +51,7 @@ def serve(
     sold = load_catalog(catalog) if catalog else demo_catalog()
     with ExitStack() as running:
         engine = running.enter_context(closing(Engine(sold, Store(state), fallbacks=fallbacks)))
-        sidecar = running.enter_context(Sidecar(engine, host, port, http_port))
+        sidecar = running.enter_context(Sidecar(engine, host, port, http_port, os.environ.get("SERVER_API_KEY")))
         if watch is not None:
             running.enter_context(watch.over(engine))
         print(f"ready grpc={sidecar.address} http={sidecar.http_address}", flush=True)

@@ -14,6 +14,7 @@ from stigg_guard.sidecar.periods import RESETS
 
 KINDS = ("boolean", "numeric", "enum", "metered")
 METER_KINDS = ("fluctuating", "incremental")
+BILLING_PERIODS = ("monthly", "annually")
 AGGREGATIONS = ("count", "sum", "count_unique", "max")
 UNKNOWN = "unknown"
 """The kind of a feature that does not say it rightly: what refers to it is not refused a second time."""
@@ -62,12 +63,15 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a subscription gives: entitlements by feature id, credits by currency id."""
+    """What a subscription gives: entitlements by feature id, credits by currency id. ``prices`` are by billing period,
+    in whole units of ``currency``; a plan without one is free."""
 
     id: str
     display_name: str | None = None
     entitlements: Mapping[str, Grant] = field(default_factory=dict)
     credits: Mapping[str, Grant] = field(default_factory=dict)
+    prices: Mapping[str, float] = field(default_factory=dict)
+    currency: str = "USD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +214,7 @@ def _currency(id_: str, table: Table) -> Currency:
 def _plan(id_: str, table: Table, features: Mapping[str, Feature], currencies: Mapping[str, Currency]) -> Plan:
     entitlements = table.table("entitlements")
     credits_ = table.table("credits")
+    prices = table.table("prices")
     plan = Plan(
         id_,
         table.text("display_name"),
@@ -219,7 +224,10 @@ def _plan(id_: str, table: Table, features: Mapping[str, Feature], currencies: M
             if entitlements.known(key, key, features)
         },
         {key: _credit(credits_, key) for key in credits_ if credits_.known(key, key, currencies)},
+        {period: amount for period in BILLING_PERIODS if (amount := prices.amount(period)) is not None},
+        prices.text("currency") or "USD",
     )
+    prices.end()
     table.end()
     return plan
 

@@ -14,12 +14,13 @@ from google.protobuf.message import Message
 from stigg_guard.clock import utc_now
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.fallbacks import Fallback
+from stigg_guard.sidecar.accounts import Accounts
 from stigg_guard.sidecar.catalog import Catalog
 from stigg_guard.sidecar.checks import Checks
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.reports import Reports
-from stigg_guard.sidecar.store import Store, UsageKey
-from stigg_guard.sidecar.subscriptions import Subscriber, Subscriptions, without_plan
+from stigg_guard.sidecar.store import RecordKey, Store, UsageKey
+from stigg_guard.sidecar.subscriptions import SUBSCRIPTION, Subscriber, Subscriptions, without_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class _Rules:
     """What one catalog makes of requests."""
 
     catalog: Catalog
+    accounts: Accounts
     subscriptions: Subscriptions
     checks: Checks
     reports: Reports
@@ -54,7 +56,8 @@ class Engine:
         self._now = now
         self._fallbacks = fallbacks
         self._reporting = reporting
-        self._changing = Lock()
+        self.changing = Lock()
+        """Held while customers or their subscriptions change."""
         self.replace_catalog(catalog)
 
     def answer(
@@ -74,6 +77,20 @@ class Engine:
         return rules.checks.entitlement(method, request)
 
     @property
+    def catalog(self) -> Catalog:
+        """The catalog in force."""
+        return self._rules.catalog
+
+    @property
+    def accounts(self) -> Accounts:
+        """Who is a customer and has subscribed to what; whoever changes it holds ``changing``."""
+        return self._rules.accounts
+
+    def now(self) -> datetime:
+        """The present instant."""
+        return self._now()
+
+    @property
     def honours_keys(self) -> bool:
         """Reports under one idempotency key count once."""
         return True
@@ -86,7 +103,7 @@ class Engine:
         period than before counts from 0 in it.
         Raises ``ConfigError`` when the catalog lacks a plan that was assigned; the one before stays in force.
         """
-        with self._changing:
+        with self.changing:
             rules = self._made(catalog)
             self._store.seed(dict(_initial_usage(rules, self._now())))
             self._rules = rules
@@ -96,11 +113,12 @@ class Engine:
 
         It takes effect at once and stays in the store. Raises ``InvalidRequest`` for unknown names.
         """
-        with self._changing:
+        with self.changing:
             plans = self._rules.catalog.plans
             subscriber = self._rules.reports.subscriber(customer_id, resource_id or "")
             if plan is not None and plan not in plans:
                 raise InvalidRequest("plan", f"there is no {plan!r}; {nearest(plan, plans)}")
+            self._store.keep(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource), None)
             self._store.assign_plan(subscriber.customer, subscriber.resource, plan)
 
     def close(self) -> None:
@@ -108,7 +126,7 @@ class Engine:
         self._store.close()
 
     def _made(self, catalog: Catalog) -> _Rules:
-        subscriptions = Subscriptions(catalog, self._store)
+        subscriptions = Subscriptions(catalog, self._store, self._now)
         checks = Checks(catalog, self._store, subscriptions, self._now, self._fallbacks)
         reports = Reports(catalog, self._store, subscriptions, self._now, counting=self._reporting)
         of_customers: Mapping[str, Callable[[Any], Message]] = {
@@ -116,7 +134,8 @@ class Engine:
             "GetEntitlementsStateV2": checks.entitlements_state,
             "ReloadEntitlements": checks.reload,
         }
-        return _Rules(catalog, subscriptions, checks, reports, of_customers)
+        accounts = Accounts(catalog, self._store, subscriptions, self._now)
+        return _Rules(catalog, accounts, subscriptions, checks, reports, of_customers)
 
 
 def _initial_usage(rules: _Rules, now: datetime) -> Iterator[tuple[UsageKey, float]]:

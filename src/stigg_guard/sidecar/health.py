@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping
+from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from socketserver import TCPServer
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from stigg_guard.errors import InvalidRequest, MissingExtra
+from stigg_guard.errors import InvalidRequest, MissingExtra, StiggGuardError
 from stigg_guard.foreign import json_value
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
+
+if TYPE_CHECKING:
+    from stigg_guard.sidecar.graph import Graph
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 except ModuleNotFoundError as error:
     raise MissingExtra("sidecar", "The local sidecar") from error
 
-MAX_BODY_BYTES = 64 * 1024
+MAX_BODY_BYTES = 256 * 1024
+GRAPHQL = "/graphql"
 CUSTOMERS = "/customers/"
 
 
@@ -43,7 +50,7 @@ class Metrics:
 
 
 class HealthServer(ThreadingHTTPServer):
-    """``/livez``, ``/readyz``, ``/metrics`` and ``PUT /customers/{id}``.
+    """``/livez``, ``/readyz``, ``/metrics``, ``PUT /customers/{id}`` and ``POST /graphql``.
 
     Listens as soon as it is made, or raises ``OSError``; ``serve_forever`` answers.
     """
@@ -52,12 +59,20 @@ class HealthServer(ThreadingHTTPServer):
     # HTTPServer's own asks the DNS for this host's name, which can take seconds and serves only CGI.
     server_bind = TCPServer.server_bind
 
-    def __init__(self, host: str, port: int, metrics: Metrics, engine: Engine) -> None:
+    def __init__(self, host: str, port: int, metrics: Metrics, engine: Engine, api_key: str | None) -> None:
         self.address_family, address = resolve(host, port)
         self.host = host
         self.metrics = metrics
         self.engine = engine
+        self.api_key = api_key
         super().__init__(address, _Handler)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The GraphQL API, made on first use: reading its schema takes a moment."""
+        from stigg_guard.sidecar.graph import Graph
+
+        return Graph(self.engine, self.api_key)
 
     @property
     def port(self) -> int:
@@ -97,6 +112,29 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply_problem(problem)
         else:
             self._reply(HTTPStatus.NO_CONTENT)
+
+    def do_POST(self) -> None:
+        try:
+            status, answer = self._graphql()
+        except _Problem as problem:
+            self._reply_problem(problem)
+        else:
+            self._reply(status, json.dumps(answer).encode())
+
+    def _graphql(self) -> tuple[HTTPStatus, Mapping[str, Any]]:
+        body = self._body()
+        path, _, _ = self.path.partition("?")
+        if path != GRAPHQL:
+            raise _Problem(HTTPStatus.NOT_FOUND, f"POST is for {GRAPHQL}")
+        self._refuse_foreign_pages()
+        request = _object(body)
+        try:
+            return self.server.graph.answer(self.headers.get("X-API-KEY"), request)
+        except StiggGuardError as error:  # the extra is not installed
+            raise _Problem(HTTPStatus.NOT_IMPLEMENTED, str(error)) from None
+        except Exception:
+            logger.exception("a GraphQL request failed")
+            raise _Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the sidecar's log says why") from None
 
     def _change_plan(self) -> None:
         # Read first, whatever the answer: closing a socket with unread input would cut the answer off.
@@ -151,13 +189,21 @@ class _Handler(BaseHTTPRequestHandler):
         logger.debug("HTTP: %s", format % args)
 
 
-def _plan_change(body: bytes) -> tuple[str | None, str | None]:
-    """The plan, None to cancel, and the resource of ``{"plan": "growth", "resource": "site-01"}``."""
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body."""
     try:
-        change = json_value(body)
+        value = json_value(body)
     except ValueError as error:
         raise _Problem(HTTPStatus.BAD_REQUEST, f"the body: {error}") from None
-    if not isinstance(change, dict) or "plan" not in change or not change.keys() <= {"plan", "resource"}:
+    if not isinstance(value, dict):
+        raise _Problem(HTTPStatus.BAD_REQUEST, "the body: send a JSON object")
+    return value
+
+
+def _plan_change(body: bytes) -> tuple[str | None, str | None]:
+    """The plan, None to cancel, and the resource of ``{"plan": "growth", "resource": "site-01"}``."""
+    change = _object(body)
+    if "plan" not in change or not change.keys() <= {"plan", "resource"}:
         raise _Problem(HTTPStatus.BAD_REQUEST, 'send {"plan": "name", "resource": "id"}; resource may be left out')
     for key, value in change.items():
         if not isinstance(value, str | None):

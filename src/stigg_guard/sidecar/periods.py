@@ -41,12 +41,12 @@ def period_at(instant: datetime, reset: str, anchor: datetime) -> Period:
     length = _MONTHS[reset]
     passed = ((instant.year - anchor.year) * 12 + instant.month - anchor.month) // length * length
     # A calendar month is shared by two periods: the anchor's day and time of day say which of them holds the instant.
-    if instant < _months_after(anchor, passed):
+    if instant < months_after(anchor, passed):
         passed -= length
-    return Period(reset, anchor, _months_after(anchor, passed), _months_after(anchor, passed + length))
+    return Period(reset, anchor, months_after(anchor, passed), months_after(anchor, passed + length))
 
 
-def _months_after(anchor: datetime, months: int) -> datetime:
+def months_after(anchor: datetime, months: int) -> datetime:
     years, month = divmod(anchor.month - 1 + months, 12)
     year = anchor.year + years
     last_day = calendar.monthrange(year, month + 1)[1]

@@ -89,7 +89,8 @@ class Reports:
         except Denied as denied:
             if denied.reason == pb.ACCESS_DENIED_REASON_CUSTOMER_NOT_FOUND:
                 raise _unknown(f"{place}customer_id", customer_id, self._catalog.customers) from None
-            resources = self._catalog.customers[customer_id].resources
+            customer = self._subscriptions.customer(customer_id)
+            resources = customer.resources if customer is not None else {}
             raise _unknown(f"{place}resource_id", resource_id, resources) from None
 
     def _usage(self, request: pb.ReportUsageRequest) -> Callable[[Transaction], Message]:

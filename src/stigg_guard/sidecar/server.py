@@ -41,14 +41,23 @@ class Sidecar:
     """An engine, served over gRPC and HTTP.
 
     Port 0 picks a free port; ``address`` and ``http_address`` tell which, as ``host:port``, once started. Serves once:
-    make another to serve again. The engine stays the caller's, to close after ``stop``.
+    make another to serve again. With ``api_key`` the GraphQL API wants it. The engine stays the caller's, to close
+    after ``stop``.
     """
 
-    def __init__(self, engine: Engine, host: str = "127.0.0.1", port: int = 0, http_port: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        http_port: int = 0,
+        api_key: str | None = None,
+    ) -> None:
         self._engine = engine
         self._host = host
         self._port = port
         self._http_port = http_port
+        self._api_key = api_key
         self._metrics = Metrics()
         self._health = health.HealthServicer()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="stigg-sidecar")
@@ -97,7 +106,7 @@ class Sidecar:
 
     def _listen_http(self) -> HealthServer:
         try:
-            server = HealthServer(self._host, self._http_port, self._metrics, self._engine)
+            server = HealthServer(self._host, self._http_port, self._metrics, self._engine, self._api_key)
         except OSError as error:
             raise _cannot_listen(self.http_address, "--http-port", error) from error
         self._http_port = server.port

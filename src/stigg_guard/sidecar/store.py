@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stigg_guard.errors import ConfigError
 
 _APPLICATION_ID = 0x53544747
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = f"""
 CREATE TABLE usage (
     customer TEXT, resource TEXT, feature TEXT, period TEXT, amount REAL NOT NULL,
@@ -36,6 +37,12 @@ CREATE TABLE plans (
     PRIMARY KEY (customer, resource)
 ) WITHOUT ROWID;
 PRAGMA application_id = {_APPLICATION_ID};
+"""
+_SINCE_VERSION_1 = f"""
+CREATE TABLE records (
+    kind TEXT, customer TEXT, name TEXT, content TEXT NOT NULL,
+    PRIMARY KEY (kind, customer, name)
+) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 """
 
@@ -62,6 +69,14 @@ class EventKey(NamedTuple):
     idempotency_key: str
 
 
+class RecordKey(NamedTuple):
+    """What a record is kept under: a kind, a customer, and a name where a customer has several of the kind."""
+
+    kind: str
+    customer: str
+    name: str
+
+
 class Answer(NamedTuple):
     """What was answered under an idempotency key, and a digest of the request that it answered."""
 
@@ -70,7 +85,8 @@ class Answer(NamedTuple):
 
 
 class Store:
-    """Usage, deduplication, idempotent answers and plans assigned at run time, shared by all threads.
+    """Usage, deduplication, idempotent answers, and the plans and records of customers that were changed at run time,
+    shared by all threads.
 
     ``path`` is a file, made if absent, or ``None`` for memory. What a transaction committed survives the death of the
     process, but not always a power cut. A store that is dropped closes. Raises ``ConfigError`` for a file that cannot
@@ -87,6 +103,11 @@ class Store:
                 "SELECT customer, resource, feature, period, amount FROM usage"
             )
         }
+        self._records: dict[RecordKey, Mapping[str, Any]] = {
+            RecordKey(*key): json.loads(content)
+            for *key, content in self._connection.execute("SELECT kind, customer, name, content FROM records")
+        }
+        self._kept = {key[:2] for key in self._records}
         self._plans: dict[tuple[str, str], str | None] = {
             (customer, resource): plan
             for customer, resource, plan in self._connection.execute("SELECT customer, resource, plan FROM plans")
@@ -100,6 +121,10 @@ class Store:
         """The plan assigned at run time, or the default if there was no assignment; ``None`` is no plan."""
         return self._plans.get((customer, resource), default)
 
+    def has_plan(self, customer: str, resource: str) -> bool:
+        """Whether a plan was ever assigned at run time."""
+        return (customer, resource) in self._plans
+
     def plans(self) -> dict[tuple[str, str], str | None]:
         """All assignments by customer and resource."""
         return dict(self._plans)
@@ -109,6 +134,31 @@ class Store:
         with self._lock:
             self._connection.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", (customer, resource, plan))
             self._plans[customer, resource] = plan
+
+    def record(self, key: RecordKey) -> Mapping[str, Any] | None:
+        """What is kept under the key: a JSON object, which must not be changed."""
+        return self._records.get(key)
+
+    def has_records(self, kind: str, customer: str) -> bool:
+        """Whether the customer has, or had, a record of the kind; fast, for the sake of checks."""
+        return (kind, customer) in self._kept
+
+    def records(self, kind: str, customer: str | None = None) -> dict[RecordKey, Mapping[str, Any]]:
+        """All records of a kind, or those of one customer."""
+        found = list(self._records.items())
+        return {key: content for key, content in found if key.kind == kind and customer in (None, key.customer)}
+
+    def keep(self, key: RecordKey, content: Mapping[str, Any] | None) -> None:
+        """Keep a record, or with ``None`` forget it."""
+        with self._lock:
+            if content is None:
+                self._connection.execute("DELETE FROM records WHERE (kind, customer, name) = (?, ?, ?)", key)
+                self._records.pop(key, None)
+            else:
+                row = (*key, json.dumps(content))
+                self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", row)
+                self._records[key] = content
+                self._kept.add(key[:2])
 
     def seed(self, amounts: dict[UsageKey, float]) -> None:
         """Set usage to begin with, for those customers' features of which nothing was ever written in any period."""
@@ -213,5 +263,6 @@ def _prepare(connection: sqlite3.Connection, path: str | Path | None) -> None:
         )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
+    added = _SINCE_VERSION_1 if version < _VERSION else ""
     # The first write takes the lock, also in a file that has its tables: a second sidecar is refused at its start.
-    connection.executescript(f"BEGIN IMMEDIATE; {'' if tables else _SCHEMA} COMMIT;")
+    connection.executescript(f"BEGIN IMMEDIATE; {'' if tables else _SCHEMA} {added} COMMIT;")

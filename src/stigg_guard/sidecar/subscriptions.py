@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import FEATURE_TYPES
-from stigg_guard.sidecar.catalog import Account, Catalog, Currency, Feature, Grant, Plan
+from stigg_guard.sidecar.catalog import Account, Catalog, Currency, Customer, Feature, Grant, Plan
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
-from stigg_guard.sidecar.store import Store, UsageKey
+from stigg_guard.sidecar.store import RecordKey, Store, UsageKey
 from stigg_guard.wire import sidecar_pb2 as pb
+
+CUSTOMER, SUBSCRIPTION, PROMOTION = "customer", "subscription", "promotion"
+"""The kinds of records that are kept of what was changed at run time."""
+
+ADDITIONS_KEPT = 1024
 
 _METER_TYPES = {"fluctuating": pb.METER_TYPE_FLUCTUATING, "incremental": pb.METER_TYPE_INCREMENTAL}
 _RESET_PERIODS = {
@@ -52,6 +58,20 @@ class Offers:
     every: tuple[Offer, ...]
 
 
+class Addition(NamedTuple):
+    """What is given beside a plan of a feature, or of credits: instead of what the plan gives, or ``is_more`` than it
+    at least."""
+
+    id: str
+    grant: Grant
+    is_more: bool
+
+    @classmethod
+    def of(cls, id_: str, given: Mapping[str, Any], is_more: bool) -> Addition:
+        """From how it is kept."""
+        return cls(id_, Grant(**{**given, "values": tuple(given.get("values", ()))}), is_more)
+
+
 class Subscriber(NamedTuple):
     """Who has usage: a customer, or one of its resources; ``resource`` is empty for the customer itself."""
 
@@ -79,13 +99,16 @@ class Subscriptions:
     Raises ``ConfigError`` when a plan was assigned that the catalog lacks.
     """
 
-    def __init__(self, catalog: Catalog, store: Store) -> None:
+    def __init__(self, catalog: Catalog, store: Store, now: Callable[[], datetime]) -> None:
         self._catalog = catalog
         self._store = store
+        self._now = now
+        # One object for the same plan and the same additions to it, so that what is made of it can be kept.
+        self._with_additions = lru_cache(ADDITIONS_KEPT)(self._added)
         self._offers = {plan.id: _offers(plan, catalog) for plan in catalog.plans.values()}
         self._windows: dict[tuple[str, datetime], Window] = {}
         for (customer, _), plan in store.plans().items():
-            if customer in catalog.customers and plan is not None and plan not in catalog.plans:
+            if self.customer(customer) is not None and plan is not None and plan not in catalog.plans:
                 raise ConfigError(
                     f"{customer} was given the plan {plan!r}, which the catalog lacks; "
                     f"{nearest(plan, catalog.plans)} (add the plan, or start with another state file)"
@@ -93,29 +116,79 @@ class Subscriptions:
 
     def subscriber(self, customer_id: str, resource_id: str) -> Subscriber:
         """The customer, or its resource unless ``resource_id`` is empty. Raises ``Denied`` for unknown ones."""
-        customer = self._catalog.customers.get(customer_id)
+        customer = self.customer(customer_id)
         if customer is None:
             raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_NOT_FOUND)
         account = customer.resources.get(resource_id) if resource_id else customer.account
+        if account is None and self._store.has_plan(customer_id, resource_id):
+            account = Account()  # a resource begins with its first subscription
         if account is None:
             raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_RESOURCE_NOT_FOUND)
         return Subscriber(customer_id, resource_id, account)
 
     def active(self, customer_id: str, resource_id: str) -> tuple[Subscriber, Offers]:
         """As ``subscriber``, with the offers of its plan. Raises ``Denied`` also when archived, or without a plan."""
-        customer = self._catalog.customers.get(customer_id)
+        customer = self.customer(customer_id)
         if customer is not None and customer.archived:
             raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_IS_ARCHIVED)
         subscriber = self.subscriber(customer_id, resource_id)
-        plan = self._plan(subscriber)
-        if plan is None:
+        offers = self.offers(subscriber)
+        if offers is _NOTHING:
             raise Denied(pb.ACCESS_DENIED_REASON_NO_ACTIVE_SUBSCRIPTION)
-        return subscriber, self._offers[plan]
+        return subscriber, offers
 
     def offers(self, subscriber: Subscriber) -> Offers:
-        """What the subscriber's plan gives; nothing without a plan."""
-        plan = self._plan(subscriber)
-        return _NOTHING if plan is None else self._offers[plan]
+        """What the subscriber's plan gives, with what was added to it; nothing without a plan."""
+        plan = self.plan(subscriber)
+        if plan is None:
+            return _NOTHING
+        additions = self._additions(subscriber)
+        return self._with_additions(plan, additions) if additions else self._offers[plan]
+
+    def customer(self, customer_id: str) -> Customer | None:
+        """The customer as the catalog has it, or as it was made since."""
+        customer = self._catalog.customers.get(customer_id)
+        kept = self._store.record(RecordKey(CUSTOMER, customer_id, ""))
+        if kept is None:
+            return customer
+        customer = customer or Customer(customer_id, Account())
+        archived = kept.get("archived")
+        return customer if archived in (None, customer.archived) else replace(customer, archived=archived)
+
+    def plan(self, subscriber: Subscriber) -> str | None:
+        """The id of the subscriber's plan, unless the subscription has ended."""
+        kept = self._store.record(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource))
+        if kept is not None and kept.get("endDate") and datetime.fromisoformat(kept["endDate"]) <= self._now():
+            return None
+        return self._store.plan(subscriber.customer, subscriber.resource, subscriber.account.plan)
+
+    def _additions(self, subscriber: Subscriber) -> tuple[Addition, ...]:
+        """What the subscription and, for customers themselves, promotions add to the plan."""
+        kept = self._store.record(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource)) or {}
+        own = [Addition.of(id_, given, is_more=False) for id_, given in kept.get("entitlements", {}).items()]
+        if subscriber.resource or not self._store.has_records(PROMOTION, subscriber.customer):
+            return tuple(own)
+        promotions = self._store.records(PROMOTION, subscriber.customer)
+        now = self._now()
+        own += [
+            Addition.of(key.name, kept["grant"], is_more=True)
+            for key, kept in promotions.items()
+            if kept["endDate"] is None or datetime.fromisoformat(kept["endDate"]) > now
+        ]
+        return tuple(own)
+
+    def _added(self, plan: str, additions: tuple[Addition, ...]) -> Offers:
+        sold = self._catalog.plans[plan]
+        entitlements, credits_ = dict(sold.entitlements), dict(sold.credits)
+        for addition in additions:
+            if addition.id in self._catalog.currencies:
+                credits_[addition.id] = addition.grant
+            elif addition.id in self._catalog.features:
+                grant = entitlements.get(addition.id)
+                entitlements[addition.id] = (
+                    _more(grant, addition.grant) if grant and addition.is_more else addition.grant
+                )
+        return _offers(replace(sold, entitlements=entitlements, credits=credits_), self._catalog)
 
     def usage_key(self, subscriber: Subscriber, offer: Offer, instant: datetime) -> tuple[UsageKey, Window | None]:
         """What usage of that instant is counted by, and its window if there is one."""
@@ -123,14 +196,25 @@ class Subscriptions:
         window = self._window(reset, subscriber.account.anchor or DEFAULT_ANCHOR, instant) if reset else None
         return UsageKey(subscriber.customer, subscriber.resource, offer.id, window.name if window else ""), window
 
-    def _plan(self, subscriber: Subscriber) -> str | None:
-        return self._store.plan(subscriber.customer, subscriber.resource, subscriber.account.plan)
-
     def _window(self, reset: str, anchor: datetime, instant: datetime) -> Window:
         window = self._windows.get((reset, anchor))
         if window is None or instant not in window.period:
             window = self._windows[reset, anchor] = _make_window(period_at(instant, reset, anchor))
         return window
+
+
+def _more(one: Grant, other: Grant) -> Grant:
+    """Whatever is more of two grants of a feature."""
+    unlimited = one.unlimited or other.unlimited
+    limits = (limit for limit in (one.limit, other.limit) if limit is not None and not unlimited)
+    return Grant(
+        value=max((value for value in (one.value, other.value) if value is not None), default=None),
+        values=tuple(dict.fromkeys((*one.values, *other.values))),
+        limit=max(limits, default=None),
+        unlimited=unlimited,
+        soft=one.soft or other.soft,
+        reset=one.reset or other.reset,
+    )
 
 
 def without_plan(feature_id: str) -> Offer:

@@ -1,0 +1,345 @@
+"""Requests to Stigg's GraphQL API: one deadline, a bound on what is read, and what may be sent again."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
+
+from stigg_guard.errors import (
+    ApiError,
+    ApiRateLimited,
+    ApiRefused,
+    ApiRejected,
+    ApiTimeout,
+    ApiUnavailable,
+    ApiUnreadable,
+    ConfigError,
+)
+from stigg_guard.foreign import quoted
+
+MAX_BYTES = 16 * 1024 * 1024
+"""How long an answer may be, decoded."""
+PAUSES = (0.1, 0.4, 1.6)
+"""Seconds before each repetition, and up to half as long again."""
+PIECE = 64 * 1024
+MAX_MESSAGE = 500
+
+# What is answered with one of these codes was not carried out.
+_REFUSALS = {"UNAUTHENTICATED", "FORBIDDEN"}
+_NOT_DONE = _REFUSALS | {
+    "BAD_USER_INPUT",
+    "CUSTOMER_NOT_FOUND",
+    "ENTITLEMENT_LIMIT_EXCEEDED",
+    "FEATURE_NOT_FOUND",
+    "GRAPHQL_PARSE_FAILED",
+    "GRAPHQL_VALIDATION_FAILED",
+    "NOT_MODELLED",
+    "RESOURCE_NOT_FOUND",
+    "SUBSCRIPTION_NOT_FOUND",
+    "VALIDATION_ERROR",
+}
+_CONNECTION_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One operation to send. ``changes`` says that it may change something, ``repeatable`` that it does so once however
+    often it is sent."""
+
+    operation: str
+    body: bytes
+    changes: bool
+    repeatable: bool
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+_Outcome: TypeAlias = _Reply | Exception | None
+_AnyApiError = TypeVar("_AnyApiError", bound=ApiError)
+
+
+class _Unreadable(Exception):
+    """The body of an answer is not to be had, for the reason given."""
+
+
+class _Secret(str):
+    """A text that the variables of a traceback, as pages for debugging show them, do not give away."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
+class Transport:
+    """Sends operations to one address with one key. Threads may share it; a forked process has connections of its own.
+
+    Proxies and authorities are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``).
+
+    Raises:
+        ConfigError: the key or the address is malformed.
+    """
+
+    def __init__(self, api_key: str, api_url: str) -> None:
+        self._key = _checked_key(api_key)
+        self.url = endpoint(api_url)
+        self._host = urlsplit(self.url).netloc
+        self._session: requests.Session | None = None
+        self._pid = 0
+
+    def send(self, request: Request, timeout: float) -> Mapping[str, Any]:
+        """The ``data`` of the answer, within ``timeout`` seconds in all.
+
+        Raises:
+            ApiError: it failed, and so did its repetitions, where it may be repeated.
+        """
+        deadline = time.monotonic() + timeout
+        pauses = iter(PAUSES)
+        while True:
+            outcome = _in_thread(lambda: self._exchange(request, deadline), deadline)
+            answer = self._read(outcome, request) if isinstance(outcome, _Reply) else self._lost(outcome, request)
+            # Raised out here, where no exception of a library is its context: their variables know the key.
+            if not isinstance(answer, ApiError):
+                return answer
+            wait = _wait(answer, next(pauses, None), request.repeatable)
+            if wait is None or time.monotonic() + wait > deadline:
+                raise answer
+            time.sleep(wait)
+
+    def close(self) -> None:
+        """Closes the connections of this process; a later request opens others."""
+        if self._session is not None and self._pid == os.getpid():
+            self._session.close()
+
+    def _exchange(self, request: Request, deadline: float) -> _Reply:
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            "Cache-Control": "no-cache",
+            "Content-Type": "application/json",
+            "User-Agent": "stigg-guard",
+            "X-Graphql-Operation-Name": request.operation,
+        }
+        with self._session_of_process().post(
+            self.url,
+            data=request.body,
+            headers=headers,
+            auth=self._sign,
+            timeout=max(deadline - time.monotonic(), 0.001),
+            allow_redirects=False,  # the key would go along, to whatever host
+            stream=True,
+        ) as response:
+            return _Reply(response.status_code, response.headers, b"".join(_pieces(response, deadline)))
+
+    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["X-API-KEY"] = self._key
+        return request
+
+    def _session_of_process(self) -> requests.Session:
+        session, pid = self._session, os.getpid()
+        if session is None or self._pid != pid:
+            session = requests.Session()
+            self._session, self._pid = session, pid
+        return session
+
+    def _lost(self, fault: Exception | None, request: Request) -> ApiError:
+        """The error of a request that got no answer; without a fault the deadline passed."""
+        if fault is None or (isinstance(fault, (requests.Timeout, ReadTimeoutError)) and not _was_never_sent(fault)):
+            return self._error(ApiTimeout, request, "did not answer within the deadline", unknown=True)
+        if isinstance(fault, _Unreadable):
+            return self._error(ApiUnreadable, request, f"sent an answer that {fault}", unknown=True)
+        if not isinstance(fault, _CONNECTION_ERRORS):
+            raise fault
+        reason = getattr(fault.args[0] if fault.args else None, "reason", None) or fault
+        never_sent = _was_never_sent(fault)
+        what = "cannot be connected to" if never_sent else "closed the connection before it had answered"
+        return self._error(ApiUnavailable, request, f"{what}: {reason}", unknown=not never_sent)
+
+    def _read(self, reply: _Reply, request: Request) -> Mapping[str, Any] | ApiError:
+        """The data of an answer, or the error that it tells of."""
+        status = reply.status
+        if 300 <= status < 400:
+            problem = "redirects elsewhere, where nothing was sent; set API_URL to the API's own address"
+            return self._error(ApiUnreadable, request, problem, status=status)
+        answer = _json_object(reply.body)
+        errors = [error for error in _list(answer.get("errors")) if isinstance(error, dict)]
+        code = _code(errors)
+        if status == 429 or status >= 500:
+            return self._failing(reply, request, errors, code)
+        if status in (401, 403) or code in _REFUSALS:
+            problem = "does not accept the key; set API_KEY to a server key of this environment"
+            return self._error(ApiRefused, request, problem, status=status, code=code)
+        if errors:
+            unknown = status < 400 and code not in _NOT_DONE
+            said = f"answered: {_said(errors)}"
+            rejected = self._error(ApiRejected, request, said, status=status, code=code, unknown=unknown)
+            rejected.errors, rejected.data = errors, answer.get("data")
+            return rejected
+        data = answer.get("data")
+        if status >= 400 or not isinstance(data, dict):
+            problem = f"answered with status {status} and no GraphQL; is API_URL the address of Stigg's API?"
+            return self._error(ApiUnreadable, request, problem, status=status, unknown=status < 400)
+        return data
+
+    def _failing(
+        self, reply: _Reply, request: Request, errors: Sequence[Mapping[str, Any]], code: str
+    ) -> ApiUnavailable:
+        limited = reply.status == 429
+        kind = ApiRateLimited if limited else ApiUnavailable
+        problem = "takes no more requests for now" if limited else f"fails with status {reply.status}"
+        problem += f": {_said(errors)}" if errors else ""
+        error = self._error(kind, request, problem, status=reply.status, code=code, unknown=not limited)
+        told = reply.headers.get("Retry-After", "").strip()
+        if told.isascii() and told.isdigit() and len(told) < 10:
+            error.retry_after = float(told)
+        return error
+
+    def _error(
+        self,
+        kind: Callable[..., _AnyApiError],
+        request: Request,
+        problem: str,
+        *,
+        status: int | None = None,
+        code: str = "",
+        unknown: bool = False,
+    ) -> _AnyApiError:
+        message = f"{self._host} {problem}".replace(self._key, "…")
+        return kind(
+            message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…",
+            operation=request.operation,
+            status=status,
+            code=code,
+            outcome_unknown=unknown and request.changes,
+        )
+
+
+def endpoint(api_url: str) -> str:
+    """Where requests are sent: the address itself, or its ``/graphql`` when it has no path.
+
+    Raises:
+        ConfigError: it is no address of a server.
+    """
+    problem = f"API_URL: expected an address such as https://api.stigg.io, not {quoted(api_url)}"
+    try:
+        parts = urlsplit(api_url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except (ValueError, AttributeError, TypeError):
+        raise ConfigError(problem) from None
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("API_URL: it must not hold a user or a password; the key goes into API_KEY")
+    if (
+        not usable
+        or not api_url.isascii()
+        or not api_url.isprintable()
+        or " " in api_url
+        or "?" in api_url
+        or "#" in api_url
+    ):
+        raise ConfigError(problem)
+    return api_url if parts.path.strip("/") else f"{api_url.rstrip('/')}/graphql"
+
+
+def _checked_key(api_key: str) -> _Secret:
+    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or not api_key.strip():
+        raise ConfigError("API_KEY: expected the text of a server key, on one line and in ASCII")
+    return _Secret(api_key.strip())
+
+
+def _in_thread(work: Callable[[], _Reply], deadline: float) -> _Outcome:
+    """What ``work`` returns or raises; None when the deadline passes first, whatever it is that takes so long."""
+    done: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put(work())
+        except Exception as error:  # noqa: BLE001 - whoever waits looks at it
+            done.put(error)
+
+    threading.Thread(target=run, name="stigg-guard-api", daemon=True).start()
+    try:
+        return done.get(timeout=max(deadline - time.monotonic(), 0.0))
+    except queue.Empty:
+        return None
+
+
+def _pieces(response: requests.Response, deadline: float) -> Iterator[bytes]:
+    """The decoded body as it comes: no piece is waited for until it is full, and none is unpacked beyond the bound."""
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in ("identity", "gzip"):
+        raise _Unreadable(f"is encoded as {quoted(encoding)}, which was not asked for")
+    unpack = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
+    left = MAX_BYTES
+    while piece := response.raw.read1(PIECE, decode_content=False):
+        if time.monotonic() > deadline:
+            raise requests.Timeout
+        try:
+            piece = unpack.decompress(piece, left + 1) if unpack is not None else piece
+        except zlib.error:
+            raise _Unreadable("is damaged") from None
+        left -= len(piece)
+        if left < 0:
+            raise _Unreadable(f"is longer than {MAX_BYTES // 1024**2} MB")
+        yield piece
+    if unpack is not None and not unpack.eof:
+        raise requests.ConnectionError("the answer was cut off")
+
+
+def _was_never_sent(error: Exception) -> bool:
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(reason, (NewConnectionError, ConnectTimeoutError))
+
+
+def _wait(error: ApiError, pause: float | None, repeatable: bool) -> float | None:
+    """How many seconds to wait before the same is sent again; None when it is not to be."""
+    if pause is None or not isinstance(error, ApiUnavailable) or isinstance(error, ApiTimeout):
+        return None
+    if error.outcome_unknown and not repeatable:
+        return None
+    told: float = vars(error).get("retry_after", 0.0)  # its own only when the server said so
+    return max(told, pause * (1 + random.random() / 2))  # noqa: S311 - it only spreads repetitions
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in the body; empty when it is something else. Its length is bounded already."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _code(errors: Sequence[Mapping[str, Any]]) -> str:
+    extensions = errors[0].get("extensions") if errors else None
+    code = extensions.get("code") if isinstance(extensions, dict) else None
+    return code if isinstance(code, str) else ""
+
+
+def _said(errors: Sequence[Mapping[str, Any]]) -> str:
+    """The messages of errors, with the place in the answer that each is about."""
+    told = []
+    for error in errors[:3]:
+        path = ".".join(str(part) for part in _list(error.get("path")))
+        told.append(f"{error.get('message')}" + (f" (at {path})" if path else ""))
+    return "; ".join(told)
