@@ -170,6 +170,7 @@ def test_environment_of_templates_may_have_a_class_of_its_own(make_app: MakeApp,
 # Tests of an app
 
 
+@pytest.mark.filterwarnings("error:a test is about to use")
 def test_tests_are_warned_before_the_ledger_of_the_settings_is_used(make_app: MakeApp, tmp_path: Path) -> None:
     app = make_app(LEDGER=None)
     app.testing = True
@@ -179,6 +180,7 @@ def test_tests_are_warned_before_the_ledger_of_the_settings_is_used(make_app: Ma
     assert (runs, list(tmp_path.iterdir())) == ([], [])
 
 
+@pytest.mark.filterwarnings("error:a test is about to use")
 def test_overridden_app_needs_no_folder_and_warns_nobody(make_app: MakeApp, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     app = Flask("shop", instance_path=str(tmp_path / "file" / "instance"))
