@@ -130,7 +130,7 @@ def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
 
 def _begin_groups() -> None:
     current = of_request()
-    view = current_app.view_functions.get(current.request.endpoint or "")
+    view = current_app.view_functions.get(request.endpoint or "")
     groups, current.groups = current.groups, []
     if view is None or getattr(view, EXEMPT, False):
         return
