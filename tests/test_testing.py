@@ -648,8 +648,10 @@ def test_a_conftest_may_import_from_the_plugin_that_it_names(tmp_path: Path) -> 
 
 
 REAL = {"LEDGER": "sqlite:///real.sqlite3"}
+WARNED = pytest.mark.filterwarnings("error:a test is about to use")
 
 
+@WARNED
 @pytest.mark.parametrize(
     "act",
     [
@@ -671,6 +673,7 @@ def test_a_test_without_an_override_is_warned_before_the_ledger_of_the_settings_
     assert list(tmp_path.iterdir()) == []
 
 
+@WARNED
 def test_nobody_is_warned_of_an_override_or_of_a_ledger_in_memory(tmp_path: Path) -> None:
     folder_that_is_none = tmp_path / "file"
     folder_that_is_none.touch()

@@ -170,6 +170,7 @@ def test_environment_of_templates_may_have_a_class_of_its_own(make_app: MakeApp,
 # Tests of an app
 
 
+@pytest.mark.filterwarnings("error:a test is about to use")
 def test_tests_are_warned_before_the_ledger_of_the_settings_is_used(make_app: MakeApp, tmp_path: Path) -> None:
     app = make_app(LEDGER=None)
     app.testing = True
@@ -179,6 +180,7 @@ def test_tests_are_warned_before_the_ledger_of_the_settings_is_used(make_app: Ma
     assert (runs, list(tmp_path.iterdir())) == ([], [])
 
 
+@pytest.mark.filterwarnings("error:a test is about to use")
 def test_overridden_app_needs_no_folder_and_warns_nobody(make_app: MakeApp, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     app = Flask("shop", instance_path=str(tmp_path / "file" / "instance"))
@@ -252,9 +254,19 @@ def test_request_within_another_ones_context_has_its_own_customer(app: Flask) ->
         assert client_of(app, ESSENTIALS).get("/").status_code == 402
 
 
-def test_what_is_known_of_a_request_is_on_g_under_one_name(app: Flask) -> None:
-    add_view(app, requires_feature("feature-exports"), answer=lambda: list(g))
-    assert client_of(app).get("/").get_json() == ["_stigg_guard"]
+def test_request_that_a_view_sends_to_the_app_changes_nothing_for_its_own(make_app: MakeApp) -> None:
+    lookups: list[str] = []
+    app = make_app(CUSTOMER=lambda request: lookups.append(request.path) or signed_in(request), RATE_LIMIT_HEADERS=True)
+    app.add_url_rule("/inner", "inner", requires_feature("feature-analytics")(lambda: "figures"))
+
+    def outer() -> list[str]:
+        return [client_of(app, GROWTH).get("/inner").text, *g]
+
+    add_view(app, consumes_usage(1, TEMPLATES), answer=outer)
+    answer = client_of(app, ESSENTIALS).get("/")
+    assert (answer.get_json(), lookups) == (["figures"], ["/", "/inner"])
+    assert answer.headers["Cache-Control"] == "private"
+    assert answer.headers["RateLimit"] == f'"{TEMPLATES}";r=2'
 
 
 def test_resource_of_a_customer_is_guarded_by_its_own_subscription(make_app: MakeApp) -> None:

@@ -187,17 +187,23 @@ def test_second_group_that_is_denied_gives_the_first_ones_units_back(make_app: M
 def test_functions_before_the_view_all_run_before_the_groups_begin(make_app: MakeApp) -> None:
     order: list[str] = []
     shop = Shop(make_app, ANALYTICS, CUSTOMER=lambda _: order.append("customer") or ESSENTIALS)
-    inner = Blueprint("inner", __name__)
+    inner, outer = Blueprint("inner", __name__), Blueprint("outer", __name__)
+    for blueprint in (inner, outer):
+        blueprint.add_url_rule(f"/{blueprint.name}", "view", shop.view)
     inner.before_request(lambda: order.append("inner"))
-    inner.add_url_rule("/inner", "view", shop.view)
-    outer = Blueprint("outer", __name__)
-    protect(outer, ANALYTICS)
     outer.before_request(lambda: order.append("outer"))
     outer.register_blueprint(inner)
+    protect(shop.app, ANALYTICS)
     shop.app.register_blueprint(outer)
     shop.app.before_request(lambda: order.append("app"))
-    assert client_of(shop.app).get("/inner").status_code == 402
-    assert order == ["app", "outer", "inner", "customer"]
+    for path, expected in [
+        ("/ruled", ["app", "customer"]),
+        ("/outer", ["app", "outer", "customer"]),
+        ("/inner", ["app", "outer", "inner", "customer"]),
+    ] * 2:
+        order.clear()
+        assert client_of(shop.app).get(path).status_code == 402
+        assert order == expected
 
 
 def test_asking_only_for_what_is_before_the_view_leaves_nothing_held(make_app: MakeApp, guard: Any) -> None:

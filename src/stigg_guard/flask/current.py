@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, cast
 
-from flask import Flask, Request, current_app, g, has_request_context, request
+from flask import Flask, Request, current_app, has_request_context, request
 
 from stigg_guard.consumption import Consumption
 from stigg_guard.decorators import Begin, Ending
@@ -19,7 +19,7 @@ FoundCustomer: TypeAlias = "str | Customer | None"
 CustomerLoader: TypeAlias = "Callable[[Request], FoundCustomer | Awaitable[FoundCustomer]]"
 
 EXTENSION = "stigg_guard"
-_ON_G = "_stigg_guard"
+_ATTRIBUTE = "_stigg_guard"
 _ANYBODY = Customer("anybody")
 
 
@@ -83,8 +83,7 @@ class CurrentRequest:
     """What is known of one request: whose it is, what templates show, which groups are to guard it and which of them
     have begun, whether anything guards it, and what its guards held or denied."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self) -> None:
         self.customer: FoundCustomer = None
         self.is_customer_known = False
         self.plan: DisplayedPlan | None = None
@@ -95,12 +94,12 @@ class CurrentRequest:
 
 
 def of_request() -> CurrentRequest:
-    """Of the current request, on ``g``. An application context may outlive a request, so ``g`` alone does not tell."""
-    known: dict[str, Any] = vars(g._get_current_object())
+    """Of the current request, which has it as an attribute: a view may send the app another request meanwhile."""
     this = this_request()
-    current: CurrentRequest | None = known.get(_ON_G)
-    if current is None or current.request is not this:
-        current = known[_ON_G] = CurrentRequest(this)
+    known: dict[str, Any] = vars(this)
+    current: CurrentRequest | None = known.get(_ATTRIBUTE)
+    if current is None:
+        current = known[_ATTRIBUTE] = CurrentRequest()
     return current
 
 

@@ -4,6 +4,7 @@ ends with the view."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
@@ -82,16 +83,24 @@ def _group(feature: str, n: AmountOfRequest | None, calls: FlaskCalls) -> Begin:
 def _come_last() -> None:
     """Puts what begins the groups behind all functions of ``before_request``, which may answer before the view."""
     _put_view_in_force()
-    last = (None, *reversed(request.blueprints))[-1]
-    functions = current_app.before_request_funcs.setdefault(last, [])
-    if functions[-1:] != [_begin]:
-        functions.append(_begin)
+    last = _Last(request.blueprint)
+    functions = current_app.before_request_funcs.setdefault(last.blueprint, [])
+    if functions[-1:] != [last]:
+        functions.append(last)
 
 
-def _begin() -> None:
-    """Begins the groups, the outermost first, also where something else than the app will call the view."""
-    _put_view_in_force()
-    _begin_groups()
+@dataclass(frozen=True)
+class _Last:
+    """The last function before the views of a blueprint, or, without one, before those of the app itself. The functions
+    of outer blueprints run before those of inner ones, so that it is the last of all for these views only."""
+
+    blueprint: str | None
+
+    def __call__(self) -> None:
+        """Begins the groups, the outermost first, also where something else than the app will call the view."""
+        if request.blueprint == self.blueprint:
+            _put_view_in_force()
+            _begin_groups()
 
 
 def _put_view_in_force() -> None:
@@ -121,7 +130,7 @@ def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
 
 def _begin_groups() -> None:
     current = of_request()
-    view = current_app.view_functions.get(current.request.endpoint or "")
+    view = current_app.view_functions.get(request.endpoint or "")
     groups, current.groups = current.groups, []
     if view is None or getattr(view, EXEMPT, False):
         return
