@@ -226,7 +226,7 @@ def test_fractions_add_up(parts: list[int], fraction: int) -> None:
     assert left(units(sums[-1]), units(sums[-1])) == 0
 
 
-@holds_for(st.integers(-(2**33), 2**33), st.integers(0, 999_999))
+@holds_for(st.integers(-(2**33), 2**33 - 1), st.integers(0, 999_999))
 @example(4_496_400_372, 629_495)
 @example(2**33 - 1, 999_999)
 def test_every_quantum_is_exact(whole: int, parts: int) -> None:

@@ -27,7 +27,7 @@ STAIRCASE = [
     {"config", "channel", "ledger", "sidecar", "api"},
     {"names"},
     {"cache", "client", "denial", "messages", "observer"},
-    {"sender", "shared"},
+    {"keeper", "sender", "shared"},
     {"lookup", "settlement", "stranded"},
     {"reporter"},
     {"consumption"},

@@ -433,8 +433,94 @@ class TestStreams:
         assert engine.used("seats") == 6
 
 
+class TestOneUse:
+    def test_is_entered_once(self, guard: Guard, engine: WatchedEngine) -> None:
+        usage = guard.consume("seats", 5, customer="c")
+        with pytest.raises(ConnectionError), usage:
+            raise ConnectionError
+        with pytest.raises(InvalidRequest, match=r"call consume\(\) again"), usage:
+            pass
+        with guard.consume("seats", 5, customer="c") as usage, pytest.raises(InvalidRequest), usage:
+            pass
+        assert (guard.flush(), guard.stats()["held"], engine.used("seats")) == (0, 0, 5)
+
+    def test_is_for_one_thread(self, guard: Guard, engine: WatchedEngine) -> None:
+        usage, refused = guard.consume("seats", 1, customer="c"), []
+
+        def enter() -> None:
+            try:
+                with usage:
+                    pass
+            except InvalidRequest as error:
+                refused.append(error)
+
+        threads = [threading.Thread(target=enter) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (guard.flush(), len(refused), engine.used("seats")) == (0, 3, 1)
+
+    def test_begins_and_ends_without_a_block(self, guard: Guard, engine: WatchedEngine) -> None:
+        usage = guard.consume("seats", 5, customer="c").begin()
+        assert guard.stats()["held"] == 1
+        usage.end(succeeded=True)
+        usage.end(succeeded=True)
+        assert (guard.flush(), engine.used("seats")) == (0, 5)
+
+    def test_that_was_never_begun_cannot_succeed(self, guard: Guard) -> None:
+        usage = guard.consume("seats", 5, customer="c")
+        usage.cancel()
+        with pytest.raises(InvalidRequest, match="nothing was held"):
+            usage.end(succeeded=True)
+
+    def test_of_a_dropped_stream_is_given_back_at_once(self, guard: Guard) -> None:
+        @guard.consumes_usage(10, "seats", customer="c")
+        def letters() -> Iterator[str]:
+            yield from "ab"
+
+        gc.disable()
+        try:
+            stream = letters()
+            next(stream)
+            assert guard.stats()["held"] == 1
+            del stream
+            assert guard.stats()["held"] == 0
+        finally:
+            gc.enable()
+
+    def test_at_once_sends_what_was_used_before_and_no_more(
+        self, guard: Guard, engine: WatchedEngine, clock: ManualClock
+    ) -> None:
+        """Others who go on using do not keep a process that ends from its end."""
+        reported = []
+
+        def use_more(request: Any) -> None:
+            reported.append(request.feature_id)
+            clock.advance(0.01)
+            guard.ledger.record(Use(UsageKey("c", "", "tokens"), 0.1))
+
+        guard.ledger.record(Use(UsageKey("c", "", "seats"), 1))
+        reporter = guard._own.book.reporter
+        engine.counted = use_more
+        reporter.drain(before=guard.ledger.ticket("c").at)
+        assert reported == ["seats", "tokens"]
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 class TestForkedChild:
+    def test_ends_what_it_has_begun_itself(self, make_guard: MakeGuard, engine: WatchedEngine) -> None:
+        guard = make_guard()
+        usage = guard.consume("seats", 4, customer="c")
+
+        def use() -> bool:
+            with usage:
+                pass
+            return guard.flush() == 0
+
+        assert in_child(use)
+        assert engine.used("seats") == 4
+
     @pytest.mark.parametrize("succeeded", [True, False])
     def test_does_not_end_what_its_parent_holds(self, guard: Guard, engine: WatchedEngine, succeeded: bool) -> None:
         def end() -> bool:
@@ -635,21 +721,38 @@ class TestLongWork:
         with guard.consume("seats", 10, customer="c"):
             for _ in range(3):
                 clock.advance(200)
-                guard.flush()
+                guard._own.book.keeper._renew()
             with pytest.raises(FeatureDenied), guard.consume("seats", customer="c"):
                 pytest.fail("oversold")
         assert guard.stats()["late"] == 0
 
-    def test_keeps_its_hold_in_the_background(self, guard: Guard, clock: ManualClock, engine: WatchedEngine) -> None:
-        reported = threading.Semaphore(0)
-        engine.counted = lambda _: reported.release()
+    def test_keeps_its_hold_while_a_report_takes_longer_than_that(
+        self, make_guard: MakeGuard, clock: ManualClock, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        guard, renewed, answered = make_guard(HOLD_TTL=0.3), threading.Event(), threading.Event()
+        reported = threading.Event()
+        renew = guard.ledger.renew
+
+        def renew_and_tell(*given: Any) -> None:
+            renew(*given)
+            renewed.set()
+
+        def answer_late(_request: Any) -> None:
+            reported.set()
+            answered.wait(30)
+
+        monkeypatch.setattr(guard.ledger, "renew", renew_and_tell)
+        engine.counted = answer_late
+        guard.report("calls", 1, customer="c")
+        assert reported.wait(30)
         with guard.consume("seats", 10, customer="c"):
             for _ in range(3):
-                clock.advance(200)
-                guard.report("calls", 1, customer="c")
-                assert reported.acquire(timeout=10)
+                clock.advance(0.2)
+                renewed.clear()
+                assert renewed.wait(30)
             with pytest.raises(FeatureDenied), guard.consume("seats", customer="c"):
                 pytest.fail("oversold")
+        answered.set()
         assert guard.stats()["late"] == 0
 
     def test_that_ends_late_counts_and_is_told(self, guard: Guard, clock: ManualClock, engine: WatchedEngine) -> None:

@@ -316,6 +316,7 @@ class TestConsume:
         assert used(ten, "feature-calls", "c") == 2
 
     def test_counts_in_the_period_in_which_it_ends(self, ten: Sidecar, clock: ManualClock) -> None:
+        clock.advance(-clock.now().timestamp() % 3_600 + 600)  # ten past the hour: no other period begins in the test
         with Guard(Config(sidecar=ten.address), clock=clock.clock) as guard:
             with guard.consume("feature-calls", 1, customer="c"):
                 pass

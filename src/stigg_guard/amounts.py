@@ -1,8 +1,8 @@
 """Amounts of usage: numbers that add up as a person reckons.
 
 Users see floats. What is summed and compared is a whole number of *quanta*, a millionth of a unit each, so that three
-times 0.1 fit 0.3 after any number of sums. Up to ``MAX_AMOUNT`` units a float, and a number in Lua, holds every quantum
-exactly.
+times 0.1 fit 0.3 after any number of sums. Up to ``MAX_AMOUNT`` units a number in Lua holds every quantum exactly; a
+float of units does up to 2**33, and beyond that, to the nearest two millionths.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from stigg_guard.errors import (
     SidecarError,
     SidecarTimeout,
 )
+from stigg_guard.keeper import HoldKeeper
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, News, Period, Refused, UsageKey, Use
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
@@ -93,16 +94,19 @@ class Book:
         self._ledger = ledger
         self.confirm = confirm
         self.observer = observer
+        self.keeper = HoldKeeper(ledger, config.hold_ttl)
         self.reporter = Reporter(
             ledger,
             lambda: lookup.stigg,
             config,
+            self.keeper,
             partial(_acknowledged, lookup, observer),
             clock,
             partial(tell, observer.lost_contact),
         )
-        # The thread of a guard that nobody has any more ends by itself.
-        weakref.finalize(self, self.reporter.leave).atexit = False
+        # The threads of a guard that nobody has any more end by themselves.
+        for thread in (self.reporter, self.keeper):
+            weakref.finalize(self, thread.leave).atexit = False
 
     def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
         """Takes the amounts of all features, or of none; there is no hold where nothing is counted.
@@ -144,7 +148,7 @@ class Book:
         try:
             counted = self._ledger.commit(hold, uses)
         except LedgerUnavailable as error:
-            self.reporter.unwatch(hold)
+            self.keeper.unwatch(hold)
             self._rescue(uses, error)
             return
         except ClientClosed:
@@ -153,13 +157,18 @@ class Book:
         except BaseException:  # from outside: nobody knows whether the step was made
             logger.error("an exception from outside interrupted the end of work on %r", str(hold.claims[0].key))
             self.reporter.repeat(partial(self._ledger.commit, hold, uses, repeated=True), uses)
-            self.reporter.unwatch(hold)
+            self.keeper.unwatch(hold)
             raise
-        self.reporter.unwatch(hold)
+        self.keeper.unwatch(hold)
         for use, usage in zip(uses, counted, strict=True):
             _correct(self._lookup, use.key, usage)
         if any(amounts.values()):
-            self.send()
+            self.send(hold.claims[0].key.customer_id)
+
+    def watch(self, hold: Hold, owner: object) -> None:
+        """The hold lasts until it is committed or released, or its owner is dropped."""
+        self.keeper.watch(hold, owner)
+        self.reporter.start()
 
     def release(self, hold: Hold) -> None:
         """The work failed: nothing was used. What cannot be given back now comes back when the hold expires."""
@@ -168,7 +177,7 @@ class Book:
                 self._ledger.release(hold)
         except (LedgerUnavailable, ClientClosed) as error:
             logger.warning("a hold cannot be given back and is left to expire: %s", error)
-        self.reporter.unwatch(hold)
+        self.keeper.unwatch(hold)
 
     def begin(self) -> Confirm:
         """How work that begins now becomes certain."""
@@ -179,12 +188,14 @@ class Book:
         if self._counts():
             confirm(lambda certain: self._record(use) if certain else None)
 
-    def send(self) -> None:
-        """Sends what is unsent as ``REPORT`` says; what fails stays in the ledger."""
-        at_once = may_end_at_once() if self._config.report is ReportMode.AUTO else False
+    def send(self, customer_id: str = "") -> None:
+        """Sends what is unsent as ``REPORT`` says, with what this process has just used of the customer; what fails
+        stays in the ledger."""
+        at_once = self.reporter.is_over or (self._config.report is ReportMode.AUTO and may_end_at_once())
         if at_once or self._config.report is ReportMode.INLINE:
             try:
-                if self.reporter.drain(SEND_SECONDS, to_the_end=at_once):
+                before = self._ledger.ticket(customer_id).at if at_once else None
+                if self.reporter.drain(SEND_SECONDS, before=before):
                     return
             except (SidecarError, LedgerUnavailable) as error:
                 logger.warning("usage is not reported yet and stays in the ledger: %s", error)
@@ -198,7 +209,7 @@ class Book:
             return
         if use.amount > 0 and not use.is_set:
             _correct(self._lookup, use.key, usage)
-        self.send()
+        self.send(use.key.customer_id)
 
     def _counts(self) -> bool:
         return self._config.enabled and not self._lookup.offline
@@ -324,7 +335,7 @@ class Consumption:
         self._dimensions = dimensions
         self._confirm: Confirm = confirm_now
         self._hold: Hold | None = None
-        self._pid = os.getpid()
+        self._pid = 0
 
     @property
     def entitlement(self) -> Entitlement:
@@ -363,9 +374,14 @@ class Consumption:
     def end(self, succeeded: bool) -> None:
         """Ends the hold, for work that is no ``with`` block: the units are reported, or given back. Once.
 
+        Raises:
+            InvalidRequest: it succeeded without a :meth:`begin`, so that nothing was held for it.
+
         Within a transaction that the guard follows, success is reported when that is committed, and given back when it
         is rolled back.
         """
+        if succeeded and not self._pid:
+            raise InvalidRequest("", "nothing was held for this work; begin it by 'with', or by begin()")
         hold, self._hold = self._hold, None
         if hold is None:
             return
@@ -384,7 +400,19 @@ class Consumption:
             self._amounts = dict.fromkeys(self._amounts, 0.0)
             self._book.release(hold)
 
-    def __enter__(self) -> Consumption:
+    def begin(self) -> Consumption:
+        """Takes the hold, for work that is no ``with`` block, which does it by itself. Once: each use needs a
+        :meth:`Guard.consume` of its own.
+
+        Raises:
+            InvalidRequest: it was begun before.
+            FeatureDenied: the units are not to be had.
+            SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
+            LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
+        """
+        if self._pid:
+            raise InvalidRequest("", "a use is entered once; call consume() again for another one, as for a second try")
+        self._pid = os.getpid()
         try:
             answers, hold = self._book.hold(self._amounts, self._customer)
         except FeatureDenied as error:
@@ -392,10 +420,13 @@ class Consumption:
             raise
         self.entitlements = MappingProxyType(answers)
         if hold is not None and hold.id:
-            self._book.reporter.watch(hold, self)
+            self._book.watch(hold, self)
         self._confirm = self._book.begin()
         self._hold = hold
         return self
+
+    def __enter__(self) -> Consumption:
+        return self.begin()
 
     def __exit__(
         self, error: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None

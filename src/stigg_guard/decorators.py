@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
@@ -245,19 +246,29 @@ def settled_call(call: Callable[[], Any], settle: Callable[[Any, HoldOpen], tupl
     streams: list[SettlingStream[Any]] = []
 
     def hold_open(stream: Iterable[Any]) -> SettlingStream[Any]:
-        streams.append(SettlingStream(stream, lambda succeeded: ending(succeeded, result)))
+        streams.append(SettlingStream(stream, lambda succeeded: ending(succeeded, known())))
         return streams[0]
 
-    result = None
+    result: Any = None
+    known: Callable[[], Any] = bool
     try:
         result = call()
         result, succeeded = settle(result, hold_open)
+        known = _reference(result)
     except BaseException:
         ending(False, result)
         raise
     if not streams:
         ending(succeeded, result)
     return result
+
+
+def _reference(result: Any) -> Callable[[], Any]:
+    """Leads to the result, and keeps it alive only if it must: a stream that is dropped ends at once."""
+    try:
+        return weakref.ref(result)
+    except TypeError:
+        return lambda: result
 
 
 def _counted(actual: Callable[[Any], Amount] | None, result: Any, n: float) -> float:

@@ -24,6 +24,7 @@ from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import ConfigError, InvalidRequest, SidecarError, StiggGuardError
 from stigg_guard.foreign import printable
 from stigg_guard.guard import Guard
+from stigg_guard.keeper import HoldKeeper
 from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, UsageKey
 from stigg_guard.ledger.files import default_url, obstacle, user_state_folder
 from stigg_guard.reporter import Reporter
@@ -190,7 +191,14 @@ class _Drain:
 
     def __init__(self, guard: Guard, console: Console, timeout: float) -> None:
         self._ledger = guard.ledger
-        self._reporter = Reporter(guard.ledger, lambda: guard.stigg, guard.config, self._progress, Clock())
+        self._reporter = Reporter(
+            guard.ledger,
+            lambda: guard.stigg,
+            guard.config,
+            HoldKeeper(guard.ledger, guard.config.hold_ttl),
+            self._progress,
+            Clock(),
+        )
         self._tell = console.tell
         self._began = monotonic()
         self._ends = self._began + timeout

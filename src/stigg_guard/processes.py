@@ -7,8 +7,9 @@ import os
 import sys
 from typing import Any
 
-# Servers' workers live long, are forked or spawned by their masters, and end in good order.
-_SERVERS = ("gunicorn", "uwsgi", "uvicorn", "hypercorn", "daphne", "waitress", "granian", "mod_wsgi", "cheroot")
+# Servers' workers live long and end in good order. Their masters fork them, or make them by ``multiprocessing``.
+_FORKING_SERVERS = ("gunicorn", "uwsgi", "mod_wsgi", "uvicorn", "hypercorn", "granian")
+_SPAWNING_SERVERS = ("uvicorn", "hypercorn", "granian")
 
 _is_forked = False
 
@@ -19,8 +20,9 @@ def may_end_at_once() -> bool:
     server made."""
     if _runs_rq_job() or _is_child_of_billiard():
         return True
-    is_child = _is_forked or multiprocessing.parent_process() is not None
-    return is_child and not any(server in sys.modules for server in _SERVERS)
+    if multiprocessing.parent_process() is not None:
+        return not any(server in sys.modules for server in _SPAWNING_SERVERS)
+    return _is_forked and not any(server in sys.modules for server in _FORKING_SERVERS)
 
 
 def _runs_rq_job() -> bool:

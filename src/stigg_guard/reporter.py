@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from queue import Empty, SimpleQueue
@@ -18,7 +17,8 @@ from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
-from stigg_guard.ledger import Acknowledged, Hold, Ledger, Use
+from stigg_guard.keeper import HoldKeeper
+from stigg_guard.ledger import Acknowledged, Ledger, Use
 from stigg_guard.log import logger
 from stigg_guard.sender import Sender
 from stigg_guard.settlement import RECHECK_SECONDS, Settlement
@@ -37,9 +37,9 @@ class Reporter:
     """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to,
     ``lost_contact`` with the first failure after a success.
 
-    Its thread starts with the first :meth:`watch` or :meth:`notify` of each process, and ends with it, or with
-    :meth:`close` or :meth:`leave`. It also renews the holds of work that takes long, and gives back those of work that
-    was dropped. A forked child starts afresh: what its parent watches and keeps in memory stays the parent's.
+    Its thread starts with the first :meth:`start` or :meth:`notify` of each process, and ends with it, or with
+    :meth:`close` or :meth:`leave`. It also gives back what the ``keeper`` holds for work that was dropped. A forked
+    child starts afresh: what its parent keeps in memory stays the parent's.
 
     Threads that use units touch nothing here that an exception from outside could leave locked.
     """
@@ -49,6 +49,7 @@ class Reporter:
         ledger: Ledger,
         stigg: Callable[[], Stigg],
         config: Config,
+        keeper: HoldKeeper,
         acknowledged: Callable[[Acknowledged], None],
         clock: Clock,
         lost_contact: Callable[[StiggGuardError], None] = lambda _: None,
@@ -56,20 +57,20 @@ class Reporter:
         self._ledger = ledger
         self._sender = Sender(stigg, config.on_uncertain)
         self._config = config
-        self._renewal = config.hold_ttl / 3
+        self._keeper = keeper
         self._clock = clock
         self._acknowledged = acknowledged
         self._lost_contact = lost_contact
         self._start_process()
 
-    def watch(self, hold: Hold, owner: object) -> None:
-        """The hold is to last as long as its work does: until :meth:`unwatch`, or until its owner is dropped."""
-        self._ensure_thread()
-        self._holds[hold.id] = hold, weakref.ref(owner)
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody reports in the background any more: the process ends, or the guard was closed."""
+        return self._is_over
 
-    def unwatch(self, hold: Hold) -> None:
-        """The work of the hold ended."""
-        self._holds.pop(hold.id, None)
+    def start(self) -> None:
+        """Something may have to be reported or given back."""
+        self._ensure_thread()
 
     def notify(self) -> None:
         """There is something to send. Returns at once."""
@@ -90,27 +91,27 @@ class Reporter:
         self._stranded.repeat(step, REPEAT_SECONDS, uses)
         self.notify()
 
-    def drain(self, timeout: float = inf, *, to_the_end: bool = False) -> bool:
+    def drain(self, timeout: float = inf, *, before: int | None = None) -> bool:
         """Sends what is unsent, now, in this thread; whether it came to the end of it.
 
-        What is used meanwhile waits for the next time, unless ``to_the_end``: under a steady load there would be no
-        end, and a report of each use. After ``timeout`` seconds no other batch is begun; one may take as long itself,
-        and ``SEND_SECONDS`` at most.
+        What is used meanwhile waits for the next time: under a steady load there would be no end, and a report of each
+        use. ``before`` is an instant of the ledger's own clock in microseconds: what was used later is "meanwhile".
+        After ``timeout`` seconds no other batch is begun; one may take as long itself, and ``SEND_SECONDS`` at most.
 
         Raises:
             SidecarError: the sidecar did not take a batch, which stays in the ledger. Unless it answers nobody, the
                 others were sent.
             LedgerUnavailable: what is unsent cannot be read.
         """
-        begun_at, deadline = self._clock.now().timestamp() * 1e6, self._clock.monotonic() + timeout
+        begun_at = self._clock.now().timestamp() * 1e6 if before is None else before
+        deadline = self._clock.monotonic() + timeout
         fault: SidecarError | None = None
         while True:
             batch, error = self._settlement.send_batch(min(timeout, SEND_SECONDS))
             fault = fault or error
             if batch is None:
                 break
-            self._renew()
-            all_is_new = not to_the_end and all(report.first_at > begun_at for report in batch.reports)
+            all_is_new = all(report.first_at > begun_at for report in batch.reports)
             if all_is_new or self._is_over or self._clock.monotonic() >= deadline:
                 return False
         if fault is not None:
@@ -175,8 +176,6 @@ class Reporter:
         self._is_over = self._is_left = False
         self._thread: threading.Thread | None = None
         self._failures = 0
-        self._holds: dict[str, tuple[Hold, weakref.ref[object]]] = {}
-        self._renewed_at = self._clock.monotonic()
         self._settlement = Settlement(self._ledger, self._sender, self._config, self._clock, self._acknowledged)
         self._stranded = StrandedUses(self._ledger, self._sender, self._clock, self._acknowledged)
         self._pid = os.getpid()
@@ -199,7 +198,7 @@ class Reporter:
                 thread.start()
 
     def _run(self) -> None:
-        pause = min(IDLE_SECONDS, self._renewal)
+        pause = IDLE_SECONDS
         while not self._is_over:
             if self._waited(pause):
                 sleep(LINGER_SECONDS)
@@ -227,8 +226,8 @@ class Reporter:
         """Does what is to be done; the seconds after which to look again."""
         came_to_the_end = self._try_work()
         if self._failures:
-            return min(_back_off(self._failures), self._renewal)
-        return min(IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS, self._renewal)
+            return _back_off(self._failures)
+        return IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS
 
     def _try_work(self, timeout: float = inf) -> bool:
         try:
@@ -250,8 +249,7 @@ class Reporter:
     def _work(self, timeout: float) -> bool:
         """Whether nothing is left to do at present."""
         self._stranded.retry()
-        self._give_back_dropped()
-        self._renew()
+        self._keeper.give_back_dropped()
         try:
             came_to_the_end = self.drain(timeout)
         except SidecarError as error:
@@ -260,25 +258,6 @@ class Reporter:
             raise
         self._settlement.decide_uncertain()
         return came_to_the_end and not self._stranded
-
-    def _renew(self) -> None:
-        """Lets open holds last, three times in the life of one."""
-        now = self._clock.monotonic()
-        if now - self._renewed_at < self._renewal:
-            return
-        holds = [hold for hold, owner in list(self._holds.values()) if owner() is not None]
-        if holds:
-            self._ledger.renew(holds, self._config.hold_ttl)
-        self._renewed_at = now
-
-    def _give_back_dropped(self) -> None:
-        """Ends the holds of work that nobody can end any more: an exception from outside tore it, or it was dropped."""
-        for hold, owner in list(self._holds.values()):
-            if owner() is None:
-                units = ", ".join(f"{claim.amount:g} of {str(claim.key)!r}" for claim in hold.claims)
-                logger.warning("work was dropped without an end, and what it held is given back: %s", units)
-                self._ledger.release(hold)
-                self.unwatch(hold)
 
     def _left(self) -> int:
         try:

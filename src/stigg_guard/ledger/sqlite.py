@@ -158,7 +158,10 @@ class SqliteLedger:
         lasts = _microseconds(ttl)
         until = self._time() + lasts
         held = [(until, lasts, *_columns(claim.key), hold.id) for hold in holds for claim in hold.claims]
-        self._write(lambda db: db.executemany(f"UPDATE holds SET until = ?, lasts = ? WHERE {_KEY} AND id = ?", held))
+        if held:
+            self._write(
+                lambda db: db.executemany(f"UPDATE holds SET until = ?, lasts = ? WHERE {_KEY} AND id = ?", held)
+            )
 
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         now = self._time()

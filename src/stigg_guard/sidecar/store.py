@@ -59,6 +59,10 @@ class UsageKey(NamedTuple):
     period: str
 
 
+DECIMALS = 9
+"""Of sums of usage: those of binary fractions are not what a person reckons."""
+
+
 class EventKey(NamedTuple):
     """What makes a raw event the same as another; ``resource`` is empty where there is none."""
 
@@ -203,7 +207,8 @@ class Transaction:
         return self._committed.get(key, 0.0) if amount is None else amount
 
     def set_usage(self, key: UsageKey, amount: float) -> None:
-        """Write usage, which others see once the transaction is committed."""
+        """Write usage, which others see once the transaction is committed; ten times 0.1 are 1."""
+        amount = round(amount, DECIMALS)
         self._connection.execute("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)", (*key, amount))
         self.written[key] = amount
 

@@ -78,7 +78,9 @@ class DjangoLedger(SettlingLedger):
         return taken
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
-        self._database.step(partial(holding.renew, holds=holds, lasts=_microseconds(ttl)))
+        lasting = [*holds, *self._lasting_on()]
+        if lasting:
+            self._database.step(partial(holding.renew, holds=lasting, lasts=_microseconds(ttl)))
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
         if self._database.sees_uncommitted():

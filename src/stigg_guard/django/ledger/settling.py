@@ -104,7 +104,12 @@ class SettlingLedger:
             followed.due = partial(self._settle_unless_done, hold, uses, [])
             raise
         followed.due = None if written.is_ended or hold is None else partial(self._end_afterwards, hold)
+        followed.lasts_on = followed.due is not None
         return written.usages
+
+    def _lasting_on(self) -> list[Hold]:
+        """The holds of work that has ended, in transactions that go on and did not see them."""
+        return [one.hold for one in list(self._followed.values()) if one.hold is not None and one.lasts_on]
 
     def _give_up(self, followed: _Followed, uses: Sequence[Use]) -> list[float]:
         """The transaction that the uses belong to will be rolled back, and takes nothing any more."""
@@ -166,17 +171,19 @@ class SettlingLedger:
 
 class _Followed:
     """A hold that goes with a user's transaction: it was taken in it, or it also ``settles`` in it. ``due`` is what is
-    left to do once that is committed."""
+    left to do once that is committed. One that ``lasts_on`` is renewed until then."""
 
     def __init__(self, ledger: SettlingLedger, hold: Hold | None, *, settles: bool) -> None:
         self.hold = hold
         self.due: Callable[[], object] | None = None
+        self.lasts_on = False
         self._settles = settles
         self._ledger = ledger
         self._is_over = False
 
     def end(self, is_committed: bool) -> None:
         """The transaction has ended, and all that is in it."""
+        self.lasts_on = False
         if is_committed:
             self._try_what_is_due()
         else:

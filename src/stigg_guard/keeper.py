@@ -1,0 +1,88 @@
+"""Keeps the holds of work that goes on: a thread of its own, since reporting may take longer than a hold lasts."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from queue import Empty, SimpleQueue
+
+from stigg_guard.errors import StiggGuardError
+from stigg_guard.ledger import Hold, Ledger
+from stigg_guard.log import logger
+
+
+class HoldKeeper:
+    """Renews holds three times in the life of one, for as long as their work does not end and its owner is there.
+
+    ``hold_ttl`` is in seconds. The thread starts with the first :meth:`watch` of each process. A forked child starts
+    afresh: what its parent watches stays the parent's. Threads that use units touch nothing here that an exception from
+    outside could leave locked.
+    """
+
+    def __init__(self, ledger: Ledger, hold_ttl: float) -> None:
+        self._ledger = ledger
+        self._ttl = hold_ttl
+        self._start_process()
+
+    def watch(self, hold: Hold, owner: object) -> None:
+        """The hold is to last as long as its work does: until :meth:`unwatch`, or until its owner is dropped."""
+        if self._pid != os.getpid():
+            self._start_process()
+        self._holds[hold.id] = hold, weakref.ref(owner)
+        if self._thread is None or not self._thread.is_alive():
+            self._start_thread()
+
+    def unwatch(self, hold: Hold) -> None:
+        """The work of the hold ended."""
+        self._holds.pop(hold.id, None)
+
+    def give_back_dropped(self) -> None:
+        """Ends the holds of work that nobody can end any more: an exception from outside tore it, or it was dropped.
+
+        Raises:
+            LedgerUnavailable: the ledger takes nothing; they stay.
+        """
+        for hold, owner in list(self._holds.values()):
+            if owner() is None:
+                units = ", ".join(f"{claim.amount:g} of {str(claim.key)!r}" for claim in hold.claims)
+                logger.warning("work was dropped without an end, and what it held is given back: %s", units)
+                self._ledger.release(hold)
+                self.unwatch(hold)
+
+    def leave(self) -> None:
+        """Lets the thread end. A finalizer may call it, anywhere."""
+        self._over.put(True)
+
+    def _start_process(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._over: SimpleQueue[bool] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._holds: dict[str, tuple[Hold, weakref.ref[object]]] = {}
+
+    def _start_thread(self) -> None:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(target=self._run, name="stigg-guard-holds", daemon=True)
+                self._thread = thread
+                thread.start()
+
+    def _run(self) -> None:
+        while not self._is_over(self._ttl / 3):
+            self._renew()
+
+    def _is_over(self, pause: float) -> bool:
+        try:
+            return self._over.get(timeout=pause)
+        except Empty:
+            return False
+
+    def _renew(self) -> None:
+        holds = [hold for hold, owner in list(self._holds.values()) if owner() is not None]
+        try:
+            self._ledger.renew(holds, self._ttl)
+        except StiggGuardError as error:
+            logger.warning("holds cannot be renewed, and are tried again before they expire: %s", error)
+        except Exception:  # whatever it is, the thread goes on: nothing else renews
+            logger.exception("renewing holds failed, and is tried again before they expire")
