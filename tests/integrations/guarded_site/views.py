@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
-import asgi
+import traffic
 from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
@@ -79,7 +79,7 @@ async def read(request: HttpRequest) -> StreamingHttpResponse:
 async def state(request: HttpRequest) -> JsonResponse:
     """What goes on: requests under way beside this one, and holds."""
     held = await sync_to_async(get_guard().stats)()
-    return JsonResponse({"requests": asgi.under_way - 1, "held": held["held"]})
+    return JsonResponse({"requests": traffic.under_way - 1, "held": held["held"]})
 
 
 urlpatterns = [path(view.__name__, view) for view in (plain, create, acreate, stream, astream, visit, read, state)]

@@ -1,0 +1,3 @@
+"""The requests that are under way."""
+
+under_way = 0
