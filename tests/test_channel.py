@@ -421,7 +421,7 @@ print(struck, [job.value.has_access for job in jobs])
 
 def printed(program: str, port: int) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program, str(port)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, str(port)], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

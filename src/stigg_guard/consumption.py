@@ -188,6 +188,11 @@ class Book:
         if self._counts():
             confirm(lambda certain: self._record(use) if certain else None)
 
+    def close(self) -> None:
+        """Reports what is unsent, briefly, and ends the threads."""
+        self.reporter.close()
+        self.keeper.close()
+
     def send(self, customer_id: str = "") -> None:
         """Sends what is unsent as ``REPORT`` says, with what this process has just used of the customer; what fails
         stays in the ledger."""

@@ -337,7 +337,7 @@ class Guard:
         if self._closed:
             return
         self._closed = True
-        self._own.book.reporter.close()
+        self._own.book.close()
         self._own.ledger.close()
         if self._api is not None:
             self._api.close()

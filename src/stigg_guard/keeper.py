@@ -11,6 +11,8 @@ from stigg_guard.errors import StiggGuardError
 from stigg_guard.ledger import Hold, Ledger
 from stigg_guard.log import logger
 
+CLOSE_SECONDS = 2.0
+
 
 class HoldKeeper:
     """Renews holds three times in the life of one, for as long as their work does not end and its owner is there.
@@ -49,6 +51,12 @@ class HoldKeeper:
                 logger.warning("work was dropped without an end, and what it held is given back: %s", units)
                 self._ledger.release(hold)
                 self.unwatch(hold)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self.leave()
+        if self._pid == os.getpid() and self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_SECONDS)
 
     def leave(self) -> None:
         """Lets the thread end. A finalizer may call it, anywhere."""

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from queue import Empty, SimpleQueue
@@ -176,6 +177,7 @@ class Reporter:
         self._is_over = self._is_left = False
         self._thread: threading.Thread | None = None
         self._failures = 0
+        self._contact = deque([True], maxlen=1)
         self._settlement = Settlement(self._ledger, self._sender, self._config, self._clock, self._acknowledged)
         self._stranded = StrandedUses(self._ledger, self._sender, self._clock, self._acknowledged)
         self._pid = os.getpid()
@@ -235,7 +237,8 @@ class Reporter:
         except StiggGuardError as error:
             level = logging.DEBUG if self._failures else logging.WARNING
             logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
-            if not self._failures:
+            with contextlib.suppress(IndexError):
+                self._contact.pop()  # of several threads that fail at once, one tells
                 self._lost_contact(error)
             self._failures += 1
             return False
@@ -244,6 +247,7 @@ class Reporter:
             self._failures += 1
             return False
         self._failures = 0
+        self._contact.append(True)
         return came_to_the_end
 
     def _work(self, timeout: float) -> bool:

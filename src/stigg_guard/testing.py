@@ -175,7 +175,7 @@ class StandIn:
 
     def _end_work(self) -> None:
         for book in list(self._books.values()):
-            book.reporter.close()
+            book.close()
 
     def _flush(self) -> None:
         for book in list(self._books.values()):
