@@ -260,6 +260,7 @@ def test_closed_or_disabled_guards_still_call(guard_of: MakeGuard, cloud: ApiSer
     api = closed.api
     closed.close()
     api.provision_subscription({"customer_id": CUSTOMER, "plan_id": "growth"})
+    api.close()
     assert len(cloud.received) == 2
 
 

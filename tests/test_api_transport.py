@@ -273,10 +273,15 @@ def test_threads_share_the_connections_and_a_fork_has_its_own(api: Api, server: 
         thread.start()
     for thread in threads:
         thread.join()
-    sessions = {id(api._transport._session)}
-    assert in_child(lambda: bool(api.get_coupons()) and id(api._transport._session) not in sessions)
+    (parent,) = api._transport._sessions.values()
+
+    def uses_its_own() -> bool:
+        api.get_coupons()
+        return api._transport._sessions[os.getpid()] is not parent
+
+    assert in_child(uses_its_own)
     api.get_coupons()
-    assert (len(server.received), os.getpid()) == (6, api._transport._pid)
+    assert (len(server.received), list(api._transport._sessions)) == (6, [os.getpid()])
 
 
 def test_a_proxy_of_the_environment_is_used(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -483,7 +483,7 @@ def test_what_is_no_request_is_said_with_a_code(sidecar: Sidecar, given: bytes, 
         (b"[]", {}, 400),
         (b"{}", {"Content-Type": "text/plain"}, 415),
         (b"{}", {"Host": "evil.example"}, 403),
-        (b" " * 300_000, {}, 413),
+        (b" " * 1_100_000, {}, 413),
     ],
 )
 def test_foreign_pages_and_bodies_are_refused(

@@ -101,8 +101,7 @@ class Transport:
         self._key = _checked_key(api_key)
         self.url = endpoint(api_url)
         self._host = urlsplit(self.url).netloc
-        self._session: requests.Session | None = None
-        self._pid = 0
+        self._sessions: dict[int, requests.Session] = {}  # by process
 
     def send(self, request: Request, timeout: float) -> Mapping[str, Any]:
         """The ``data`` of the answer, within ``timeout`` seconds in all.
@@ -125,8 +124,9 @@ class Transport:
 
     def close(self) -> None:
         """Closes the connections of this process; a later request opens others."""
-        if self._session is not None and self._pid == os.getpid():
-            self._session.close()
+        session = self._sessions.get(os.getpid())
+        if session is not None:
+            session.close()
 
     def _exchange(self, request: Request, deadline: float) -> _Reply:
         headers = {
@@ -137,7 +137,9 @@ class Transport:
             "User-Agent": "stigg-guard",
             "X-Graphql-Operation-Name": request.operation,
         }
-        with self._session_of_process().post(
+        pid = os.getpid()
+        session = self._sessions.get(pid) or self._sessions.setdefault(pid, requests.Session())
+        with session.post(
             self.url,
             data=request.body,
             headers=headers,
@@ -151,13 +153,6 @@ class Transport:
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["X-API-KEY"] = self._key
         return request
-
-    def _session_of_process(self) -> requests.Session:
-        session, pid = self._session, os.getpid()
-        if session is None or self._pid != pid:
-            session = requests.Session()
-            self._session, self._pid = session, pid
-        return session
 
     def _lost(self, fault: Exception | None, request: Request) -> ApiError:
         """The error of a request that got no answer; without a fault the deadline passed."""
