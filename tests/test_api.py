@@ -49,6 +49,7 @@ from stigg_guard.api.record import wire_name
 from stigg_guard.errors import ApiRejected, ApiUnreadable
 
 CALLED = {name: facts for name, facts in FACTS["operations"].items() if facts["kind"] != "subscription"}
+NOWHERE = "http://127.0.0.1:1"
 Leaf = tuple[tuple[str, str, str], ...]
 
 
@@ -135,11 +136,11 @@ def test_the_request_that_arrives_is_the_official_one(operation: str, api: Api, 
 
 
 @pytest.mark.parametrize("operation", [name for name in CALLED if "input" in CALLED[name]["variables"]])
-def test_wrong_input_is_a_type_error_that_names_it(operation: str, api: Api, server: ApiServer) -> None:
+def test_wrong_input_is_a_type_error_that_names_it(operation: str) -> None:
     type_ = variable_types(operation)["input"].of_type
     given = sample(type_, 1)
     name = next(iter(given))
-    method = method_of(api, operation)
+    method = method_of(Api(KEY, NOWHERE), operation)
     with pytest.raises(TypeError, match=rf"input: '{name}x' is not a field of {type_.name}; did you mean '{name}'"):
         method({**given, f"{name}x": 1})
     with pytest.raises(TypeError, match="expected"):
@@ -150,7 +151,6 @@ def test_wrong_input_is_a_type_error_that_names_it(operation: str, api: Api, ser
         if is_required_input_field(entry):
             with pytest.raises(TypeError, match=rf"'{snake(entry_name)}' is missing"):
                 method({key: value for key, value in given.items() if key != snake(entry_name)})
-    assert not server.received
 
 
 def test_every_operation_has_a_method_under_both_spellings_of_its_version() -> None:

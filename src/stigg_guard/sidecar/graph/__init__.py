@@ -12,7 +12,8 @@ from typing import Any
 from stigg_guard.errors import InvalidRequest, MissingExtra
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.resolvers import Refused, Resolvers
+from stigg_guard.sidecar.graph.inputs import Refused
+from stigg_guard.sidecar.graph.resolvers import Resolvers
 
 try:
     from graphql import (
