@@ -13,7 +13,7 @@ from api_server import KEY, ApiServer, sample, variable_types
 from conftest import ManualClock
 from redis_server import RedisServer
 from rpc_server import serving
-from stigg_guard import ApiConfig, ApiRejected, ApiUnavailable, Config, ConfigError, Customer, Guard, Stigg
+from stigg_guard import ApiConfig, ApiRejected, ApiUnavailable, Config, ConfigError, Customer, Guard, Stigg, shared
 from stigg_guard.api import Api
 from stigg_guard.api.customers import CHANGED, changed_customers
 from stigg_guard.api.documents import operations
@@ -101,8 +101,9 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def workers(guard_of: MakeGuard, redis: RedisServer) -> tuple[Guard, Guard]:
-    """Two processes of a site."""
+def workers(guard_of: MakeGuard, redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> tuple[Guard, Guard]:
+    """Two processes of a site, with as much patience for Redis as a busy machine needs."""
+    monkeypatch.setattr(shared, "ANSWER_SECONDS", PATIENCE)
     first, second = (guard_of(CACHE=redis.url, LEDGER="memory://") for _ in range(2))
     return first, second
 
