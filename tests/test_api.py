@@ -47,7 +47,7 @@ from stigg_guard.api import (
 )
 from stigg_guard.api.generate import generated, snake
 from stigg_guard.api.record import wire_name
-from stigg_guard.errors import ApiRejected, ApiUnreadable
+from stigg_guard.errors import ApiRejected, ApiUnreadable, InvalidRequest
 
 CALLED = {name: facts for name, facts in FACTS["operations"].items() if facts["kind"] != "subscription"}
 NOWHERE = "http://127.0.0.1:1"
@@ -309,6 +309,15 @@ def test_fields_are_selected_instead_of_the_usual_ones(api: Api, server: ApiServ
     with pytest.raises(ApiRejected, match="Cannot query field 'nmae'") as caught:
         api.get_customer_by_id({"customer_id": "c"}, fields="nmae")
     assert (caught.value.code, caught.value.outcome_unknown) == ("GRAPHQL_VALIDATION_FAILED", False)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "3", True])
+def test_a_timeout_is_a_number_of_seconds(timeout: Any, api: Api, server: ApiServer) -> None:
+    with pytest.raises(InvalidRequest, match="timeout: expected a number of seconds"):
+        api.get_coupons(timeout=timeout)
+    with pytest.raises(InvalidRequest, match="timeout: "):
+        Api(KEY, NOWHERE, timeout=timeout)
+    assert not server.received
 
 
 def test_records_are_values() -> None:

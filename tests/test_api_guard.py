@@ -266,9 +266,12 @@ def test_closed_or_disabled_guards_still_call(guard_of: MakeGuard, cloud: ApiSer
 
 
 def test_without_a_key_there_is_no_api(make_guard: MakeGuard) -> None:
-    with pytest.raises(ConfigError, match="API_KEY: set it to a server key"):
+    with pytest.raises(ConfigError, match="no key for Stigg's API: set API_KEY"):
         make_guard().api  # noqa: B018 - it raises
-    with Stigg(remote_sidecar_host="localhost") as stigg, pytest.raises(ConfigError, match="give Stigg an ApiConfig"):
+    with (
+        Stigg(remote_sidecar_host="localhost") as stigg,
+        pytest.raises(ConfigError, match="or give Stigg an ApiConfig"),
+    ):
         stigg.api  # noqa: B018 - it raises
 
 

@@ -12,7 +12,7 @@ import requests
 
 from api_server import sample, variable_types
 from conftest import ManualClock
-from stigg_guard import ApiConfig, ApiRefused, ApiRejected, Guard, Reason, Stigg
+from stigg_guard import ApiConfig, ApiRefused, ApiRejected, Config, Guard, LocalSidecarConfig, Reason, Stigg
 from stigg_guard.api import (
     Api,
     BillingPeriod,
@@ -118,6 +118,14 @@ def test_the_documented_example_ends_in_success(sidecar: Sidecar, capsys: pytest
         )
         print(sub_resp.provision_subscription.status)
     assert capsys.readouterr().out == "SUCCESS\n"
+
+
+def test_a_sidecar_that_is_started_along_answers_its_api() -> None:
+    with Stigg(ApiConfig("any"), local_sidecar_config=LocalSidecarConfig(), local_sidecar_port=0) as stigg:
+        assert stigg.api.get_products().products.edges
+    with Guard(Config(sidecar="local", ledger="memory://")) as guard:
+        guard.api.provision_customer({"customer_id": NEW, "subscription_params": {"plan_id": "growth"}})
+        assert limit(guard, NEW) == 50
 
 
 def test_who_signs_up_and_upgrades_has_it_at_once(guard: Guard) -> None:

@@ -17,10 +17,13 @@ from stigg_guard.wire import sidecar_pb2 as wire
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api
+    from stigg_guard.api.caller import OnChange
 
 Response = TypeVar("Response", bound=Message)
 
 LOCAL_PORT = 8433
+NO_KEY = "none"
+"""For the local sidecar, which asks for none."""
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
 
@@ -213,20 +216,29 @@ class Stigg:
 
     @property
     def api(self) -> Api:
-        """Stigg's GraphQL API, with the key and address of ``api_config``.
+        """Stigg's GraphQL API, with the key and address of ``api_config``; without an address that of the local sidecar
+        if this client started one, which needs no key.
 
         What is changed through it shows when the sidecar learns of it; ``Guard.api`` sees to that.
 
         Raises:
-            ConfigError: there is no ``api_config``.
+            ConfigError: there is no key.
         """
         if self._api is None:
-            from stigg_guard.api import Api
-
-            if self.api_config is None:
-                raise ConfigError("Stigg.api: give Stigg an ApiConfig with a server key")
-            self._api = Api(self.api_config.api_key, self.api_config.api_url)
+            self._api = self.new_api(self.api_config)
         return self._api
+
+    def new_api(self, api_config: ApiConfig | None, on_change: OnChange | None = None) -> Api:
+        """As :attr:`api`, another one for the caller to close, with a key and an address of its own."""
+        from stigg_guard.api import Api
+
+        config = api_config or self.api_config
+        local = self._answers.api_url if isinstance(self._answers, _LocalAnswers) else None
+        if config is None:
+            if local is None:
+                raise ConfigError("there is no key for Stigg's API: set API_KEY, or give Stigg an ApiConfig")
+            config = ApiConfig(NO_KEY)
+        return Api(config.api_key, config.api_url or local, on_change=on_change)
 
     @property
     def honours_keys(self) -> bool | None:
@@ -281,6 +293,11 @@ class _LocalAnswers(Channel):
 
         self._child = ChildSidecar(port=port, catalog=catalog, fallbacks=fallbacks)
         super().__init__("127.0.0.1", self._child.port)
+
+    @property
+    def api_url(self) -> str:
+        """Where the child answers Stigg's GraphQL API."""
+        return f"http://127.0.0.1:{self._child.http_port}"
 
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
