@@ -111,12 +111,14 @@ class Transport:
         """
         deadline = time.monotonic() + timeout
         pauses = iter(PAUSES)
+        unknown = False
         while True:
             outcome = _in_thread(lambda: self._exchange(request, deadline), deadline)
             answer = self._read(outcome, request) if isinstance(outcome, _Reply) else self._lost(outcome, request)
             # Raised out here, where no exception of a library is its context: their variables know the key.
             if not isinstance(answer, ApiError):
                 return answer
+            unknown = answer.outcome_unknown = unknown or answer.outcome_unknown  # of any that was sent
             wait = _wait(answer, next(pauses, None), request.repeatable)
             if wait is None or time.monotonic() + wait > deadline:
                 raise answer
