@@ -8,7 +8,7 @@ OLD := .venv-django42
 MATRIX := 3.10 3.11 3.12 3.13
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test test-django42 test-matrix chromium e2e screenshots lint bench faults wire api wheel clean
+.PHONY: help demo test pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench faults wire api wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -37,7 +37,7 @@ $(READY): pyproject.toml
 demo: $(READY)
 	@$(BIN)/python example_projects/demo.py $(ARGS)
 
-test: $(READY)
+test: $(READY) pgbouncer
 	@$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(ARGS)
 
 $(OLD)/.ready: pyproject.toml
@@ -71,12 +71,21 @@ $(READY_E2E): $(READY)
 	@$(BIN)/python -m pip install --quiet --group e2e
 	@touch $(READY_E2E)
 
+# $(call debian,COMMAND,PACKAGE) installs Debian's package unless the command is there.
+define debian
+@command -v $(1) >/dev/null || { \
+  as_root=$$([ "$$(id -u)" = 0 ] || echo sudo -n); \
+  $$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends $(2); \
+}
+endef
+
+# The tests of a pooler are left out where it cannot be had.
+pgbouncer:
+	$(call debian,pgbouncer,pgbouncer) >/dev/null 2>&1 || true
+
 # Debian's own browser: playwright's downloads are not used.
 chromium:
-	@command -v chromium >/dev/null || { \
-	  as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  $$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium; \
-	} || { echo "make e2e: chromium is not on the PATH and could not be installed; install it, then run this again" >&2; exit 1; }
+	$(call debian,chromium,chromium) || { echo "make e2e: chromium is not on the PATH and could not be installed; install it, then run this again" >&2; exit 1; }
 
 e2e: $(READY_E2E) chromium
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)

@@ -42,7 +42,7 @@ def django_ledger(scale: Scale) -> Iterator[Promise]:
         LocalSidecar(scale.folder / "django", {FEATURE: None}, customers) as sidecar,
     ):
         database = {**server.database("site"), "CONN_MAX_AGE": None}
-        _set_up(database)
+        set_up(database)
         call_command("migrate", verbosity=0)
         with connection.cursor() as cursor:
             cursor.execute("CREATE TABLE sold (customer text)")
@@ -62,15 +62,17 @@ def django_ledger(scale: Scale) -> Iterator[Promise]:
     yield Promise(f"{what} leave nothing behind", f"{left}", not any(left.values()))
 
 
-def _set_up(database: Mapping[str, Any]) -> None:
-    settings.configure(DATABASES={"default": database}, INSTALLED_APPS=["stigg_guard.django.ledger"])
+def set_up(default: Mapping[str, Any], **others: Mapping[str, Any]) -> None:
+    """Makes this process a Django project on the databases."""
+    settings.configure(DATABASES={"default": default, **others}, INSTALLED_APPS=["stigg_guard.django.ledger"])
     django.setup()
 
 
-def _make_guard(address: str) -> Guard:
+def make_django_guard(address: str, **given: Any) -> Guard:
+    """A guard on the ledger in the default database; ``given`` are settings by their upper-case names."""
     from stigg_guard.django.ledger.ledger import django_ledger_from_url  # it has models: Django must be set up before
 
-    config = Config.from_mapping({"SIDECAR": address, "HOLD_TTL": HOLD_TTL, "SETTLE_GRACE": 2})
+    config = Config.from_mapping({"SIDECAR": address, "HOLD_TTL": HOLD_TTL, "SETTLE_GRACE": 2, **given})
     ledger = django_ledger_from_url("django://default", Clock(), settle_grace=config.settle_grace)
     guard = Guard(config, ledger=ledger)
     ledger.committed = guard.send
@@ -85,7 +87,7 @@ def _round(database: Mapping[str, Any], address: str, customer: str) -> Counter[
         while _rows().total() == before and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(random.uniform(0.0, 1.0))
-    with closing(_make_guard(address)) as guard:
+    with closing(make_django_guard(address)) as guard:
         return Counter(guard.ledger.counts())
 
 
@@ -98,7 +100,7 @@ def _rows() -> Counter[str]:
 def _drain(address: str) -> Mapping[str, int]:
     """Reports what is left, as the next process would, and waits until the holds of the dead have expired."""
     deadline = time.monotonic() + PATIENCE
-    with _make_guard(address) as guard:
+    with make_django_guard(address) as guard:
         while any((left := guard.ledger.counts()).values()) and time.monotonic() < deadline:
             guard.flush(1.0)
             time.sleep(0.2)
@@ -106,8 +108,8 @@ def _drain(address: str) -> Mapping[str, int]:
 
 
 def _work(database: Mapping[str, Any], address: str, customer: str, _number: int) -> None:
-    _set_up(database)
-    guard = _make_guard(address)
+    set_up(database)
+    guard = make_django_guard(address)
 
     def sell() -> None:
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 import grpc
 from tests.redis_server import RedisServer
+from tests.simulation.world import World
 
 from faults.promise import Promise, Scale
 from faults.workers import CONTEXT, PATIENCE, drain, make_guard, processes
@@ -38,16 +40,30 @@ LENGTHS = (3.0, 5.0, None)
 CHANGE_EVERY = 8.0
 SECOND = 1_000_000_000
 WRONG_CLOCKS = 3600.0
+WORLDS = 20
+"""How many runs of the simulation each round of the scale adds."""
+STEPS = 1_000
 
 
 def periods(scale: Scale) -> Iterator[Promise]:
-    """Each way to book, on a file and on Redis, for as many seconds as the scale has rounds."""
+    """Each way to book, on a file and on Redis, for as many seconds as the scale has rounds; and the simulation."""
+    yield _simulated(scale.rounds * WORLDS)
     for books in ("by time", "by arrival"):
         yield from _on(scale, f"sqlite, {books}", f"sqlite:///{scale.folder / f'periods-{books}.sqlite3'}", books, True)
         folder = scale.folder / f"periods-{books}"
         folder.mkdir()
         with RedisServer(folder) as server:
             yield from _on(scale, f"redis, {books}", server.url, books, False)
+
+
+def _simulated(worlds: int) -> Promise:
+    faults = Counter(World(random.randrange(2**32), shown="both").run(STEPS) for _ in range(worlds))
+    whole = faults.pop(None, 0)
+    return Promise(
+        "simulation: nothing oversold, lost or counted twice; consume allows what check does",
+        f"{whole} of {worlds} runs of {STEPS} steps; {dict(faults) or 'no fault'}",
+        whole == worlds,
+    )
 
 
 def _on(scale: Scale, what: str, ledger: str, books: str, one_clock: bool) -> Iterator[Promise]:
@@ -63,7 +79,7 @@ def _on(scale: Scale, what: str, ledger: str, books: str, one_clock: bool) -> It
                     jumps[number] = offset if one_clock else random.uniform(-WRONG_CLOCKS, WRONG_CLOCKS)
             sold = sum(results.get(timeout=PATIENCE) for _ in range(PROCESSES))
         left = drain(sidecar.address, ledger)
-        sidecar.freeze()
+        sidecar.come_to_rest()
         over = sidecar.oversold()
         booked = sum(life.booked for life in sidecar.lives.values())
         time.sleep(2 * SETTLE_GRACE + CACHE_TTL)
@@ -78,7 +94,7 @@ def _on(scale: Scale, what: str, ledger: str, books: str, one_clock: bool) -> It
         f"{booked:g} booked, {sold:g} sold; left {open_states or 'nothing'}",
         booked == sold and not open_states,
     )
-    yield Promise(f"{what}: at rest exactly what is free can be used", f"{taken:g} of {free:g}", taken == free)
+    yield Promise(f"{what}: at rest exactly what is free can be used", f"{taken:g} of {free:g}", taken == free > 0)
 
 
 @dataclass
@@ -111,9 +127,11 @@ class TrueSidecar:
         self._rolls_at = self._ends() + random.uniform(0, LATE)
         self._changes_at = time.time() + CHANGE_EVERY
 
-    def freeze(self) -> None:
-        """No plan changes and no period rolls over any more."""
-        self._over.set()
+    def come_to_rest(self) -> None:
+        """The customer gets a last plan, of which nothing is used; no period rolls over any more."""
+        with self._lock:
+            self._over.set()
+            self._change(time.time())
 
     def free(self) -> float:
         life = self.lives[self._plan, self._period]
@@ -127,6 +145,8 @@ class TrueSidecar:
         while not self._over.wait(0.02):
             with self._lock:
                 now = time.time()
+                if self._over.is_set():
+                    return
                 if now >= self._changes_at:
                     self._change(now)
                 elif now >= self._rolls_at:
@@ -225,7 +245,7 @@ def _serving(by_time: bool) -> Iterator[TrueSidecar]:
     try:
         yield sidecar
     finally:
-        sidecar.freeze()
+        sidecar._over.set()
         server.stop(None).wait()
 
 

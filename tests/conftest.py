@@ -46,6 +46,10 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         self._seconds += seconds
 
+    def set_forward(self, seconds: float) -> None:
+        """Somebody sets the wall clock anew, forward or back; no time passes."""
+        self._origin += timedelta(seconds=seconds)
+
 
 CHILD_SECONDS = 30.0
 

@@ -58,7 +58,8 @@ class LockstepClock:
 
     def __init__(self) -> None:
         self.now = self.furthest = START
-        self.clock = Clock(now=lambda: self.now)
+        # Time that passes, and no clock that is set anew: what a host does then, no server of many hosts can.
+        self.clock = Clock(monotonic=lambda: self.now.timestamp(), now=lambda: self.now)
 
     def advance(self, rng: random.Random) -> None:
         jump = rng.random()

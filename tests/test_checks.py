@@ -117,6 +117,7 @@ def test_documented_sample_is_answered_exactly():
             ),
             usage_limit=6,
             current_usage=3,
+            reset_period=pb.ENTITLEMENT_RESET_PERIOD_UNSPECIFIED,
             has_soft_limit=False,
         ),
     )

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
 
@@ -29,8 +28,6 @@ from stigg_guard import (
     ClientClosed,
     ConfigError,
     EntitlementFallback,
-    Event,
-    EventDimensionValue,
     GetBooleanEntitlementRequest,
     GetEntitlementRequest,
     GetEntitlementsRequest,
@@ -45,7 +42,6 @@ from stigg_guard import (
     NotSupported,
     RedisOptions,
     ReloadEntitlementsRequest,
-    ReportEventsRequest,
     ReportUsageBulkRequest,
     ReportUsageRequest,
     SidecarRefused,
@@ -129,36 +125,11 @@ class TestDocumentedSnippets:
         )
         assert [usage.current_usage for usage in bulk.usages] == [6, 7]
 
-    def test_events_take_naive_and_aware_datetimes(self, stigg: Stigg) -> None:
-        now = datetime.now(timezone.utc)
-        for moment, key in ((now, "a"), (now.replace(tzinfo=None), "b")):
-            event = Event(
-                customer_id=CUSTOMER,
-                event_name="user_login",
-                idempotency_key=key,
-                dimensions={"user_id": EventDimensionValue(string_value=f"user-{key}")},
-                timestamp=moment,
-            )
-            assert event.timestamp.ToDatetime() == now.replace(tzinfo=None)
-            stigg.report_events(ReportEventsRequest(events=[event]))
-
     def test_messages_can_be_pickled(self) -> None:
         assert pickle.loads(pickle.dumps(metered(2))) == metered(2)
 
 
 class TestConstruction:
-    @pytest.mark.parametrize(
-        "ways",
-        [
-            {},
-            {"remote_sidecar_host": "h", "offline_file": "f"},
-            {"remote_sidecar_host": "h", "local_sidecar_config": LocalSidecarConfig()},
-        ],
-    )
-    def test_wants_exactly_one_way_to_an_answer(self, ways: dict[str, object]) -> None:
-        with pytest.raises(ConfigError, match="give one of"):
-            Stigg(**ways)
-
     def test_never_shows_a_secret(self) -> None:
         secret = "server-9f8e7d"
         shown = repr(ApiConfig(api_key=secret)) + repr(RedisOptions(environment_prefix="p", password=secret))
@@ -252,39 +223,14 @@ class TestErrors:
 
 class TestHungSidecar:
     def test_costs_only_the_first_deadlines_and_is_found_again(self) -> None:
-        hang, asked = threading.Event(), []
-        answered = threading.Event()
-
-        def hangs(_request: object, _context: object) -> stigg_guard.GetMeteredEntitlementResponse:
-            asked.append(1)
-            hang.wait(30)
-            answered.set()
-            return stigg_guard.GetMeteredEntitlementResponse(has_access=True)
-
-        with answering(hangs) as channel:
-            for _ in range(3):
-                with pytest.raises(SidecarTimeout):
-                    channel.answer("GetMeteredEntitlement", metered(), timeout=0.02)
-            hang.set()
-            assert answered.wait(10)
-            with pytest.raises(SidecarUnavailable, match="3 deadlines pass in a row"):
-                channel.answer("GetMeteredEntitlement", metered(), timeout=5)
-            begun = monotonic()
-            while monotonic() - begun < 10:
-                with suppress(SidecarUnavailable):
-                    channel.answer("GetMeteredEntitlement", metered(), timeout=5)
-                    break
-            assert len(asked) == 4
-
-    def test_that_is_stopped_and_continued(self) -> None:
         with Stigg(local_sidecar_config=LocalSidecarConfig(), local_sidecar_port=0, timeout=0.05) as client:
             client.get_metered_entitlement(metered(), timeout=5)
             process = client._answers._child._process
             process.send_signal(signal.SIGSTOP)
             try:
                 for _ in range(3):
-                    with pytest.raises(SidecarTimeout):
-                        client.get_metered_entitlement(metered())
+                    with pytest.raises(SidecarTimeout, match="DEADLINE_EXCEEDED"):
+                        client.get_metered_entitlement(metered(), timeout=0.5)
                 for _ in range(1_000):
                     with pytest.raises(SidecarUnavailable, match="is not asked until it answers again"):
                         client.get_metered_entitlement(metered(), timeout=60)

@@ -20,7 +20,7 @@ def environment(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lists_what_a_plan_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", CUSTOMER]) == 0
-    assert "feature-templates      yes  3 of 6 templates" in capsys.readouterr().out
+    assert "feature-templates         yes  3 of 6 templates" in capsys.readouterr().out
 
 
 def test_says_that_there_is_no_subscription(capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,6 +234,7 @@ def test_address_is_a_host_and_a_port(address: str, parts: tuple[str, int]) -> N
     [
         *("", ":80", "host:", "host:0", "host:65536", "host:-1", "host:http", "host:8O", "host:\uff18", "[]:80"),
         *("http://host:80", "http://host", "host:80/path", "user@host:80", "two words:80"),
+        *("[::1", "::1]", "[[::1]]:80", "[::1]80", "[host]:80", "[::1]]:80", "1::2::3", "a:b:80", "[::1]:", "host\n"),
     ],
 )
 def test_what_is_no_address_is_refused_with_the_form(address: str) -> None:

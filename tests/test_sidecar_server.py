@@ -279,6 +279,9 @@ ESSENTIALS = {
     "feature-regions",
     "feature-custom-domain",
     "feature-exports",
+    "feature-01-templates",
+    "feature-03-custom-domain",
+    *(f"feature-example-{number}" for number in range(1, 10)),
 }
 
 

@@ -32,6 +32,7 @@ from stigg_guard.errors import (
 )
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.guard import Guard
+from stigg_guard.wire.documented import Event, ReportUsageRequest
 from stigg_guard.wire.sidecar_pb2 import (
     AccessDeniedReason,
     BooleanEntitlement,
@@ -42,10 +43,10 @@ from stigg_guard.wire.sidecar_pb2 import (
     EntitlementFallback,
     EntitlementFeature,
     EntitlementResetPeriod,
+    EntitlementV2,
     EnumEntitlement,
     EnumEntitlementFallback,
     EnumEntitlementOptions,
-    Event,
     EventDimensionValue,
     FeatureType,
     GetBooleanEntitlementRequest,
@@ -78,7 +79,6 @@ from stigg_guard.wire.sidecar_pb2 import (
     ReportEventsRequest,
     ReportUsageBulkRequest,
     ReportUsageBulkResponse,
-    ReportUsageRequest,
     ReportUsageResponse,
     UsageUpdateBehavior,
 )
@@ -108,6 +108,7 @@ __all__ = [
     "EntitlementFallback",
     "EntitlementFeature",
     "EntitlementResetPeriod",
+    "EntitlementV2",
     "EnumEntitlement",
     "EnumEntitlementFallback",
     "EnumEntitlementOptions",

@@ -12,8 +12,11 @@ from google.protobuf.message import Message
 from stigg_guard.channel import MAX_TIMEOUT, Channel, checked_port
 from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
+from stigg_guard.log import logger
+from stigg_guard.urls import is_api_key, is_http_url
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as wire
+from stigg_guard.wire.documented import by_kind
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api
@@ -21,9 +24,11 @@ if TYPE_CHECKING:
 
 Response = TypeVar("Response", bound=Message)
 
+DEFAULT_HOST = "localhost"
 LOCAL_PORT = 8433
 NO_KEY = "none"
 """For the local sidecar, which asks for none."""
+_WITHOUT_EFFECT = ("ws_enabled", "ws_url", "redis", "cache_max_size_bytes")
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
 
@@ -69,7 +74,7 @@ class LocalSidecarConfig:
 
     ``entitlements_fallback`` maps feature ids to ``EntitlementFallback`` messages, ``Fallback`` values or the
     documented JSON objects. The other settings steer the connection of Stigg's own sidecar to its cloud; the local
-    sidecar has none, accepts them and does not use them.
+    sidecar has none, and a warning names those that are given.
     """
 
     ws_enabled: bool | None = None
@@ -83,8 +88,9 @@ class Stigg:
     """A blocking client of a Stigg sidecar.
 
     ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
-    elsewhere; the host may be a socket, as in ``unix:/run/sidecar.sock``. ``local_sidecar_config=LocalSidecarConfig()``
-    starts one as a child process on localhost:8433, from ``local_sidecar_catalog`` or the demonstration catalog;
+    elsewhere, without a host that of ``localhost``; the host may be a socket, as in ``unix:/run/sidecar.sock``.
+    ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
+    ``local_sidecar_catalog`` or the demonstration catalog. If a remote one is named as well, it is asked;
     ``offline_file`` answers from a file, in this process; ``answers`` is anything else that answers requests, and is
     closed with the client. Threads may share it. Connections are made by the first call of each process.
 
@@ -93,7 +99,7 @@ class Stigg:
     another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer, whatever the reason.
 
     Raises:
-        ConfigError: none or several of the four are given, or one of the arguments is malformed; it is named.
+        ConfigError: arguments exclude each other, or one of them is malformed; it is named.
         SidecarStartError: the local sidecar did not start.
     """
 
@@ -113,13 +119,10 @@ class Stigg:
         report_timeout: float = 5.0,
         fallbacks: Mapping[str, Any] | None = None,
     ) -> None:
-        ways = (remote_sidecar_host, local_sidecar_config, offline_file, answers)
-        if sum(way is not None for way in ways) != 1:
-            raise ConfigError(
-                "Stigg: give one of remote_sidecar_host, local_sidecar_config (starts a sidecar), offline_file and "
-                "answers"
-            )
-        self.api_config = api_config
+        asks_sidecar = remote_sidecar_host is not None or local_sidecar_config is not None
+        if sum((asks_sidecar, offline_file is not None, answers is not None)) > 1:
+            raise ConfigError("Stigg: give a sidecar (remote or local), offline_file or answers, and no two of them")
+        self.api_config = _checked_api(api_config)
         for name, seconds in {"timeout": timeout, "report_timeout": report_timeout}.items():
             if not _is_timeout(seconds):
                 raise ConfigError(f"{name}: {TIMEOUT_EXPECTED}, not {seconds!r}")
@@ -131,20 +134,29 @@ class Stigg:
         self._answers: Answers
         if answers is not None:
             self._answers = answers
-        elif local_sidecar_config is not None:
-            port = checked_port("local_sidecar_port", local_sidecar_port, lowest=0)
-            self._answers = _LocalAnswers(port, local_sidecar_catalog, self._fallbacks)
         elif offline_file is not None:
             self._answers = _offline_answers(offline_file, self._fallbacks)
+        elif local_sidecar_config is not None and remote_sidecar_host is None:
+            port = checked_port("local_sidecar_port", local_sidecar_port, lowest=0)
+            _warn_of_what_has_no_effect(local_sidecar_config)
+            self._answers = _LocalAnswers(port, local_sidecar_catalog, self._fallbacks)
         else:
-            self._answers = Channel(cast(str, remote_sidecar_host), remote_sidecar_port, tls_ca_file=tls_ca_file)
+            host = DEFAULT_HOST if remote_sidecar_host is None else remote_sidecar_host
+            self._answers = Channel(host, remote_sidecar_port, tls_ca_file=tls_ca_file)
+            if local_sidecar_config is not None:
+                where = self._answers.address
+                logger.warning("the sidecar at %s is asked, and no local one started: both were given", where)
         self.offline = offline_file is not None
 
     def get_entitlement(
         self, request: wire.GetEntitlementRequest, *, timeout: float | None = None
     ) -> wire.GetEntitlementResponse:
-        """The customer's entitlement to one feature of any type."""
-        return self._check("GetEntitlement", request, timeout, wire.GetEntitlementResponse)
+        """The customer's entitlement to one feature of any type.
+
+        Of ``boolean``, ``numeric``, ``metered`` and ``enum`` the one that the answer has is true, and the others are
+        false.
+        """
+        return by_kind(self._check("GetEntitlement", request, timeout, wire.GetEntitlementResponse))
 
     def get_boolean_entitlement(
         self, request: wire.GetBooleanEntitlementRequest, *, timeout: float | None = None
@@ -308,6 +320,24 @@ class _LocalAnswers(Channel):
     def close(self) -> None:
         super().close()
         self._child.stop()
+
+
+def _checked_api(config: ApiConfig | None) -> ApiConfig | None:
+    if config is None:
+        return None
+    if not is_api_key(config.api_key):
+        raise ConfigError("api_key: expected the key of Stigg's app, a text without spaces; copy it again")
+    for name in ("api_url", "edge_api_url"):
+        url = getattr(config, name)
+        if url is not None and not is_http_url(url):
+            raise ConfigError(f"{name}: expected a URL, as https://api.stigg.io, without user and password")
+    return config
+
+
+def _warn_of_what_has_no_effect(config: LocalSidecarConfig) -> None:
+    given = [name for name in _WITHOUT_EFFECT if getattr(config, name) is not None]
+    if given:
+        logger.warning("without effect on the local sidecar, which has no cloud behind it: %s", ", ".join(given))
 
 
 def _is_timeout(seconds: object) -> bool:

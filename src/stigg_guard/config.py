@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from enum import Enum
+from ipaddress import IPv6Address
 from math import isfinite
 from typing import Any
 
@@ -227,21 +229,22 @@ def split_address(address: str) -> tuple[str, int]:
     Raises:
         ConfigError: it is not an address.
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or (":" in host and not host.endswith("]")):  # an IPv6 address without brackets has no port
-        host, port = address, "80"
-    host = host.strip("[]")
-    if (
-        not host
-        or set(host) & set("/@")
-        or host.split() != [host]
-        or not port.isascii()
-        or not port.isdigit()
-        or len(port) > 5
-        or not 0 < int(port) < 65536
-    ):
+    found = _ADDRESS.fullmatch(f"[{address}]" if _is_ipv6(address) else address)
+    port = int((found and found["port"]) or 80)
+    if found is None or not 0 < port < 65536 or not _is_ipv6(found["numeric"] or "::"):
         raise ConfigError(f"expected host:port, host, 'local' or 'offline', not {address!r}")
-    return host, int(port)
+    return found["numeric"] or found["host"], port
+
+
+_ADDRESS = re.compile(r"(?:\[(?P<numeric>[^\[\]]+)\]|(?P<host>[^\s\[\]/@:]+))(?::(?P<port>[0-9]{1,5}))?")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _seconds(value: Any) -> float:

@@ -324,8 +324,8 @@ def _feature_fields(body: Any) -> dict[str, Any]:
     feature = body.feature
     return {
         "feature_id": feature.id,
-        "units": feature.units if feature.HasField("units") else None,
-        "units_plural": feature.units_plural if feature.HasField("units_plural") else None,
+        "units": feature.units or None,
+        "units_plural": feature.units_plural or None,
     }
 
 
@@ -358,8 +358,8 @@ def _credit_fields(body: Any) -> dict[str, Any]:
     return {
         "feature_id": currency.currency_id,
         "currency": currency.currency_id,
-        "units": currency.unit_singular if currency.HasField("unit_singular") else None,
-        "units_plural": currency.unit_plural if currency.HasField("unit_plural") else None,
+        "units": currency.unit_singular or None,
+        "units_plural": currency.unit_plural or None,
         "usage_limit": body.usage_limit,
         "current_usage": body.current_usage,
         "has_soft_limit": body.has_soft_limit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,14 @@ class Striker:
 
 
 @pytest.fixture
-def striker() -> Iterator[Striker]:
+def striker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Striker]:
+    told = sys.unraisablehook
+
+    def tell_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not Struck:  # Python itself swallows what strikes a finalizer, and the step goes on
+            told(unraisable)
+
+    monkeypatch.setattr(sys, "unraisablehook", tell_others)
     striker = Striker(seed=8)
     before = signal.signal(signal.SIGALRM, striker.raise_it)
     yield striker

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ManualClock
-from ledger.steps import KEY, LEASE, OTHER, WAIT, Make, answers, claim, held, said, taken
+from ledger.steps import KEY, LEASE, OTHER, WAIT, Make, answers, claim, commit, held, said, taken, told
 from stigg_guard.errors import ConfigError, LedgerUnavailable
-from stigg_guard.ledger import Refused, Use, ledger_from_url, sqlite
+from stigg_guard.ledger import Acknowledged, Ledger, Refused, Use, ledger_from_url, sqlite
 
 RECORDS_ON_A_FULL_DISK = """
 import resource, sys
@@ -177,3 +177,59 @@ class TestRemovedFile:
         held(other, claim(7))
         assert isinstance(one.hold([claim(1)], 60), Refused)
         assert "was removed or replaced while in use" in caplog.text
+
+
+@pytest.mark.parametrize("seconds", [3_600, 1, -1, -3_600])
+@pytest.mark.parametrize("url", ["memory_url", "file_url"], indirect=True)
+class TestWallClockThatIsSetAnew:
+    """What lasts, lasts as long as it would have."""
+
+    def test_a_hold_lasts_as_long_as_it_was_given(self, ledger: Ledger, clock: ManualClock, seconds: float) -> None:
+        held(ledger, claim(7), ttl=60)
+        clock.advance(20)
+        clock.set_forward(seconds)
+        assert isinstance(ledger.hold([claim(1)], 60), Refused)
+        clock.advance(39)
+        assert isinstance(ledger.hold([claim(1)], 60), Refused)
+        clock.advance(2)
+        assert held(ledger, claim(7))
+
+    def test_who_is_late_is_still_late(self, ledger: Ledger, clock: ManualClock, seconds: float) -> None:
+        hold = held(ledger, claim(7), ttl=60)
+        clock.advance(61)
+        clock.set_forward(seconds)
+        commit(ledger, hold)
+        assert ledger.counts()["late"] == 1
+
+    def test_a_lease_lasts_as_long_as_it_was_given(self, ledger: Ledger, clock: ManualClock, seconds: float) -> None:
+        ledger.record(Use(KEY, 1))
+        batch = taken(ledger)
+        clock.set_forward(seconds)
+        assert ledger.take_batch(100, LEASE) is None
+        clock.advance(LEASE + 1)
+        assert taken(ledger).id == batch.id
+
+    def test_the_grace_lasts_as_long_as_it_was_given(
+        self, make_ledger: Make, url: str, clock: ManualClock, seconds: float
+    ) -> None:
+        ledger = make_ledger(url, settle_grace=15)
+        told(ledger, claim(used=3))
+        ledger.record(Use(KEY, 7))
+        ledger.acknowledge([Acknowledged(taken(ledger).reports[0], 10)])
+        clock.set_forward(seconds)
+        assert isinstance(ledger.hold([claim(1, used=3, ticket=ledger.ticket("ann"))], 60), Refused)
+        clock.advance(16)
+        assert held(ledger, claim(1, used=3, ticket=ledger.ticket("ann")))
+
+    def test_processes_that_all_see_it_move_nothing_twice(
+        self, make_ledger: Make, file_url: str, clock: ManualClock, seconds: float, url: str
+    ) -> None:
+        one, another = make_ledger(file_url), make_ledger(file_url)
+        held(one, claim(7), ttl=60)
+        clock.set_forward(seconds)
+        assert isinstance(another.hold([claim(1)], 60), Refused)
+        one.record(Use(OTHER, 1))
+        clock.advance(59)
+        assert isinstance(one.hold([claim(1)], 60), Refused)
+        clock.advance(2)
+        assert held(another, claim(7))

@@ -38,7 +38,7 @@ class Setting:
     """By how much the clocks of hosts differ."""
     set_back: float
     leaps: float
-    """The ledger's clock goes back by up to 60, or ahead by up to half the life of a hold."""
+    """The ledger's wall clock is set back, or forward, by up to 60. The latter takes a ledger that notices."""
     records: float
     given_back: float
     totals: float

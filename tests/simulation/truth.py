@@ -158,7 +158,7 @@ class Meter:
         if self.lives:
             self.left.append((self.now, self.account))
         self.period, self.entered_at = period, self.now
-        self.account = self._account(period)
+        self.account: Hashable = self._account(period)
         self.rolls_at = None if period.end is None else period.end + self.rng.randint(0, self.manner.late)
         if is_change or self.account not in self.lives:
             self.lives[self.account] = Life(max(self.limit or 0, self.usage, 0))

@@ -76,7 +76,7 @@ class World:
         self.sidecar = Sidecar(meters, START, setting.manner.lag)
         self.skew = 0
         self.acting = Process(0)
-        self.ledger = ledger(Clock(now=self.now), GRACE * setting.tick / 1e9, self.read)
+        self.ledger = ledger(Clock(self.monotonic, self.now), GRACE * setting.tick / 1e9, self.read)
         self.processes = [self.new_process() for _ in range(3)]
         self.sales: dict[str, list[Sale]] = {}
         self.taken_at: dict[str, int] = {}
@@ -95,6 +95,9 @@ class World:
 
     def seconds(self, ticks: float) -> float:
         return ticks * self.setting.tick / 1e9
+
+    def monotonic(self) -> float:
+        return self.seconds(self.sidecar.now)
 
     def now(self) -> datetime:
         return _EPOCH + timedelta(microseconds=(self.sidecar.now + self.skew) * self.setting.tick // 1000)
@@ -163,7 +166,7 @@ class World:
         if rng.random() < setting.set_back:
             self.skew -= rng.randint(1, 60)
         if rng.random() < setting.leaps:
-            self.skew += rng.randint(1, HOLD // 2)
+            self.skew += rng.randint(1, 60)
         if rng.random() < setting.outages:
             self.down_until = self.sidecar.now + rng.randint(1, 12)
         self.poison = rng.choice(setting.features) if rng.random() < setting.refusals else None

@@ -29,6 +29,7 @@ from stigg_guard.errors import (
     ConfigError,
 )
 from stigg_guard.foreign import quoted
+from stigg_guard.urls import is_api_key, is_http_url
 
 MAX_BYTES = 16 * 1024 * 1024
 """How long an answer may be, decoded."""
@@ -234,30 +235,15 @@ def endpoint(api_url: str) -> str:
     Raises:
         ConfigError: it is no address of a server.
     """
-    problem = f"API_URL: expected an address such as https://api.stigg.io, not {quoted(api_url)}"
-    try:
-        parts = urlsplit(api_url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except (ValueError, AttributeError, TypeError):
-        raise ConfigError(problem) from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("API_URL: it must not hold a user or a password; the key goes into API_KEY")
-    if (
-        not usable
-        or not api_url.isascii()
-        or not api_url.isprintable()
-        or " " in api_url
-        or "?" in api_url
-        or "#" in api_url
-    ):
-        raise ConfigError(problem)
-    return api_url if parts.path.strip("/") else f"{api_url.rstrip('/')}/graphql"
+    if not is_http_url(api_url):
+        raise ConfigError("API_URL: expected an address such as https://api.stigg.io, without user and password")
+    return api_url if urlsplit(api_url).path.strip("/") else f"{api_url.rstrip('/')}/graphql"
 
 
 def _checked_key(api_key: str) -> _Secret:
-    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or not api_key.strip():
-        raise ConfigError("API_KEY: expected the text of a server key, on one line and in ASCII")
-    return _Secret(api_key.strip())
+    if not is_api_key(api_key):
+        raise ConfigError("API_KEY: expected the text of a server key, in ASCII and without spaces")
+    return _Secret(api_key)
 
 
 def _in_thread(work: Callable[[], _Reply], deadline: float) -> _Outcome:

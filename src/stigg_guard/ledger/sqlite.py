@@ -59,8 +59,9 @@ from stigg_guard.ledger.sqlite_schema import prepare
 from stigg_guard.log import logger
 from stigg_guard.urls import LedgerFile
 
-BUSY_SECONDS = 1.0
+BUSY_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # how often it is seen whether the file is still there
+CLOCK_JUMP = 1_000_000  # microseconds by which the wall clock leaves the monotonic one at once, when it is set anew
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ class SqliteLedger:
             raise ConfigError(f"LEDGER: there is no folder for {path}; make it, or name another file")
         self._given = file
         self._path = path
-        self._now = clock.now
+        self._now, self._monotonic = clock.now, clock.monotonic
         self._grace = _microseconds(settle_grace)
         self._closed = False
         self._pid = os.getpid()
@@ -139,6 +140,7 @@ class SqliteLedger:
         self._file: tuple[int, int] | None = None
         self._looked_at = 0.0
         self._is_stepping = False
+        self._ahead = self._clock_ahead()
         self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
         with _lock:
             _ledgers.add(self)
@@ -332,6 +334,10 @@ class SqliteLedger:
     def _time(self) -> int:
         return microseconds(self._now())
 
+    def _clock_ahead(self) -> int:
+        """By how much the wall clock is ahead of the monotonic one, which runs on when the other is set anew."""
+        return self._time() - _microseconds(self._monotonic())
+
     def _is_in_step(self) -> bool:
         """Whether this thread is in the middle of a step on this ledger. A mark that an interrupted step has left
         behind says nothing: the lock is free then."""
@@ -348,6 +354,11 @@ class SqliteLedger:
         def transaction(db: sqlite3.Connection) -> T:
             try:
                 db.execute("BEGIN IMMEDIATE")
+                ahead = self._clock_ahead()
+                if abs(ahead - self._ahead) >= CLOCK_JUMP:
+                    _follow_clock(db, ahead, ahead - self._ahead)
+                else:
+                    ahead = self._ahead
                 dropped = list(self._dropped)
                 for hold in dropped:
                     _end(db, hold, self._time())
@@ -355,6 +366,7 @@ class SqliteLedger:
                 db.execute("COMMIT")
             finally:
                 _undo(db)
+            self._ahead = ahead
             for _ in dropped:
                 self._dropped.popleft()
             return answer
@@ -502,6 +514,18 @@ def _undo(db: sqlite3.Connection) -> None:
 
 def _microseconds(seconds: float) -> int:
     return round(seconds * 1_000_000)
+
+
+def _follow_clock(db: sqlite3.Connection, ahead: int, jump: int) -> None:
+    """Lets holds, leases and grace end when they would have, although the wall clock was set anew. Each process that
+    ran meanwhile sees the jump; the first one writes."""
+    (followed,) = db.execute("SELECT ahead FROM numbers").fetchone()
+    if followed is not None and abs(ahead - followed) < CLOCK_JUMP:
+        return
+    db.execute("UPDATE numbers SET ahead = ?", (ahead,))
+    db.execute("UPDATE holds SET until = until + ?", (jump,))
+    db.execute("UPDATE entries SET until = until + ? WHERE until > 0", (jump,))
+    db.execute("UPDATE usages SET settled_at = settled_at + ?, moved_at = moved_at + ?", (jump, jump))
 
 
 def _columns(key: UsageKey) -> _Key:

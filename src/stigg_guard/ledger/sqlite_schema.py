@@ -52,8 +52,13 @@ CREATE TABLE usages (
     added INTEGER NOT NULL,
     PRIMARY KEY (customer, resource, feature)
 ) WITHOUT ROWID;
-CREATE TABLE numbers (id INTEGER PRIMARY KEY CHECK (id = 1), ticket INTEGER NOT NULL, late INTEGER NOT NULL);
-INSERT INTO numbers VALUES (1, 0, 0);
+CREATE TABLE numbers (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    ticket INTEGER NOT NULL,
+    late INTEGER NOT NULL,
+    ahead INTEGER                       -- of the wall clock before the monotonic one, when the former was last set anew
+);
+INSERT INTO numbers VALUES (1, 0, 0, NULL);
 CREATE INDEX entries_by_key ON entries (customer, resource, feature, state);
 CREATE INDEX entries_by_state ON entries (state, id);
 CREATE INDEX entries_by_batch ON entries (batch) WHERE batch IS NOT NULL;

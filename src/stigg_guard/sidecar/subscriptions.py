@@ -243,7 +243,7 @@ def _feature_offer(feature: Feature, grant: Grant) -> Offer:
             usage_limit=grant.limit,
             is_unlimited=grant.unlimited,
             has_soft_limit=grant.soft,
-            reset_period=_RESET_PERIODS[grant.reset] if grant.reset else None,
+            reset_period=_RESET_PERIODS[grant.reset] if grant.reset else pb.ENTITLEMENT_RESET_PERIOD_UNSPECIFIED,
         )
     return Offer(feature.id, feature.kind, grant, message)
 
@@ -253,8 +253,8 @@ def _wire_feature(feature: Feature) -> pb.EntitlementFeature:
     return pb.EntitlementFeature(
         id=feature.id,
         feature_type=FEATURE_TYPES[feature.kind],
-        units=feature.units,
-        units_plural=feature.units_plural,
+        units=feature.units or "",
+        units_plural=feature.units_plural or "",
         meter_type=_METER_TYPES.get(feature.meter or "") if is_metered else pb.METER_TYPE_NONE,
         is_metered=is_metered,
     )
