@@ -177,6 +177,7 @@ def _walk_shop(base: str) -> Iterator[Row]:
         "200, 7 of 50 templates",
         lambda: _status(ada.submit("/", "/templates/", **make), r"\d+ of 50 templates"),
     )
+    yield from _walk_sign_up(Visitor("django", base), "/sign-up/", "/templates/", make)
 
 
 def _walk_api(base: str) -> Iterator[Row]:
@@ -219,6 +220,28 @@ def _walk_api(base: str) -> Iterator[Row]:
         "create a template",
         "200, 3 of 50 templates",
         lambda: _status(linus.submit("/", "/templates", **make), r"\d+ of 50 templates"),
+    )
+    yield from _walk_sign_up(Visitor("flask", base), "/sign-up", "/templates", make)
+
+
+def _walk_sign_up(new: Visitor, sign_up: str, templates: str, make: dict[str, str]) -> Iterator[Row]:
+    """Somebody new, who is a customer at Stigg by the time that the next page asks."""
+    upgrade = sign_up.replace("sign-up", "upgrade")
+    yield new.row(
+        "sign up, on the free plan",
+        "200, 0 of 2 templates",
+        lambda: _status(new.submit("/", sign_up, name="Barbara"), r"\d of \d templates"),
+    )
+    yield new.row(
+        "create a template",
+        "200, 1 of 2 templates",
+        lambda: _status(new.submit("/", templates, **make), r"\d of 2 templates"),
+    )
+    yield new.row("upgrade to growth", "200", lambda: _status(new.submit(upgrade, upgrade)))
+    yield new.row(
+        "create a template",
+        "200, 2 of 50 templates",
+        lambda: _status(new.submit("/", templates, **make), r"\d+ of 50 templates"),
     )
 
 

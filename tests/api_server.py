@@ -7,12 +7,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
 
 from graphql import (
+    DocumentNode,
     GraphQLEnumType,
+    GraphQLError,
     GraphQLInputObjectType,
     GraphQLList,
     GraphQLNonNull,
@@ -88,8 +91,7 @@ class ApiServer:
         self._http.server_close()
 
     def answer(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        document = parse(payload["query"])
-        errors = validate(SCHEMA, document)
+        document, errors = _validated(payload["query"])
         if errors:
             return {
                 "errors": [{**error.formatted, "extensions": {"code": "GRAPHQL_VALIDATION_FAILED"}} for error in errors]
@@ -110,6 +112,12 @@ class ApiServer:
         if isinstance(source, dict) and info.field_name in source:
             return source[info.field_name]
         return _made_up(info.return_type, info.field_name)
+
+
+@cache
+def _validated(query: str) -> tuple[DocumentNode, list[GraphQLError]]:
+    document = parse(query)
+    return document, validate(SCHEMA, document)
 
 
 class _Http(ThreadingHTTPServer):

@@ -162,7 +162,8 @@ def test_a_mutation_is_sent_once_and_says_whether_it_may_have_happened(
     error = caught.value
     assert type(error) is kind
     assert error.outcome_unknown is unknown
-    assert (error.operation, len(server.received)) == ("ProvisionCustomer", 1)
+    assert error.operation == "ProvisionCustomer"
+    assert was_sent_once(server, kind)
     shown = (
         "".join(traceback.format_exception(error)) + repr(error) + repr(api) + caplog.text + repr(api._transport._key)
     )
@@ -181,7 +182,12 @@ def test_a_query_is_sent_again_where_that_can_help(name: str, api: Api, server: 
     with pytest.raises(kind) as caught:
         api.get_customer_by_id({"customer_id": "c"}, timeout=1.0 if kind is ApiTimeout else 20.0)
     assert not caught.value.outcome_unknown
-    assert len(server.received) == 1
+    assert was_sent_once(server, kind)
+
+
+def was_sent_once(server: ApiServer, kind: type[ApiError]) -> bool:
+    """Whether the server saw it once; on a busy machine a deadline may pass before it did."""
+    return len(server.received) == 1 or (kind is ApiTimeout and not server.received)
 
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
@@ -233,6 +239,13 @@ def test_usage_is_sent_again_under_its_one_key(fault: Fault, api: Api, server: A
     assert first == second
 
 
+def test_what_may_have_happened_before_the_last_repetition_may_have_happened(api: Api, server: ApiServer) -> None:
+    server.faults.extend([status(500), *[status(429)] * 3])
+    with pytest.raises(ApiRateLimited) as caught:
+        api.report_usage({"customer_id": "c", "feature_id": "f", "value": 1})
+    assert caught.value.outcome_unknown
+
+
 def test_what_was_never_sent_did_not_happen(api: Api, server: ApiServer) -> None:
     server.stop()
     with pytest.raises(ApiUnavailable, match="cannot be connected to") as caught:
@@ -273,10 +286,15 @@ def test_threads_share_the_connections_and_a_fork_has_its_own(api: Api, server: 
         thread.start()
     for thread in threads:
         thread.join()
-    sessions = {id(api._transport._session)}
-    assert in_child(lambda: bool(api.get_coupons()) and id(api._transport._session) not in sessions)
+    (parent,) = api._transport._sessions.values()
+
+    def uses_its_own() -> bool:
+        api.get_coupons()
+        return api._transport._sessions[os.getpid()] is not parent
+
+    assert in_child(uses_its_own)
     api.get_coupons()
-    assert (len(server.received), os.getpid()) == (6, api._transport._pid)
+    assert (len(server.received), list(api._transport._sessions)) == (6, [os.getpid()])
 
 
 def test_a_proxy_of_the_environment_is_used(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,5 +348,5 @@ def test_a_wrong_address_is_said_at_once(address: Any) -> None:
 
 @pytest.mark.parametrize("key", ["", " ", "a\nb", "schlüssel", None, 7])
 def test_a_wrong_key_is_said_and_not_shown(key: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^API_KEY: expected the text of a server key, on one line and in ASCII$"):
+    with pytest.raises(ConfigError, match=r"^API_KEY: expected the text of a server key, in ASCII and without spaces$"):
         Api(key)

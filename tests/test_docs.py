@@ -21,6 +21,7 @@ from stigg_guard.django import jinja2
 from stigg_guard.django.templatetags.stigg_guard import register
 from stigg_guard.flask.cli import stigg
 from stigg_guard.flask.templating import TEMPLATE_GLOBALS, TEMPLATE_TESTS
+from stigg_guard.sidecar.graph.resolvers import CHANGES, QUESTIONS
 from stigg_guard.views import succeeded
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -81,6 +82,12 @@ def test_every_system_check_is_there() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (checks, *others))
     ids = set(re.findall(r'id="(stigg_guard\.[EWI]\d+)"', source))
     assert ids == set(re.findall(r"\| `(stigg_guard\.[EWI]\d+)` \|", MANUALS["django"]))
+
+
+def test_every_root_field_that_the_local_sidecar_models_is_there() -> None:
+    listed = (DOCS / "sidecar.md").read_text(encoding="utf-8").partition("| root field |")[2].partition("\n\n")[0]
+    first_cells = "".join(line.partition(" | ")[0] for line in listed.splitlines())
+    assert set(re.findall(r"`(\w+)`", first_cells)) == {*CHANGES, *QUESTIONS}
 
 
 def test_every_room_is_in_the_picture() -> None:

@@ -14,12 +14,12 @@ import secrets
 import sqlite3
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import requests
 from flask import (
     Blueprint,
     Flask,
@@ -38,7 +38,7 @@ from flask import (
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from stigg_guard import SidecarError
+from stigg_guard import ApiError, SidecarError
 from stigg_guard.flask import Refused, StiggGuard
 
 # The customers of the demonstration catalog. A real site has users, with passwords, who belong to customers.
@@ -48,6 +48,7 @@ CUSTOMERS = {
     "customer-demo-03": "Linus, freelancer",
     "customer-demo-04": "Edsger, just looking",
 }
+MAX_NAME = 60
 # A real site keeps hashes of random tokens in its database.
 API_TOKENS = {
     "demo-token-ada": "customer-demo-01",
@@ -84,8 +85,10 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
         SESSION_COOKIE_NAME="inkwell",
         SESSION_COOKIE_SAMESITE="Lax",
         DATABASE=os.environ.get("FLASK_API_DATABASE", str(data / "inkwell.sqlite3")),
-        BILLING=os.environ.get("STIGG_SIDECAR_HTTP", "127.0.0.1:8080"),
         STIGG_GUARD_SIDECAR="127.0.0.1:8433",
+        # The local sidecar answers Stigg's API too, so that the demonstration can sell plans. It takes any key.
+        STIGG_GUARD_API_URL=f"http://{os.environ.get('STIGG_SIDECAR_HTTP', '127.0.0.1:8080')}",
+        STIGG_GUARD_API_KEY="none-is-needed",
         STIGG_GUARD_LEDGER=f"sqlite:///{data / 'inkwell-ledger.sqlite3'}",
         STIGG_GUARD_REPORT="inline",
         STIGG_GUARD_RATE_LIMIT_HEADERS=True,
@@ -100,10 +103,11 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
     app.before_request(refuse_forged_forms)
     app.before_request(read_own_writes)
     app.after_request(add_security_headers)
-    app.context_processor(lambda: {"titles": FEATURES, "customer_name": CUSTOMERS.get(session.get("customer", ""))})
+    app.context_processor(lambda: {"titles": FEATURES, "customer_name": name_of(session.get("customer", ""))})
     app.jinja_env.globals["csrf_token"] = csrf_token
     with app.app_context():
         execute("create table if not exists template (id integer primary key, customer text, title text, body text)")
+        execute("create table if not exists account (customer text primary key, name text, token text)")
     return app
 
 
@@ -112,13 +116,29 @@ def load_customer(request: Request) -> str | None:
     """The API knows its customer by a token, the site by the signed session."""
     if request.blueprint == "api":
         token = request.authorization.token if request.authorization else None
-        return API_TOKENS.get(token or "")
+        return customer_of_token(token or "")
     return signed_in()
 
 
 def signed_in() -> str | None:
-    customer = session.get("customer")
-    return customer if customer in CUSTOMERS else None
+    customer: str | None = session.get("customer")
+    return customer if customer is not None and name_of(customer) is not None else None
+
+
+def name_of(customer: str) -> str | None:
+    """What a customer is called, of the demonstration or signed up since; None for strangers."""
+    rows = execute("select name from account where customer = ?", customer)
+    return rows[0]["name"] if rows else CUSTOMERS.get(customer)
+
+
+def customer_of_token(token: str) -> str | None:
+    rows = execute("select customer from account where token = ?", token)
+    return rows[0]["customer"] if rows else API_TOKENS.get(token)
+
+
+def token_of(customer: str) -> str:
+    rows = execute("select token from account where customer = ?", customer)
+    return rows[0]["token"] if rows else next(token for token, owner in API_TOKENS.items() if owner == customer)
 
 
 # The site
@@ -133,8 +153,7 @@ def home() -> str:
 
 
 def render_home(customer: str, **form: str) -> str:
-    token = next(token for token, owner in API_TOKENS.items() if owner == customer)
-    return render_template("home.html", templates=templates_of(customer), token=token, **form)
+    return render_template("home.html", templates=templates_of(customer), token=token_of(customer), **form)
 
 
 @site.post("/sign-in")
@@ -144,6 +163,29 @@ def sign_in() -> ResponseReturnValue:
         abort(400)
     session.clear()
     session["customer"] = customer
+    return redirect(url_for("site.home"))
+
+
+@site.post("/sign-up")
+def sign_up() -> ResponseReturnValue:
+    """Makes a customer on the free plan, at Stigg first."""
+    name = request.form.get("name", "").strip()
+    if not 0 < len(name) <= MAX_NAME:
+        abort(400, f"A name has up to {MAX_NAME} letters.")
+    customer = f"writer-{uuid.uuid4()}"
+    try:
+        guard.guard.api.provision_customer(
+            {"customer_id": customer, "name": name, "subscription_params": {"plan_id": "free"}}
+        )
+    except ApiError:
+        current_app.logger.exception("nobody could sign up")
+        flash("You could not be signed up just now. Please try again in a moment.", "error")
+        return render_template("sign_in.html", customers=CUSTOMERS), 502
+    execute("insert into account values (?, ?, ?)", customer, name, secrets.token_urlsafe())
+    session.clear()
+    session["customer"] = customer
+    plan_changed()
+    flash("Welcome. Your free plan has room for two templates.")
     return redirect(url_for("site.home"))
 
 
@@ -199,14 +241,11 @@ def buy_upgrade() -> ResponseReturnValue:
     if customer is None:
         return redirect(url_for("site.home"))
     try:
-        # The local sidecar stands in for the billing that a real shop would call here.
-        url = f"http://{current_app.config['BILLING']}/customers/{customer}"
-        requests.put(url, json={"plan": "growth"}, timeout=5).raise_for_status()
-    except requests.RequestException:
+        guard.guard.api.provision_subscription({"customer_id": customer, "plan_id": "growth"})
+    except ApiError:
         current_app.logger.exception("the upgrade of %s failed", customer)
         flash("The upgrade did not work, and nothing was changed. Please try again in a moment.", "error")
         return render_template("upgrade.html", wanted=None), 502
-    guard.guard.reload(customer)
     plan_changed()
     flash("You are on Growth now. Enjoy the room.")
     return redirect(url_for("site.home"))

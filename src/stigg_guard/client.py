@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
 
@@ -15,17 +13,21 @@ from stigg_guard.channel import MAX_TIMEOUT, Channel, checked_port
 from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
 from stigg_guard.log import logger
+from stigg_guard.urls import is_api_key, is_http_url
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as wire
 from stigg_guard.wire.documented import by_kind
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api
+    from stigg_guard.api.caller import OnChange
 
 Response = TypeVar("Response", bound=Message)
 
 DEFAULT_HOST = "localhost"
 LOCAL_PORT = 8433
+NO_KEY = "none"
+"""For the local sidecar, which asks for none."""
 _WITHOUT_EFFECT = ("ws_enabled", "ws_url", "redis", "cache_max_size_bytes")
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
@@ -226,20 +228,29 @@ class Stigg:
 
     @property
     def api(self) -> Api:
-        """Stigg's GraphQL API, with the key and address of ``api_config``.
+        """Stigg's GraphQL API, with the key and address of ``api_config``; without an address that of the local sidecar
+        if this client started one, which needs no key.
 
         What is changed through it shows when the sidecar learns of it; ``Guard.api`` sees to that.
 
         Raises:
-            ConfigError: there is no ``api_config``.
+            ConfigError: there is no key.
         """
         if self._api is None:
-            from stigg_guard.api import Api
-
-            if self.api_config is None:
-                raise ConfigError("Stigg.api: give Stigg an ApiConfig with a server key")
-            self._api = Api(self.api_config.api_key, self.api_config.api_url)
+            self._api = self.new_api(self.api_config)
         return self._api
+
+    def new_api(self, api_config: ApiConfig | None, on_change: OnChange | None = None) -> Api:
+        """As :attr:`api`, another one for the caller to close, with a key and an address of its own."""
+        from stigg_guard.api import Api
+
+        config = api_config or self.api_config
+        local = self._answers.api_url if isinstance(self._answers, _LocalAnswers) else None
+        if config is None:
+            if local is None:
+                raise ConfigError("there is no key for Stigg's API: set API_KEY, or give Stigg an ApiConfig")
+            config = ApiConfig(NO_KEY)
+        return Api(config.api_key, config.api_url or local, on_change=on_change)
 
     @property
     def honours_keys(self) -> bool | None:
@@ -295,6 +306,11 @@ class _LocalAnswers(Channel):
         self._child = ChildSidecar(port=port, catalog=catalog, fallbacks=fallbacks)
         super().__init__("127.0.0.1", self._child.port)
 
+    @property
+    def api_url(self) -> str:
+        """Where the child answers Stigg's GraphQL API."""
+        return f"http://127.0.0.1:{self._child.http_port}"
+
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
     ) -> Message:
@@ -309,21 +325,13 @@ class _LocalAnswers(Channel):
 def _checked_api(config: ApiConfig | None) -> ApiConfig | None:
     if config is None:
         return None
-    key = config.api_key
-    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or not key or " " in key:
+    if not is_api_key(config.api_key):
         raise ConfigError("api_key: expected the key of Stigg's app, a text without spaces; copy it again")
     for name in ("api_url", "edge_api_url"):
         url = getattr(config, name)
-        if url is not None and not _is_url(url):
-            raise ConfigError(f"{name}: expected a URL, as https://api.stigg.io, not {url!r}")
+        if url is not None and not is_http_url(url):
+            raise ConfigError(f"{name}: expected a URL, as https://api.stigg.io, without user and password")
     return config
-
-
-def _is_url(url: object) -> bool:
-    with suppress(ValueError):
-        parts = urlsplit(url) if isinstance(url, str) else None
-        return bool(parts and parts.scheme in ("http", "https") and parts.hostname and not parts.username)
-    return False
 
 
 def _warn_of_what_has_no_effect(config: LocalSidecarConfig) -> None:

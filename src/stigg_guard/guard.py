@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount, usage_amount
-from stigg_guard.client import Stigg
+from stigg_guard.client import ApiConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.consumption import Book, Confirm, Consumption, checked_dimensions, confirm_now, make_event
 from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Customer, Entitlement, require_id
-from stigg_guard.errors import ConfigError, FeatureDenied, InvalidRequest, RealLedgerWarning
+from stigg_guard.errors import FeatureDenied, InvalidRequest, RealLedgerWarning
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
@@ -92,20 +92,18 @@ class Guard:
 
     @property
     def api(self) -> Api:
-        """Stigg's GraphQL API, with the key of ``API_KEY``, made on first use.
+        """Stigg's GraphQL API, with the key of ``API_KEY``, made on first use; ``SIDECAR = local`` needs none.
 
         After each change the customers that it is about are read again, in all processes that share a ``CACHE``, so
         that the next check knows of it.
 
         Raises:
-            ConfigError: there is no ``API_KEY``.
+            ConfigError: there is no key.
         """
         if self._api is None:
-            from stigg_guard.api import Api
-
-            if self.config.api_key is None:
-                raise ConfigError("API_KEY: set it to a server key of your environment, for Guard.api")
-            self._api = Api(self.config.api_key, self.config.api_url, on_change=self._changed)
+            key = self.config.api_key
+            own = ApiConfig(key, self.config.api_url) if key is not None else None
+            self._api = self.stigg.new_api(own, self._changed)
         return self._api
 
     def _changed(self, customers: frozenset[str] | None) -> None:

@@ -1,4 +1,4 @@
-"""The URLs of ledgers and caches. What is wrong in one, and what nobody would heed, is refused.
+"""The URLs of ledgers, caches and APIs. What is wrong in one, and what nobody would heed, is refused.
 
 The errors are for whoever names the setting. They never quote the URL, which may hold a password.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 REDIS = ("redis://", "rediss://", "unix://")
 """What the URL of a Redis begins with."""
@@ -137,3 +137,21 @@ def _options(query: str | None, known: Mapping[str, str], form: str) -> dict[str
     if len(options) < len(given):
         raise ValueError(f"{form}, and this URL has one option twice")
     return options
+
+
+def is_http_url(url: object) -> bool:
+    """Whether it is an address of a server, with or without a path, and nothing else."""
+    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or set(url) & set(" ?#"):
+        return False
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+        )
+    except ValueError:
+        return False
+
+
+def is_api_key(key: object) -> bool:
+    """Whether it can be the key of an API: a text that a header can carry."""
+    return isinstance(key, str) and key.isascii() and key.isprintable() and key != "" and " " not in key

@@ -144,3 +144,16 @@ def test_templates_are_streamed_as_csv(ada: Visitor) -> None:
 
 def test_a_form_without_its_token_is_refused(ada: Visitor) -> None:
     assert ada.post("/templates/", name="Poster", kind="poster", csrfmiddlewaretoken="x").status_code == 403
+
+
+def test_who_signs_up_is_on_the_free_plan_and_can_upgrade(shop: str) -> None:
+    visitor = Visitor(shop)
+    assert "0 of 2 templates" in visitor.post("/sign-up/", name="Studio North").text
+    created = [visitor.post("/templates/", name=f"Poster {n}", kind="poster").status_code for n in range(3)]
+    assert created == [200, 200, 402]
+    assert "2 of 50 templates" in visitor.post("/upgrade/").text
+    assert visitor.get("/analytics/").status_code == 200
+
+
+def test_a_sign_up_without_a_name_makes_nothing(shop: str) -> None:
+    assert "A studio has a name" in Visitor(shop).post("/sign-up/", name=" ").text

@@ -42,7 +42,7 @@ def make_app(example: ModuleType, sidecar: Sidecar, tmp_path: Path) -> Iterator[
     def make(**settings: Any) -> Flask:
         settings = {
             "DATABASE": str(tmp_path / "shop.sqlite3"),
-            "BILLING": sidecar.http_address,
+            "STIGG_GUARD_API_URL": f"http://{sidecar.http_address}",
             "STIGG_GUARD_SIDECAR": sidecar.address,
             "STIGG_GUARD_LEDGER": f"sqlite:///{tmp_path / 'ledger.sqlite3'}",
             **settings,
@@ -148,7 +148,7 @@ def test_customer_without_a_plan_is_led_to_the_plans(app: Flask) -> None:
 
 
 def test_failed_upgrade_changes_nothing(make_app: Callable[..., Flask]) -> None:
-    visitor = Visitor(make_app(BILLING="127.0.0.1:1").test_client())
+    visitor = Visitor(make_app(STIGG_GUARD_API_URL="http://127.0.0.1:1").test_client())
     visitor.post("/sign-in", customer="customer-demo-01")
     assert visitor.post("/upgrade").status_code == 502
     assert visitor.get("/analytics/").status_code == 402
@@ -218,3 +218,24 @@ def test_api_request_that_fails_is_not_counted(app: Flask, body: Any, status: in
     assert [answer.status_code for answer in answers] == [status] * 5
     assert answers[0].content_type == "application/problem+json"
     assert [client.get("/api/templates", headers=LINUS).status_code for _ in range(4)] == [200, 200, 200, 402]
+
+
+def test_who_signs_up_is_on_the_free_plan_and_can_upgrade(make_app: Callable[[], Flask]) -> None:
+    app = make_app()
+    visitor = Visitor(app.test_client())
+    assert "room for two templates" in visitor.post("/sign-up", name="Barbara").text
+    assert [save_template(visitor).status_code for _ in range(3)] == [200, 200, 402]
+    token = re.search(r"Bearer (\S+?)[\"'<\s]", visitor.get("/").text)
+    assert token is not None
+    listed = app.test_client().get("/api/templates", headers={"Authorization": f"Bearer {token[1]}"})
+    assert len(listed.get_json()) == 2
+    visitor.post("/upgrade")
+    assert "3 of 50 templates" in save_template(visitor).text
+
+
+def test_a_sign_up_that_fails_makes_nothing(make_app: Callable[..., Flask]) -> None:
+    visitor = Visitor(make_app(STIGG_GUARD_API_URL="http://127.0.0.1:1").test_client())
+    assert visitor.post("/sign-up", name="").status_code == 400
+    visitor.get("/")
+    assert visitor.post("/sign-up", name="Barbara").status_code == 502
+    assert "Choose whose account" in visitor.get("/").text

@@ -1,10 +1,18 @@
-"""The one form of the shop."""
+"""The forms of the shop."""
 
 from __future__ import annotations
 
 from django import forms
 
-from shop.models import Template
+from shop.models import Studio, Template
+
+
+class StudioForm(forms.ModelForm):
+    """A new studio."""
+
+    class Meta:
+        model = Studio
+        fields = ("name",)
 
 
 class TemplateForm(forms.ModelForm):

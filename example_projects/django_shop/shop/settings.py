@@ -13,6 +13,9 @@ DATA.mkdir(parents=True, exist_ok=True)
 
 STIGG_GUARD = {
     "SIDECAR": os.environ.get("STIGG_GUARD_SIDECAR", "localhost:8433"),
+    # The local sidecar answers Stigg's API too, so that the demonstration can sell plans. It takes any key.
+    "API_URL": f"http://{os.environ.get('STIGG_SIDECAR_HTTP', 'localhost:8080')}",
+    "API_KEY": os.environ.get("STIGG_API_KEY", "none-is-needed"),
     "CUSTOMER": "shop.customers.customer_of",
     "UPGRADE_URL": "/upgrade/?feature={feature}",
     "RATE_LIMIT_HEADERS": True,
@@ -24,8 +27,6 @@ STIGG_GUARD = {
     "REPORT": "inline",
     "CACHE_TTL": 1,
 }
-# The local sidecar's other side, where the demonstration changes plans.
-BILLING_URL = f"http://{os.environ.get('STIGG_SIDECAR_HTTP', 'localhost:8080')}"
 
 SECRET_KEY = "for-this-demonstration-only-" + "x" * 32
 DEBUG = False

@@ -11,6 +11,7 @@ from stigg_guard.django import protect
 urlpatterns = [
     path("", views.home, name="home"),
     path("sign-in/", views.sign_in, name="sign-in"),
+    path("sign-up/", views.sign_up, name="sign-up"),
     path("sign-out/", views.sign_out, name="sign-out"),
     path("templates/", views.create_template, name="create-template"),
     path("templates/<int:pk>/delete/", views.delete_template, name="delete-template"),

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import requests
 from django.contrib import messages
 from django.contrib.auth import get_user_model, login, logout
 from django.db import transaction
@@ -20,9 +19,9 @@ from django.views.generic import TemplateView
 
 from shop import billing
 from shop.customers import customer_of, studio_of
-from shop.forms import TemplateForm
+from shop.forms import StudioForm, TemplateForm
 from shop.models import Studio, Template
-from stigg_guard import SidecarError
+from stigg_guard import ApiError, SidecarError
 from stigg_guard.django import RequiresFeatureMixin, consumes_usage, get_guard, releases_usage, requires_feature
 
 logger = logging.getLogger(__name__)
@@ -60,6 +59,29 @@ def sign_in(request: HttpRequest) -> HttpResponse:
         return redirect("home")
     login(request, user)
     return redirect("admin:index" if user.is_staff else "home")
+
+
+@require_POST
+@transaction.non_atomic_requests
+def sign_up(request: HttpRequest) -> HttpResponse:
+    """Makes a studio that is a customer on the free plan. Stigg is asked before the database is held for writing."""
+    form = StudioForm(request.POST)
+    if not form.is_valid():
+        messages.error(request, "A studio has a name of up to 60 letters.")
+        return redirect("home")
+    try:
+        form.instance.customer_id = billing.sign_up(form.instance.name)
+    except ApiError as error:
+        logger.warning("nobody could sign up: %s", error)
+        messages.error(request, "You could not be signed up just now. Please try again in a moment.")
+        return redirect("home")
+    form.instance.trade, form.instance.joined_with = "Signed up here", "Free plan"
+    with transaction.atomic():
+        form.instance.owner = get_user_model().objects.create_user(form.instance.customer_id)
+        form.save()
+    login(request, form.instance.owner)
+    messages.success(request, "Welcome. Your free plan has room for two templates.")
+    return redirect("home")
 
 
 @require_POST
@@ -134,12 +156,11 @@ def upgrade(request: HttpRequest) -> HttpResponse:
         wanted = FEATURES.get(request.GET.get("feature", ""))
         return render(request, "shop/upgrade.html", {"wanted": wanted, "features": FEATURES.items()})
     try:
-        billing.change_plan(customer, "growth")
-    except requests.RequestException as error:
+        billing.upgrade(customer)
+    except ApiError as error:
         logger.warning("the plan of %s was not changed: %s", customer, error)
         messages.error(request, "Your plan could not be changed just now. Please try again in a moment.")
         return redirect("upgrade")
-    get_guard().reload(customer)
     messages.success(request, "Welcome to Growth. Everything it has is yours from now on.")
     return redirect("home")
 

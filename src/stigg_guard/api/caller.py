@@ -11,7 +11,8 @@ from stigg_guard.api.customers import changed_customers
 from stigg_guard.api.documents import Operation, official_document, operations
 from stigg_guard.api.record import NOT_GIVEN, Result, to_wire
 from stigg_guard.api.transport import Request, Transport
-from stigg_guard.errors import ApiError
+from stigg_guard.errors import ApiError, InvalidRequest
+from stigg_guard.foreign import quoted
 
 AnyResult = TypeVar("AnyResult", bound=Result)
 
@@ -20,6 +21,7 @@ OnChange: TypeAlias = Callable[[frozenset[str] | None], None]
 
 STIGG = "https://api.stigg.io"
 SECONDS = 30.0
+MAX_SECONDS = 86_400.0
 
 # Where the inputs are that carry an idempotency key: Stigg counts those of one key once. The last is a list in a bulk.
 _KEYED: Mapping[str, tuple[str, ...]] = {
@@ -36,13 +38,14 @@ class Caller:
 
     Raises:
         ConfigError: the key or the address is malformed.
+        InvalidRequest: the timeout is none.
     """
 
     def __init__(
         self, api_key: str, api_url: str | None = None, *, timeout: float = SECONDS, on_change: OnChange | None = None
     ) -> None:
         self._transport = Transport(api_key, api_url or STIGG)
-        self._timeout = timeout
+        self._timeout = _checked_timeout(timeout)
         self._on_change = on_change
 
     def close(self) -> None:
@@ -64,6 +67,7 @@ class Caller:
 
         Raises:
             TypeError: an argument is not of its type.
+            InvalidRequest: the timeout is none.
             ApiError: the API did not do it.
         """
         operation = operations()[name]
@@ -76,7 +80,7 @@ class Caller:
         request = Request(name, body, operation.changes, repeatable=name in _KEYED)
         data: Mapping[str, Any] = {}
         try:
-            data = self._transport.send(request, self._timeout if timeout is None else timeout)
+            data = self._transport.send(request, self._timeout if timeout is None else _checked_timeout(timeout))
         except ApiError as error:
             if error.outcome_unknown:
                 self._tell(operation, variables, {})
@@ -90,6 +94,12 @@ class Caller:
         customers = changed_customers(operation.name, variables, data)
         if customers is None or customers:
             self._on_change(customers)
+
+
+def _checked_timeout(timeout: float) -> float:
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 < timeout <= MAX_SECONDS:
+        raise InvalidRequest("timeout", f"expected a number of seconds above 0 and up to a day, not {quoted(timeout)}")
+    return timeout
 
 
 def _json(value: Mapping[str, Any], name: str) -> bytes:

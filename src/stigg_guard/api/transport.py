@@ -29,6 +29,7 @@ from stigg_guard.errors import (
     ConfigError,
 )
 from stigg_guard.foreign import quoted
+from stigg_guard.urls import is_api_key, is_http_url
 
 MAX_BYTES = 16 * 1024 * 1024
 """How long an answer may be, decoded."""
@@ -101,8 +102,7 @@ class Transport:
         self._key = _checked_key(api_key)
         self.url = endpoint(api_url)
         self._host = urlsplit(self.url).netloc
-        self._session: requests.Session | None = None
-        self._pid = 0
+        self._sessions: dict[int, requests.Session] = {}  # by process
 
     def send(self, request: Request, timeout: float) -> Mapping[str, Any]:
         """The ``data`` of the answer, within ``timeout`` seconds in all.
@@ -112,12 +112,14 @@ class Transport:
         """
         deadline = time.monotonic() + timeout
         pauses = iter(PAUSES)
+        unknown = False
         while True:
             outcome = _in_thread(lambda: self._exchange(request, deadline), deadline)
             answer = self._read(outcome, request) if isinstance(outcome, _Reply) else self._lost(outcome, request)
             # Raised out here, where no exception of a library is its context: their variables know the key.
             if not isinstance(answer, ApiError):
                 return answer
+            unknown = answer.outcome_unknown = unknown or answer.outcome_unknown  # of any that was sent
             wait = _wait(answer, next(pauses, None), request.repeatable)
             if wait is None or time.monotonic() + wait > deadline:
                 raise answer
@@ -125,8 +127,9 @@ class Transport:
 
     def close(self) -> None:
         """Closes the connections of this process; a later request opens others."""
-        if self._session is not None and self._pid == os.getpid():
-            self._session.close()
+        session = self._sessions.get(os.getpid())
+        if session is not None:
+            session.close()
 
     def _exchange(self, request: Request, deadline: float) -> _Reply:
         headers = {
@@ -137,7 +140,9 @@ class Transport:
             "User-Agent": "stigg-guard",
             "X-Graphql-Operation-Name": request.operation,
         }
-        with self._session_of_process().post(
+        pid = os.getpid()
+        session = self._sessions.get(pid) or self._sessions.setdefault(pid, requests.Session())
+        with session.post(
             self.url,
             data=request.body,
             headers=headers,
@@ -151,13 +156,6 @@ class Transport:
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["X-API-KEY"] = self._key
         return request
-
-    def _session_of_process(self) -> requests.Session:
-        session, pid = self._session, os.getpid()
-        if session is None or self._pid != pid:
-            session = requests.Session()
-            self._session, self._pid = session, pid
-        return session
 
     def _lost(self, fault: Exception | None, request: Request) -> ApiError:
         """The error of a request that got no answer; without a fault the deadline passed."""
@@ -237,30 +235,15 @@ def endpoint(api_url: str) -> str:
     Raises:
         ConfigError: it is no address of a server.
     """
-    problem = f"API_URL: expected an address such as https://api.stigg.io, not {quoted(api_url)}"
-    try:
-        parts = urlsplit(api_url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except (ValueError, AttributeError, TypeError):
-        raise ConfigError(problem) from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("API_URL: it must not hold a user or a password; the key goes into API_KEY")
-    if (
-        not usable
-        or not api_url.isascii()
-        or not api_url.isprintable()
-        or " " in api_url
-        or "?" in api_url
-        or "#" in api_url
-    ):
-        raise ConfigError(problem)
-    return api_url if parts.path.strip("/") else f"{api_url.rstrip('/')}/graphql"
+    if not is_http_url(api_url):
+        raise ConfigError("API_URL: expected an address such as https://api.stigg.io, without user and password")
+    return api_url if urlsplit(api_url).path.strip("/") else f"{api_url.rstrip('/')}/graphql"
 
 
 def _checked_key(api_key: str) -> _Secret:
-    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or not api_key.strip():
-        raise ConfigError("API_KEY: expected the text of a server key, on one line and in ASCII")
-    return _Secret(api_key.strip())
+    if not is_api_key(api_key):
+        raise ConfigError("API_KEY: expected the text of a server key, in ASCII and without spaces")
+    return _Secret(api_key)
 
 
 def _in_thread(work: Callable[[], _Reply], deadline: float) -> _Outcome:

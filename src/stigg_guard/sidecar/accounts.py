@@ -125,8 +125,9 @@ class Accounts:
         self._store.keep(RecordKey(PROMOTION, customer_id, feature_id), content)
 
     def promotions(self, customer_id: str) -> Mapping[str, Mapping[str, Any]]:
-        """What a customer was given beside the plan, by feature."""
-        return {key.name: content for key, content in self._store.records(PROMOTION, customer_id).items()}
+        """What a customer was given beside the plan, by feature; without features that nobody sells any more."""
+        kept = self._store.records(PROMOTION, customer_id)
+        return {key.name: content for key, content in kept.items() if key.name in self._catalog.features}
 
     def revoke(self, customer_id: str, feature_id: str) -> None:
         """Take back what was given beside the plan."""

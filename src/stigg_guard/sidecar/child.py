@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import selectors
 import subprocess
 import sys
@@ -21,7 +22,7 @@ STOP_SECONDS = 5.0
 
 
 class ChildSidecar:
-    """A local sidecar on ``127.0.0.1:port`` that lives no longer than this process.
+    """A local sidecar on ``127.0.0.1:port``, and over HTTP on ``http_port``, that lives no longer than this process.
 
     It is told to end when its standard input closes, which also happens when this process is killed.
 
@@ -35,11 +36,11 @@ class ChildSidecar:
         self._stopped = False
         self._options = [] if catalog is None else ["--catalog", os.fspath(catalog)]
         self._environ = {**os.environ, "ENTITLEMENTS_FALLBACK": json.dumps(_documented(fallbacks))}
-        self._process, self.port = self._started(port)
+        self._process, self.port, self.http_port = self._started(port, 0)
         atexit.register(self.stop)
 
     def revive(self) -> None:
-        """Starts it again, on the same port, if it died; its usage is gone then, as it is kept in memory.
+        """Starts it again, on the same ports, if it died; its usage is gone then, as it is kept in memory.
 
         Raises:
             SidecarStartError: it does not start.
@@ -49,17 +50,17 @@ class ChildSidecar:
         with self._lock:
             if self._process.poll() is not None and not self._stopped:
                 self._close_pipes()
-                self._process, self.port = self._started(self.port)
+                self._process, self.port, self.http_port = self._started(self.port, self.http_port)
 
-    def _started(self, port: int) -> tuple[subprocess.Popen[bytes], int]:
+    def _started(self, port: int, http_port: int) -> tuple[subprocess.Popen[bytes], int, int]:
         command = [sys.executable, "-m", "stigg_guard.sidecar", "--exit-with-stdin", "--port", str(port)]
-        command += ["--http-port", "0", *self._options]
+        command += ["--http-port", str(http_port), *self._options]
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(  # noqa: S603 - our own module, run by our own interpreter
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=self._environ
             )
             try:
-                return process, _port_of(_ready_line(process))
+                return process, *_ports_of(_ready_line(process))
             except SidecarStartError as error:
                 process.kill()
                 process.communicate()
@@ -97,11 +98,11 @@ def _ready_line(process: subprocess.Popen[bytes]) -> str:
     return output.readline().decode()
 
 
-def _port_of(ready_line: str) -> int:
-    word = next((word for word in ready_line.split() if word.startswith("grpc=")), "")
-    if not ready_line.startswith("ready ") or not word:
+def _ports_of(ready_line: str) -> tuple[int, int]:
+    found = re.fullmatch(r"ready grpc=\S+:(\d+) http=\S+:(\d+)\n", ready_line)
+    if found is None:
         raise SidecarStartError("it ended before it was ready")
-    return int(word.rpartition(":")[2])
+    return int(found[1]), int(found[2])
 
 
 def _documented(fallbacks: Mapping[str, Fallback]) -> dict[str, dict[str, object]]:

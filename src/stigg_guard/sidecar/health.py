@@ -26,7 +26,8 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("sidecar", "The local sidecar") from error
 
-MAX_BODY_BYTES = 256 * 1024
+MAX_BODY_BYTES = 64 * 1024
+MAX_GRAPHQL_BYTES = 1024 * 1024  # of a batch of usages or events
 GRAPHQL = "/graphql"
 CUSTOMERS = "/customers/"
 
@@ -122,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(status, json.dumps(answer).encode())
 
     def _graphql(self) -> tuple[HTTPStatus, Mapping[str, Any]]:
-        body = self._body()
+        body = self._body(MAX_GRAPHQL_BYTES)
         path, _, _ = self.path.partition("?")
         if path != GRAPHQL:
             raise _Problem(HTTPStatus.NOT_FOUND, f"POST is for {GRAPHQL}")
@@ -138,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _change_plan(self) -> None:
         # Read first, whatever the answer: closing a socket with unread input would cut the answer off.
-        body = self._body()
+        body = self._body(MAX_BODY_BYTES)
         path, _, _ = self.path.partition("?")
         if not path.startswith(CUSTOMERS):
             raise _Problem(HTTPStatus.NOT_FOUND, f"PUT is for {CUSTOMERS}{{id}}")
@@ -165,12 +166,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise _Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send Content-Type: application/json")
 
-    def _body(self) -> bytes:
+    def _body(self, most: int) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise _Problem(HTTPStatus.LENGTH_REQUIRED, "send the body with a Content-Length")
-        if len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES:
-            raise _Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {MAX_BODY_BYTES} bytes")
+        if len(length) > len(str(most)) or int(length) > most:
+            raise _Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {most} bytes")
         return self.rfile.read(int(length))
 
     def _reply_problem(self, problem: _Problem) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from hmac import compare_digest
 from http import HTTPStatus
 from importlib.resources import files
@@ -12,10 +12,12 @@ from typing import Any
 from stigg_guard.errors import InvalidRequest, MissingExtra
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.resolvers import Refused, Resolvers
+from stigg_guard.sidecar.graph.inputs import Refused
+from stigg_guard.sidecar.graph.resolvers import Resolvers
 
 try:
     from graphql import (
+        DocumentNode,
         GraphQLError,
         GraphQLNonNull,
         GraphQLResolveInfo,
@@ -27,6 +29,10 @@ try:
     )
 except ModuleNotFoundError as error:
     raise MissingExtra("sidecar", "The GraphQL API of the local sidecar") from error
+
+MAX_TOKENS = 20_000
+DOCUMENTS_KEPT = 100
+"""How many requests, of those that came last, need not be read and checked again; clients repeat theirs."""
 
 # What the engine says of a field of a request, as the API's codes.
 _CODES = {"customer_id": "CUSTOMER_NOT_FOUND", "feature_id": "FEATURE_NOT_FOUND"}
@@ -47,10 +53,10 @@ class Graph:
         if not isinstance(query, str) or not isinstance(variables or {}, dict) or not isinstance(name or "", str):
             return HTTPStatus.BAD_REQUEST, _failed('send {"query": "…", "variables": {…}}', "BAD_USER_INPUT")
         try:
-            document = parse(query, max_tokens=20_000)
+            document, faults = _validated(query)
         except GraphQLError as error:
             return HTTPStatus.BAD_REQUEST, _failed(str(error), "GRAPHQL_PARSE_FAILED")
-        if faults := validate(_schema(), document):
+        if faults:
             coded = {"extensions": {"code": "GRAPHQL_VALIDATION_FAILED"}}
             return HTTPStatus.BAD_REQUEST, {"errors": [{**fault.formatted, **coded} for fault in faults]}
         done = execute_sync(
@@ -80,6 +86,13 @@ def _schema() -> GraphQLSchema:
     # As a path, since importing the client's package would import its client.
     text = files("stigg_guard").joinpath("api/stigg.graphql").read_text(encoding="utf-8")
     return build_schema(text, assume_valid=True)
+
+
+@lru_cache(DOCUMENTS_KEPT)
+def _validated(query: str) -> tuple[DocumentNode, list[GraphQLError]]:
+    """The document, and what is wrong with it by the schema. Raises ``GraphQLError`` when it is none."""
+    document = parse(query, max_tokens=MAX_TOKENS)
+    return document, validate(_schema(), document)
 
 
 def _failed(message: str, code: str) -> Mapping[str, Any]:
