@@ -264,6 +264,13 @@ def test_one_entitlement_is_decided_by_what_is_asked_for(guard: Guard) -> None:
     assert str(lacking.entitlement_v2.access_denied_reason) == "NoFeatureEntitlementInSubscription"
 
 
+def test_credits_are_what_the_plan_gives_less_what_was_used(api: Api) -> None:
+    (balance,) = api.get_credit_balance({"customer_id": DEMO}).credit_balance_summary.balances
+    assert (balance.current_balance, balance.total_consumed, balance.total_granted) == (37_500, 12_500, 50_000)
+    assert balance.currency.display_name == "API credits"
+    assert api.get_credit_balance({"customer_id": DEMO, "currency_id": "x"}).credit_balance_summary.balances == []
+
+
 def test_promotional_entitlements_add_to_the_plan_until_they_end(guard: Guard, clock: ManualClock) -> None:
     api = guard.api
     given = [

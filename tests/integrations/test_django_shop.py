@@ -152,7 +152,7 @@ def test_who_signs_up_is_on_the_free_plan_and_can_upgrade(shop: str) -> None:
     created = [visitor.post("/templates/", name=f"Poster {n}", kind="poster").status_code for n in range(3)]
     assert created == [200, 200, 402]
     assert "2 of 50 templates" in visitor.post("/upgrade/").text
-    assert visitor.get("/analytics/").status_code == 200
+    assert {visitor.get("/analytics/").status_code for _ in range(4)} == {200}  # whichever worker answers
 
 
 def test_a_sign_up_without_a_name_makes_nothing(shop: str) -> None:

@@ -50,6 +50,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "shop.billing.read_through",
     "stigg_guard.django.middleware.StiggGuardMiddleware",
 ]
 STATIC_URL = "static/"

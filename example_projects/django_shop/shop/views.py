@@ -80,6 +80,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
         form.instance.owner = get_user_model().objects.create_user(form.instance.customer_id)
         form.save()
     login(request, form.instance.owner)
+    billing.bought(request)
     messages.success(request, "Welcome. Your free plan has room for two templates.")
     return redirect("home")
 
@@ -161,6 +162,7 @@ def upgrade(request: HttpRequest) -> HttpResponse:
         logger.warning("the plan of %s was not changed: %s", customer, error)
         messages.error(request, "Your plan could not be changed just now. Please try again in a moment.")
         return redirect("upgrade")
+    billing.bought(request)
     messages.success(request, "Welcome to Growth. Everything it has is yours from now on.")
     return redirect("home")
 

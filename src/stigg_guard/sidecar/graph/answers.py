@@ -114,8 +114,6 @@ class Answers:
         }
 
     def _package_credit(self, currency_id: str, grant: Grant) -> Json:
-        currency = self._engine.catalog.currencies[currency_id]
-        units = {"singular": currency.units, "plural": currency.units_plural}
         cadence = {"cadence": grant.reset.upper()} if grant.reset in ("month", "year") else {}
         return {
             "__typename": "PackageCreditEntitlement",
@@ -123,7 +121,7 @@ class Answers:
             "amount": grant.limit,
             "behavior": "Override",
             "customCurrencyId": currency_id,
-            "customCurrency": {"currencyId": currency_id, "displayName": currency.display_name, "units": units},
+            "customCurrency": self._currency(currency_id),
             "hasSoftLimit": grant.soft,
             "hiddenFromWidgets": [],
             "isCustom": False,
@@ -185,6 +183,26 @@ class Answers:
             "resetPeriod": _reset(said),
             **decision,
         }
+
+    def balances(self, customer: str, resource: str | None, state: Any) -> list[dict[str, Any]]:
+        credits_ = [one.credit for one in state.entitlements if one.WhichOneof("entitlement") == "credit"]
+        return [
+            {
+                "customerId": customer,
+                "resourceId": resource,
+                "currencyId": one.currency.currency_id,
+                "currency": self._currency(one.currency.currency_id),
+                "currentBalance": one.remaining,
+                "totalConsumed": one.current_usage,
+                "totalGranted": one.usage_limit,
+            }
+            for one in credits_
+        ]
+
+    def _currency(self, currency_id: str) -> Json:
+        currency = self._engine.catalog.currencies[currency_id]
+        units = {"singular": currency.units, "plural": currency.units_plural}
+        return {"currencyId": currency_id, "displayName": currency.display_name, "units": units}
 
     def measured(self, answer: Any) -> Json:
         return {

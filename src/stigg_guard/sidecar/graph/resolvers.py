@@ -89,6 +89,13 @@ class Resolvers:
     def entitlement_v2(self, given: Json) -> Json:
         return self._single(given)
 
+    def credit_balance(self, given: Json) -> Json:
+        take(given, "customerId", "resourceId", "currencyId")
+        customer, resource = self._require_customer(given["customerId"]), given.get("resourceId")
+        wanted = given.get("currencyId")
+        every = self._answers.balances(customer, resource, self._state(customer, resource))
+        return {"customerId": customer, "balances": [one for one in every if wanted in (None, one["currencyId"])]}
+
     def products(self, _given: Json) -> Json:
         return {"edges": [{"node": PRODUCT}]}
 
@@ -284,6 +291,7 @@ QUESTIONS: Mapping[str, Callable[[Resolvers, Any], Any]] = {
     "cachedEntitlements": Resolvers.entitlements,
     "entitlement": Resolvers.entitlement,
     "entitlementV2": Resolvers.entitlement_v2,
+    "creditBalanceSummary": Resolvers.credit_balance,
     "paywall": Resolvers.paywall,
     "products": Resolvers.products,
     "reportUsage": Resolvers.report_usage,
