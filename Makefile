@@ -6,6 +6,8 @@ READY := .venv/.ready
 READY_E2E := .venv/.ready-e2e
 OLD := .venv-django42
 MATRIX := 3.10 3.11 3.12 3.13
+# One more than two cores: tests wait for servers half of the time.
+WORKERS ?= 3
 WIRE := src/stigg_guard/wire
 
 .PHONY: help demo test pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench faults wire api wheel clean
@@ -38,14 +40,14 @@ demo: $(READY)
 	@$(BIN)/python example_projects/demo.py $(ARGS)
 
 test: $(READY) pgbouncer
-	@$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(ARGS)
 
 $(OLD)/.ready: pyproject.toml
 	$(call install,$(PYTHON),'django==4.2.*')
 
 # The example shop is written for the newest Django.
 test-django42: $(OLD)/.ready
-	@$(OLD)/bin/python -m pytest -n auto --dist loadfile tests/integrations -k "django and not shop" $(ARGS)
+	@$(OLD)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/integrations -k "django and not shop" $(ARGS)
 
 # Where Python 3.X is: python3.X of the PATH, or one that pyenv has installed. Nothing if it is in neither.
 found = $(firstword $(shell for python in python$(1) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1).*/bin/python; do \
@@ -58,7 +60,7 @@ found = $(firstword $(shell for python in python$(1) "$${PYENV_ROOT:-$$HOME/.pye
 
 test-3.%: .venv-3.%/.ready
 	@echo "Python 3.$*"
-	@.venv-3.$*/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+	@.venv-3.$*/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # A Python that is not installed is left out: who must have it asks for its own target.
 installed = $(foreach version,$(MATRIX),$(if $(call found,$(version)),$(version)))

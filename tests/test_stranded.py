@@ -17,7 +17,7 @@ from stigg_guard.config import OnUncertain
 from stigg_guard.errors import LedgerUnavailable
 from stigg_guard.ledger import Acknowledged, Event, Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.sender import Sender
-from stigg_guard.stranded import MAX_STRANDED, StrandedUses
+from stigg_guard.stranded import StrandedUses
 
 KEY = UsageKey("c", "", "f")
 
@@ -121,13 +121,14 @@ class TestThatNothingTakes:
 
 
 def test_beyond_what_memory_is_for_is_lost_loudly(
-    rescue: Rescue, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture
+    rescue: Rescue, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stigg_guard.stranded.MAX_STRANDED", 100)
     faulty.stop()
-    uses = [Use(KEY, 1)] * (MAX_STRANDED + 1)
+    uses = [Use(KEY, 1)] * 101
     with caplog.at_level("CRITICAL", "stigg_guard"):
         rescue.stranded.rescue(uses, LedgerUnavailable("the disk is full"))
-    assert len(rescue.stranded) == MAX_STRANDED
+    assert len(rescue.stranded) == 100
     assert "usage of 'c f' is LOST: 1 units" in caplog.text
 
 

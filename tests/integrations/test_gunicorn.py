@@ -14,7 +14,7 @@ import pytest
 import requests
 
 ROOT = Path(__file__).parents[2]
-REQUESTS = 2_000
+REQUESTS = 500
 CLIENTS = 8
 
 USES_THE_GUARD_BEFORE_IT_FORKS = """
@@ -53,7 +53,7 @@ def sites(
         yield running.shop, running.api
 
 
-def test_answers_2000_requests_without_a_fault(sites: tuple[str, str]) -> None:
+def test_answers_many_requests_without_a_fault(sites: tuple[str, str]) -> None:
     shop, api = sites
     token = {"Authorization": "Bearer demo-token-ada", "Accept": "application/json"}
     urls = [f"http://{shop}/analytics/", f"http://{api}/api/templates", f"http://{shop}/", f"http://{api}/analytics/"]

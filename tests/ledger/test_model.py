@@ -359,7 +359,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(600)  # a failure takes long to be made small
-@pytest.mark.parametrize(("home", "runs"), [("memory", 50), ("file", 10)])
+@pytest.mark.parametrize(("home", "runs"), [("memory", 25), ("file", 10)])
 def test_nothing_is_oversold_lost_or_reported_twice(home: str, runs: int, tmp_path: Path) -> None:
     numbers = count()
     run_state_machine_as_test(
