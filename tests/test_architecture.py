@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,31 +18,15 @@ from stigg_guard.wire import METHODS, sidecar_pb2
 
 PACKAGE = Path(stigg_guard.__file__).parent
 
-# A room imports only what stands on a lower step; what is listed together does not see each other.
-STAIRCASE = [
-    {"foreign"},
-    {"errors", "clock", "console", "processes", "wire"},
-    {"amounts", "fallbacks", "log", "mentions"},
-    {"entitlements"},
-    {"rules", "urls", "wording"},
-    {"config", "channel", "ledger", "sidecar", "api"},
-    {"names"},
-    {"cache", "client", "denial", "messages", "observer"},
-    {"keeper", "sender", "shared"},
-    {"lookup", "settlement", "stranded"},
-    {"reporter"},
-    {"consumption"},
-    {"decorators"},
-    {"views"},
-    {"guard"},
-    {"display", "metrics", "webhooks"},
-    {"features", "operators"},
-    {"commands"},
-    {"django", "flask", "testing", "__main__"},
-]
-STEP = {room: step for step, rooms in enumerate(STAIRCASE) for room in rooms}
+MANUAL = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+STEP = {
+    room: int(number)
+    for number, rooms in re.findall(r"^(\d+)\. ((?:`[\w/]+` ?)+)$", MANUAL, re.MULTILINE)
+    for room in re.findall(r"`([\w/]+)`", rooms)
+}
+WINGS = {"cache", "usage", "web", "cli"}
 STARTS_A_SIDECAR = {"client", "testing", "__main__", "django/management/commands/stigg_sidecar.py", "flask/cli.py"}
-READS_CATALOGS = {"features", "names"}
+READS_CATALOGS = {"cli/features", "names"}
 FOREIGN = {
     "grpc": {"channel", "sidecar"},
     "grpc_health": {"sidecar"},
@@ -54,19 +39,19 @@ FOREIGN = {
     "sqlalchemy": {"flask"},
     "werkzeug": {"flask"},
     "jinja2": {"django", "flask"},
-    "redis": {"ledger", "shared"},
+    "redis": {"ledger", "cache/redis"},
     "requests": {"api"},
     "urllib3": {"api"},
     "graphql": {"api", "sidecar"},
-    "cachetools": {"cache"},
+    "cachetools": {"cache/snapshots"},
     "sqlite3": {"ledger", "sidecar"},
 }
 
 
-def room_of(path: Path) -> str:
-    """The room that a source file belongs to; the root is a room of its own."""
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+def room_of(parts: Sequence[str]) -> str:
+    """The room of a module, by the parts of its path or name: a file of a wing, or else what is in the root."""
+    first, *others = (part.removesuffix(".py") for part in parts)
+    return f"{first}/{others[0]}" if first in WINGS and others else first
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -88,23 +73,33 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+DOORS = {PACKAGE / "__init__.py", *(PACKAGE / wing / "__init__.py" for wing in WINGS)}
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path not in DOORS)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down_the_staircase(path: Path) -> None:
-    room = room_of(path)
+    room = room_of(path.relative_to(PACKAGE).parts)
     assert room in STEP, f"{room} has no place on the staircase"
     for name in imported(path):
         top, *rest = name.split(".")
         if top != "stigg_guard":
             assert room in FOREIGN.get(top, {room}), f"{room} imports {top}"
             continue
-        seen = rest[0]
+        seen = room_of(rest)
         assert seen in STEP, f"{room} imports {name} from the root, which is for users"
         assert seen == room or STEP[seen] < STEP[room], f"{room} imports {seen}, which stands on it or beside it"
         knows_sidecar = {room, str(path.relative_to(PACKAGE))} & (STARTS_A_SIDECAR | READS_CATALOGS | {"sidecar"})
         assert seen != "sidecar" or knows_sidecar, f"{path} imports the sidecar"
+
+
+def test_the_staircase_is_of_the_rooms_that_there_are() -> None:
+    assert STEP.keys() == {room_of(path.relative_to(PACKAGE).parts) for path in SOURCES}
+
+
+@pytest.mark.parametrize("wing", sorted(WINGS))
+def test_a_wing_has_no_door_of_its_own(wing: str) -> None:
+    assert not list(imported(PACKAGE / wing / "__init__.py"))
 
 
 def fresh(code: str) -> list[str]:

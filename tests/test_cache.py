@@ -12,7 +12,7 @@ from itertools import count
 import pytest
 
 from conftest import ManualClock, in_child
-from stigg_guard.cache import EXTRAS_KEPT, Snapshot, SnapshotCache
+from stigg_guard.cache.snapshots import EXTRAS_KEPT, Snapshot, SnapshotCache
 from stigg_guard.clock import Clock
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, entitlements_by_id
 from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable

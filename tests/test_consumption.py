@@ -27,12 +27,12 @@ from stigg_guard import (
     LedgerUnavailable,
     Reason,
 )
-from stigg_guard.consumption import SettlingStream
 from stigg_guard.ledger import UsageKey, Use
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.store import Store
+from stigg_guard.usage.streams import SettlingStream
 
 CATALOG = """
 [features.seats]

@@ -17,19 +17,6 @@ from django.test import override_settings
 from django.utils import translation
 
 from stigg_guard.config import STATUS_CODES, Config
-from stigg_guard.denial import (
-    FRAGMENT_TEMPLATE,
-    PROBLEM_TYPE,
-    REFUSALS,
-    TEMPLATE,
-    Answer,
-    Denial,
-    is_answered,
-    page_source,
-    prefers_html,
-    rate_limit_headers,
-    upgrade_url,
-)
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason
 from stigg_guard.errors import (
     FeatureDenied,
@@ -42,6 +29,19 @@ from stigg_guard.errors import (
     SignInRequired,
     StiggGuardError,
 )
+from stigg_guard.web.denial import (
+    FRAGMENT_TEMPLATE,
+    PROBLEM_TYPE,
+    REFUSALS,
+    TEMPLATE,
+    Answer,
+    Denial,
+    is_answered,
+    page_source,
+    prefers_html,
+    upgrade_url,
+)
+from stigg_guard.web.rate_limit import rate_limit_headers
 from stigg_guard.wording import Text, Wording
 
 CONFIG = Config(upgrade_url="/plans?feature={feature}")

@@ -9,9 +9,9 @@ import pytest
 import requests
 
 from stigg_guard import Guard
-from stigg_guard.display import DisplayedPlan, line, usage_text
 from stigg_guard.entitlements import Entitlement, Kind, Reason
 from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.web.display import DisplayedPlan, line, usage_text
 from stigg_guard.wording import Wording
 
 TEMPLATES: dict[str, Any] = {

@@ -16,13 +16,13 @@ import stigg_guard.django
 import stigg_guard.django.checks
 import stigg_guard.flask
 from stigg_guard import Config
-from stigg_guard.denial import Denial, page_source
 from stigg_guard.django import jinja2
 from stigg_guard.django.templatetags.stigg_guard import register
 from stigg_guard.flask.cli import stigg
 from stigg_guard.flask.templating import TEMPLATE_GLOBALS, TEMPLATE_TESTS
 from stigg_guard.sidecar.graph.resolvers import CHANGES, QUESTIONS
-from stigg_guard.views import succeeded
+from stigg_guard.web.denial import Denial, page_source
+from stigg_guard.web.views import succeeded
 
 DOCS = Path(__file__).parents[1] / "docs"
 MANUALS = {name: (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("django", "flask")}

@@ -10,8 +10,8 @@ import pytest
 
 from stigg_guard import ConfigError, Customer, Guard, InvalidRequest, SidecarUnavailable
 from stigg_guard.__main__ import main
-from stigg_guard.console import Console
-from stigg_guard.features import check_features, known_features
+from stigg_guard.cli.console import Console
+from stigg_guard.cli.features import check_features, known_features
 
 CATALOG = """
 [features.feature-templates]

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from stigg_guard import Config, ConfigError, Guard
+from stigg_guard.cli.features import known_features
+from stigg_guard.cli.mentions import mentions
 from stigg_guard.fallbacks import parse_fallbacks
-from stigg_guard.features import known_features
 from stigg_guard.foreign import MAX_LEVELS, Unreadable, json_value, printable, quoted, toml_value
-from stigg_guard.mentions import mentions
 from stigg_guard.sidecar.catalog import load_catalog
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.webhooks import receive

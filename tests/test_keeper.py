@@ -10,9 +10,9 @@ import pytest
 
 from conftest import ManualClock
 from stigg_guard.errors import LedgerUnavailable
-from stigg_guard.keeper import HoldKeeper
 from stigg_guard.ledger import Claim, Hold, News, Period, Refused, UsageKey
 from stigg_guard.ledger.sqlite import SqliteLedger
+from stigg_guard.usage.keeper import HoldKeeper
 
 KEY = UsageKey("ann", "", "seats")
 TTL = 60.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stigg_guard import ConfigError
-from stigg_guard.mentions import Mention, mentions, own_folders
+from stigg_guard.cli.mentions import Mention, mentions, own_folders
 
 
 def named(path: Path) -> list[tuple[int, str | None]]:

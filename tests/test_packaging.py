@@ -62,7 +62,7 @@ def test_imports_without_any_extra(environment: Path) -> None:
         ("sidecar", "stigg_guard.sidecar.server"),
         ("prometheus", "stigg_guard.metrics"),
         ("redis", "stigg_guard.ledger.redis"),
-        ("redis", "stigg_guard.shared"),
+        ("redis", "stigg_guard.cache.redis"),
     ],
 )
 def test_a_missing_extra_says_the_pip_line(environment: Path, extra: str, module: str) -> None:
@@ -79,7 +79,7 @@ def test_the_sidecar_command_says_the_pip_line_without_a_traceback(environment: 
 
 def test_has_its_data_and_says_that_it_is_typed(environment: Path) -> None:
     package = environment / "stigg_guard"
-    pages = ("denied.html", "denied_fragment.html", "django/locale/de/LC_MESSAGES/django.mo")
+    pages = ("web/denied.html", "web/denied_fragment.html", "django/locale/de/LC_MESSAGES/django.mo")
     for name in ("py.typed", *pages, "wire/sidecar_pb2.pyi", "wire/sidecar.proto", "sidecar/demo.toml"):
         assert (package / name).is_file(), name
 

@@ -19,7 +19,7 @@ WAIT = 60
 CHILDREN = """
 import multiprocessing, os, sys
 __import__(sys.argv[1])
-from stigg_guard.processes import may_end_at_once
+from stigg_guard.usage.processes import may_end_at_once
 
 def told(_):
     return may_end_at_once()

@@ -12,8 +12,8 @@ from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
 from stigg_guard import Clock, Config, Fallback, ReportUsageRequest, SidecarError, Stigg
 from stigg_guard.ledger import Acknowledged, Event, Ledger, State, UsageKey, Use, ledger_from_url
-from stigg_guard.sender import Sender
-from stigg_guard.settlement import Settlement
+from stigg_guard.usage.sender import Sender
+from stigg_guard.usage.settlement import Settlement
 
 KEY = UsageKey("c", "", "f")
 SECONDS = 5.0

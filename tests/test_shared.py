@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from conftest import ManualClock, in_child
 from redis_server import RedisServer
 from stigg_guard import Clock, Config, ConfigError, Customer, Guard, SidecarUnavailable, Source
-from stigg_guard.cache import NO_TICKET, Snapshot, SnapshotCache, snapshot_of
+from stigg_guard.cache.redis import REST_SECONDS, RedisSnapshots
+from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, SnapshotCache, snapshot_of
 from stigg_guard.clock import microseconds
 from stigg_guard.ledger import Ticket
-from stigg_guard.shared import REST_SECONDS, RedisSnapshots
 from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar

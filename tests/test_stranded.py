@@ -16,8 +16,8 @@ from faulty_sidecar import FaultySidecar, abort, no_fault
 from stigg_guard.config import OnUncertain
 from stigg_guard.errors import LedgerUnavailable
 from stigg_guard.ledger import Acknowledged, Event, Ledger, UsageKey, Use, ledger_from_url
-from stigg_guard.sender import Sender
-from stigg_guard.stranded import StrandedUses
+from stigg_guard.usage.sender import Sender
+from stigg_guard.usage.spill import StrandedUses
 
 KEY = UsageKey("c", "", "f")
 
@@ -123,7 +123,7 @@ class TestThatNothingTakes:
 def test_beyond_what_memory_is_for_is_lost_loudly(
     rescue: Rescue, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stigg_guard.stranded.MAX_STRANDED", 100)
+    monkeypatch.setattr("stigg_guard.usage.spill.MAX_STRANDED", 100)
     faulty.stop()
     uses = [Use(KEY, 1)] * 101
     with caplog.at_level("CRITICAL", "stigg_guard"):

@@ -11,7 +11,7 @@ import pytest
 
 from stigg_guard import ConfigError, Customer, Guard, InvalidRequest
 from stigg_guard.decorators import consumes_usage
-from stigg_guard.views import ViewCalls, leads_to, private_unless_said, succeeded
+from stigg_guard.web.views import ViewCalls, leads_to, private_unless_said, succeeded
 
 CUSTOMER = "customer-demo-01"
 TEMPLATES = "feature-templates"  # 3 of 6 are used

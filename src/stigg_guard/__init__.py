@@ -5,7 +5,6 @@ from __future__ import annotations
 from stigg_guard.client import ApiConfig, LocalSidecarConfig, RedisOptions, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, OnUncertain, ReportMode
-from stigg_guard.consumption import Consumption
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, ResetPeriod, Source
 from stigg_guard.errors import (
     ApiError,
@@ -32,6 +31,7 @@ from stigg_guard.errors import (
 )
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.guard import Guard
+from stigg_guard.usage.consumption import Consumption
 from stigg_guard.wire.documented import Event, ReportUsageRequest
 from stigg_guard.wire.sidecar_pb2 import (
     AccessDeniedReason,

@@ -7,12 +7,12 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from stigg_guard.commands import configure_check, configure_features, configure_ledger, configure_report
+from stigg_guard.cli.commands import configure_check, configure_features, configure_ledger, configure_report
+from stigg_guard.cli.console import Console
+from stigg_guard.cli.operators import ledger_url, require_ledger
 from stigg_guard.config import Config, ReportMode
-from stigg_guard.console import Console
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.guard import Guard
-from stigg_guard.operators import ledger_url, require_ledger
 from stigg_guard.sidecar import __main__ as sidecar
 
 

@@ -9,10 +9,11 @@ from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from stigg_guard.amounts import Amount, usage_amount
-from stigg_guard.consumption import Consumption, SettlingStream
 from stigg_guard.entitlements import Customer, require_id
 from stigg_guard.errors import ConfigError
 from stigg_guard.log import logger
+from stigg_guard.usage.consumption import Consumption
+from stigg_guard.usage.streams import SettlingStream
 
 if TYPE_CHECKING:
     from stigg_guard.guard import Guard

@@ -13,7 +13,6 @@ from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.client import ApiConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.consumption import Book, Confirm, Consumption, checked_dimensions, confirm_now, make_event
 from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import FeatureDenied, InvalidRequest, RealLedgerWarning
@@ -22,6 +21,7 @@ from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Observer, tell
+from stigg_guard.usage.consumption import Book, Confirm, Consumption, checked_dimensions, confirm_now, make_event
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api

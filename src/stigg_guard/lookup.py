@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from stigg_guard.amounts import Amount
-from stigg_guard.cache import (
+from stigg_guard.cache.snapshots import (
     NO_TICKET,
     NOT_SHARED,
     AllOf,
@@ -292,7 +292,7 @@ class Lookup:
     def _shared(self) -> SharedSnapshots:
         if self.offline or self._config.cache == "memory://":
             return NOT_SHARED
-        from stigg_guard.shared import RedisSnapshots
+        from stigg_guard.cache.redis import RedisSnapshots
 
         return RedisSnapshots(self._config, self._clock, self._next_ticket, self._expire)
 

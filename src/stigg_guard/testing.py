@@ -30,15 +30,15 @@ from stigg_guard.amounts import Amount
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config, ReportMode
-from stigg_guard.consumption import Book
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, FeatureDenied, RealLedgerWarning
 from stigg_guard.guard import Workings, work_with
 from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
 from stigg_guard.lookup import Lookup
-from stigg_guard.messages import usage_of
 from stigg_guard.observer import Observer
 from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan
+from stigg_guard.usage.consumption import Book
+from stigg_guard.usage.messages import usage_of
 
 __all__ = ["Override", "RealLedgerWarning", "Report", "StandIn", "override_entitlements"]
 

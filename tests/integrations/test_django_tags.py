@@ -16,10 +16,10 @@ from django.utils import translation
 from django.utils.timezone import override as override_timezone
 
 from stigg_guard import Config, Customer, Entitlement, FeatureDenied, Reason
-from stigg_guard.denial import Denial
 from stigg_guard.django.requests import displayed_plan
 from stigg_guard.django.wording import WORDING
 from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.web.denial import Denial
 
 DEMO = "customer-demo-01"  # essentials: 3 of 6 templates used, no analytics
 PARTS = {

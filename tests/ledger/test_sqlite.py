@@ -14,7 +14,7 @@ import pytest
 from conftest import ManualClock
 from ledger.steps import KEY, LEASE, OTHER, WAIT, Make, answers, claim, commit, held, said, taken, told
 from stigg_guard.errors import ConfigError, LedgerUnavailable
-from stigg_guard.ledger import Acknowledged, Ledger, Refused, Use, ledger_from_url, sqlite
+from stigg_guard.ledger import Acknowledged, Ledger, Refused, Use, ledger_from_url, sqlite_database
 
 RECORDS_ON_A_FULL_DISK = """
 import resource, sys
@@ -169,7 +169,7 @@ class TestRemovedFile:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(sqlite, "LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(sqlite_database, "LOOK_SECONDS", 0.0)
         one, other = make_ledger(file_url), make_ledger(file_url)
         held(one, claim(7))
         for file in tmp_path.glob("ledger.db*"):

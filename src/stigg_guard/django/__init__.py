@@ -15,7 +15,7 @@ from stigg_guard.django.mixins import ConsumesUsageMixin, RequiresFeatureMixin
 from stigg_guard.django.requests import RequestPlan, customer_of
 from stigg_guard.django.signals import feature_denied, usage_lost_contact, usage_reported
 from stigg_guard.django.urls import protect
-from stigg_guard.views import exempt
+from stigg_guard.web.views import exempt
 
 __all__ = [
     "ConsumesUsageMixin",

@@ -19,14 +19,14 @@ from django.utils.functional import Promise
 from django.utils.text import capfirst
 from django.utils.translation import npgettext, pgettext, pgettext_lazy
 
-from stigg_guard.display import line
+from stigg_guard.cli.operators import DECIDABLE, amount_text, entitlements_of
 from stigg_guard.django.conf import DEFAULT, configurations, get_guard
 from stigg_guard.django.models import LedgerEntry
 from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Entry, Ledger, State
-from stigg_guard.operators import DECIDABLE, amount_text, entitlements_of
+from stigg_guard.web.display import line
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[LedgerEntry]

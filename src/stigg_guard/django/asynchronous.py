@@ -19,9 +19,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from asgiref.sync import sync_to_async
 from django.db import connections
 
-from stigg_guard.consumption import SettlingStream, end_dropped
 from stigg_guard.decorators import Ending, HoldOpen
 from stigg_guard.log import logger
+from stigg_guard.usage.streams import SettlingStream, end_dropped
 
 T = TypeVar("T")
 Settle = Callable[[Any, HoldOpen], tuple[Any, bool]]

@@ -15,14 +15,15 @@ from django.template.response import SimpleTemplateResponse
 from django.views import View
 
 from stigg_guard.config import Config
-from stigg_guard.consumption import Consumption, SettlingStream
 from stigg_guard.decorators import Begin, Ending, HoldOpen, is_asynchronous, settled_call
 from stigg_guard.django import asynchronous
 from stigg_guard.django.asynchronous import AsyncSettlingStream
 from stigg_guard.django.conf import DEFAULT, get_guard
 from stigg_guard.django.requests import ViewOf, customer_of, login_pages, note_use
 from stigg_guard.entitlements import Customer
-from stigg_guard.views import ViewCalls, leads_back, leads_to, private_unless_said, succeeded
+from stigg_guard.usage.consumption import Consumption
+from stigg_guard.usage.streams import SettlingStream
+from stigg_guard.web.views import ViewCalls, leads_back, leads_to, private_unless_said, succeeded
 
 P = ParamSpec("P")
 R = TypeVar("R")

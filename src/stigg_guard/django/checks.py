@@ -33,6 +33,8 @@ from django.db import connections
 from django.urls import NoReverseMatch
 from django.utils.module_loading import import_string
 
+from stigg_guard.cli.features import Comparison, known_features
+from stigg_guard.cli.mentions import mentions, own_folders
 from stigg_guard.config import Anonymous, Config
 from stigg_guard.django.checks_of_urls import check_rules, check_views
 from stigg_guard.django.conf import DATABASE_LEDGER, configurations, faults, given_settings
@@ -41,9 +43,7 @@ from stigg_guard.django.ledger.address import Address, address_of
 from stigg_guard.django.ledger.checks import connection_notes, database_faults, router_faults
 from stigg_guard.django.middleware import StiggGuardMiddleware, login_page
 from stigg_guard.errors import ConfigError
-from stigg_guard.features import Comparison, known_features
 from stigg_guard.ledger.files import obstacle
-from stigg_guard.mentions import mentions, own_folders
 from stigg_guard.urls import SQLITE, ledger_file
 
 TAG = "stigg_guard"

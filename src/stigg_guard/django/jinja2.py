@@ -18,10 +18,10 @@ from jinja2.ext import Extension
 from jinja2.runtime import Context
 from markupsafe import Markup
 
-from stigg_guard.display import DisplayedPlan, Line
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.pages import page_plan, page_upgrade_url
 from stigg_guard.entitlements import Entitlement
+from stigg_guard.web.display import DisplayedPlan, Line
 
 
 @pass_context
@@ -56,7 +56,7 @@ def plan_limits(context: Context, using: str = DEFAULT) -> Markup:
 
 @pass_context
 def plan_lines(context: Context, using: str = DEFAULT) -> list[Line]:
-    """One :class:`~stigg_guard.display.Line` for each feature of the customer's plan, for a table of one's own."""
+    """One :class:`~stigg_guard.web.display.Line` for each feature of the customer's plan, for a table of one's own."""
     return _plan(context, using).lines()
 
 

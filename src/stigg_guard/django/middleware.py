@@ -15,14 +15,15 @@ from django.shortcuts import resolve_url
 from django.template import Context, Engine, TemplateDoesNotExist, loader
 
 from stigg_guard.config import Anonymous, Config
-from stigg_guard.denial import Denial, Refusal, is_answered, page_source, rate_limit_headers
 from stigg_guard.django.conf import configurations, faults, get_guard
 from stigg_guard.django.requests import asked_configuration, displayed_plan, is_of_customer, note_use, noted_use
 from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
 from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError, SignInRequired
 from stigg_guard.log import logger
-from stigg_guard.views import EXEMPT, private_unless_said
+from stigg_guard.web.denial import Denial, Refusal, is_answered, page_source
+from stigg_guard.web.rate_limit import rate_limit_headers
+from stigg_guard.web.views import EXEMPT, private_unless_said
 
 
 class StiggGuardMiddleware:

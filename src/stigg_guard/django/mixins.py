@@ -12,11 +12,11 @@ from django.views import View
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.consumption import Consumption
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.requests import customer_of
 from stigg_guard.entitlements import Customer
+from stigg_guard.usage.consumption import Consumption
 
 
 class GuardedView(View):

@@ -7,10 +7,10 @@ from http import HTTPStatus
 from http.client import responses
 from typing import Any
 
-from stigg_guard.denial import PROBLEM_TYPE
 from stigg_guard.django.conf import get_guard
 from stigg_guard.django.rest import ConsumesUsage, HasFeature
 from stigg_guard.errors import MissingExtra
+from stigg_guard.web.denial import PROBLEM_TYPE
 
 try:
     from drf_spectacular import openapi

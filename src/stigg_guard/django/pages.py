@@ -7,12 +7,12 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from stigg_guard import denial
-from stigg_guard.display import DisplayedPlan
 from stigg_guard.django.conf import DEFAULT, get_guard
 from stigg_guard.django.requests import displayed_plan
 from stigg_guard.django.wording import WORDING
 from stigg_guard.log import logger
+from stigg_guard.web import denial
+from stigg_guard.web.display import DisplayedPlan
 
 _PLAN = "_stigg_guard_plan_"
 

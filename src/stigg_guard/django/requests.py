@@ -15,14 +15,14 @@ from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch
 
 from stigg_guard.config import Config
-from stigg_guard.consumption import Consumption
-from stigg_guard.display import DisplayedPlan
 from stigg_guard.django import asynchronous
 from stigg_guard.django.conf import DEFAULT, configured, get_guard
 from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import FeatureDenied, SignInRequired
 from stigg_guard.guard import Guard
+from stigg_guard.usage.consumption import Consumption
+from stigg_guard.web.display import DisplayedPlan
 
 T = TypeVar("T")
 

@@ -31,11 +31,11 @@ from rest_framework.throttling import BaseThrottle
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
 from stigg_guard.decorators import Dimensions, OneOrComputed
-from stigg_guard.denial import PROBLEM_TYPE, REFUSALS, Refusal, is_answered
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of
-from stigg_guard.views import private_unless_said
+from stigg_guard.web.denial import PROBLEM_TYPE, REFUSALS, Refusal, is_answered
+from stigg_guard.web.views import private_unless_said
 
 if TYPE_CHECKING:
     from rest_framework.request import Request

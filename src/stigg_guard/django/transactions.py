@@ -9,7 +9,8 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from stigg_guard.consumption import Confirm, end_dropped
+from stigg_guard.usage.consumption import Confirm
+from stigg_guard.usage.streams import end_dropped
 
 
 def confirm_on_commit(alias: str) -> Confirm:

@@ -24,7 +24,7 @@ from stigg_guard.decorators import OneOrComputed
 from stigg_guard.django.calls import DjangoCalls, is_awaited
 from stigg_guard.django.conf import DEFAULT, configurations
 from stigg_guard.rules import Rule, rule_of
-from stigg_guard.views import EXEMPT
+from stigg_guard.web.views import EXEMPT
 
 Pattern = TypeVar("Pattern", bound="URLPattern | URLResolver")
 Patterns: TypeAlias = "Sequence[URLPattern | URLResolver]"

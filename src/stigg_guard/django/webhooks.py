@@ -8,7 +8,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
 from stigg_guard.django.conf import DEFAULT, get_guard
-from stigg_guard.views import exempt
+from stigg_guard.web.views import exempt
 from stigg_guard.webhooks import SECRET_HEADER, receive
 
 

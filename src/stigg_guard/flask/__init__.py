@@ -16,7 +16,7 @@ from stigg_guard.flask.errors import FeatureDenied, Refused
 from stigg_guard.flask.extension import StiggGuard
 from stigg_guard.flask.groups import protect
 from stigg_guard.flask.signals import feature_denied, usage_lost_contact, usage_reported
-from stigg_guard.views import exempt
+from stigg_guard.web.views import exempt
 
 __all__ = [
     "FeatureDenied",

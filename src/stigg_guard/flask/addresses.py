@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 from flask import current_app, has_request_context, url_for
 from werkzeug.routing import BuildError
 
-from stigg_guard import denial
 from stigg_guard.config import PREFIX
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask.current import app_guard, this_request
+from stigg_guard.web import denial
 
 _ENDPOINT = re.compile(r"[\w.-]+")
 

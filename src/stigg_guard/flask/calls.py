@@ -13,7 +13,6 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from stigg_guard.amounts import Amount
-from stigg_guard.consumption import Consumption, SettlingStream
 from stigg_guard.decorators import Begin, Ending, HoldOpen, is_asynchronous, settled_call
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError
@@ -21,7 +20,9 @@ from stigg_guard.flask.addresses import login_pages
 from stigg_guard.flask.current import app_guard, of_request, this_request
 from stigg_guard.flask.errors import refusing
 from stigg_guard.guard import Guard
-from stigg_guard.views import ViewCalls, leads_to, succeeded
+from stigg_guard.usage.consumption import Consumption
+from stigg_guard.usage.streams import SettlingStream
+from stigg_guard.web.views import ViewCalls, leads_to, succeeded
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,14 +11,14 @@ from flask import Flask, current_app
 from flask.cli import AppGroup
 from jinja2 import FileSystemLoader
 
-from stigg_guard import operators
-from stigg_guard.console import Console
+from stigg_guard.cli import operators
+from stigg_guard.cli.console import Console
+from stigg_guard.cli.mentions import own_folders
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.flask.current import app_guard
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import State
-from stigg_guard.mentions import own_folders
 from stigg_guard.sidecar import HTTP_PORT, PORT
 
 
@@ -162,7 +162,7 @@ def features(paths: Sequence[str], catalog: str | None, customer: str | None, as
 
     Without PATH it reads what the app and its blueprints have, except for installed packages.
     """
-    from stigg_guard.features import check_features  # as above
+    from stigg_guard.cli.features import check_features  # as above
 
     if catalog and customer:
         raise click.UsageError("give either --catalog or --customer")

@@ -7,12 +7,12 @@ from typing import Any, TypeAlias, cast
 
 from flask import Flask, Request, current_app, has_request_context, request
 
-from stigg_guard.consumption import Consumption
 from stigg_guard.decorators import Begin, Ending
-from stigg_guard.display import DisplayedPlan
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, FeatureDenied, SignInRequired
 from stigg_guard.guard import Guard
+from stigg_guard.usage.consumption import Consumption
+from stigg_guard.web.display import DisplayedPlan
 from stigg_guard.wording import Wording
 
 FoundCustomer: TypeAlias = "str | Customer | None"

@@ -14,9 +14,9 @@ from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response
 
 from stigg_guard import errors
-from stigg_guard.denial import Denial, Refusal, is_answered, page_source
 from stigg_guard.flask.addresses import login_url, upgrade_url
 from stigg_guard.flask.current import app_guard, of_request
+from stigg_guard.web.denial import Denial, Refusal, is_answered, page_source
 
 P = ParamSpec("P")
 R = TypeVar("R")

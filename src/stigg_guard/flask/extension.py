@@ -12,8 +12,6 @@ from flask import Flask, Response
 from werkzeug.utils import ImportStringError, import_string
 
 from stigg_guard.config import PREFIX, Anonymous, Config
-from stigg_guard.consumption import Confirm, confirm_now
-from stigg_guard.denial import rate_limit_headers
 from stigg_guard.errors import ConfigError, StiggGuardError
 from stigg_guard.flask import decorators, errors, groups
 from stigg_guard.flask.cli import stigg
@@ -22,7 +20,9 @@ from stigg_guard.flask.signals import Signals
 from stigg_guard.flask.templating import add_to_templates
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
-from stigg_guard.views import exempt, private_unless_said
+from stigg_guard.usage.consumption import Confirm, confirm_now
+from stigg_guard.web.rate_limit import rate_limit_headers
+from stigg_guard.web.views import exempt, private_unless_said
 from stigg_guard.wording import ENGLISH, Wording
 
 L = TypeVar("L", bound=CustomerLoader)

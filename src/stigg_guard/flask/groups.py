@@ -18,7 +18,7 @@ from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource, settl
 from stigg_guard.flask.current import app_guard, of_request, this_request
 from stigg_guard.flask.errors import refusing
 from stigg_guard.rules import Rule, rule_of
-from stigg_guard.views import EXEMPT
+from stigg_guard.web.views import EXEMPT
 
 _IN_FORCE = "_stigg_guard_in_force"
 

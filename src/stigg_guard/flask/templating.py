@@ -13,12 +13,12 @@ from flask import Flask
 from jinja2 import Environment
 from markupsafe import Markup
 
-from stigg_guard.display import Line
 from stigg_guard.entitlements import Entitlement
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask import addresses
 from stigg_guard.flask.current import app_guard
 from stigg_guard.log import logger
+from stigg_guard.web.display import Line
 
 
 def has_feature(feature: str) -> bool:
@@ -47,7 +47,7 @@ def plan_limits() -> Markup:
 
 
 def plan_lines() -> list[Line]:
-    """One :class:`~stigg_guard.display.Line` for each feature of the customer's plan, for a table of one's own."""
+    """One :class:`~stigg_guard.web.display.Line` for each feature of the customer's plan, for a table of one's own."""
     return app_guard().displayed_plan().lines()
 
 

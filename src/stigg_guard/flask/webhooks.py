@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, current_app, request
 
 from stigg_guard.flask.current import app_guard
-from stigg_guard.views import exempt
+from stigg_guard.web.views import exempt
 from stigg_guard.webhooks import SECRET_HEADER, receive
 
 webhooks = Blueprint("stigg_guard_webhooks", __name__)

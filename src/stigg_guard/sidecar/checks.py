@@ -11,9 +11,7 @@ from google.protobuf.message import Message
 
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.fallbacks import (
-    TYPED_METHODS,
     Fallback,
-    entitlement_response,
     fallback_answer,
     requested_fallback,
 )
@@ -22,6 +20,7 @@ from stigg_guard.sidecar.fields import require_finite, require_ids
 from stigg_guard.sidecar.store import Store
 from stigg_guard.sidecar.subscriptions import Denied, Offer, Offers, Subscriber, Subscriptions, Window
 from stigg_guard.wire import sidecar_pb2 as pb
+from stigg_guard.wire.responses import TYPED_METHODS, entitlement_response
 
 _EXCEEDED = {
     "metered": pb.ACCESS_DENIED_REASON_REQUESTED_USAGE_EXCEEDING_LIMIT,

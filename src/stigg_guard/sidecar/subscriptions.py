@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 
 from stigg_guard.errors import ConfigError
-from stigg_guard.fallbacks import FEATURE_TYPES
 from stigg_guard.sidecar.catalog import Account, Catalog, Currency, Customer, Feature, Grant, Plan
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
 from stigg_guard.sidecar.store import RecordKey, Store, UsageKey
 from stigg_guard.wire import sidecar_pb2 as pb
+from stigg_guard.wire.responses import FEATURE_TYPES
 
 CUSTOMER, SUBSCRIPTION, PROMOTION = "customer", "subscription", "promotion"
 """The kinds of records that are kept of what was changed at run time."""

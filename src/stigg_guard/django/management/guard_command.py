@@ -11,19 +11,19 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from stigg_guard.console import Console
+from stigg_guard.cli.console import Console
 from stigg_guard.django.conf import DEFAULT, get_guard
 from stigg_guard.errors import StiggGuardError
 
 
 class GuardCommand(BaseCommand):
-    """Does what the arguments of :mod:`stigg_guard.commands` say, with the site's guard.
+    """Does what the arguments of :mod:`stigg_guard.cli.commands` say, with the site's guard.
 
     A command's exit status is that of what it does; an error of ours is a ``CommandError`` with status 2.
     """
 
     configure: Callable[[ArgumentParser], None]
-    """The function of :mod:`stigg_guard.commands` that gives this command its arguments."""
+    """The function of :mod:`stigg_guard.cli.commands` that gives this command its arguments."""
 
     def add_arguments(self, parser: CommandParser) -> None:
         self.configure(parser)

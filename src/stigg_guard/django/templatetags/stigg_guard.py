@@ -12,12 +12,12 @@ from django import template
 from django.template.base import FilterExpression, NodeList, Parser, Token, token_kwargs
 from django.utils.safestring import SafeString, mark_safe
 
-from stigg_guard import display
-from stigg_guard.display import DisplayedPlan
 from stigg_guard.django import pages
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.wording import WORDING
 from stigg_guard.entitlements import Entitlement
+from stigg_guard.web import display
+from stigg_guard.web.display import DisplayedPlan
 
 register = template.Library()
 

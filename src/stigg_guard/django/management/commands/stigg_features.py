@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from stigg_guard.commands import configure_features
+from stigg_guard.cli.commands import configure_features
+from stigg_guard.cli.mentions import own_folders
 from stigg_guard.django.folders import project_folders
 from stigg_guard.django.management.guard_command import GuardCommand
-from stigg_guard.mentions import own_folders
 
 
 class Command(GuardCommand):

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from stigg_guard.console import Console
+from stigg_guard.cli.console import Console
+from stigg_guard.cli.mentions import Mention, mentions
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError, InvalidRequest
 from stigg_guard.fallbacks import parse_fallbacks
 from stigg_guard.foreign import json_value, printable
 from stigg_guard.guard import Guard
-from stigg_guard.mentions import Mention, mentions
 from stigg_guard.sidecar.catalog import load_catalog
 
 

@@ -12,8 +12,8 @@ from stigg_guard.errors import InvalidRequest, NotSupported, SidecarError, Sidec
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, Period
 from stigg_guard.ledger.accounting import was_counted
 from stigg_guard.log import logger
-from stigg_guard.messages import acknowledged
-from stigg_guard.sender import Sender
+from stigg_guard.usage.messages import acknowledged
+from stigg_guard.usage.sender import Sender
 
 BATCH_SIZE = 100  # the contract's limit for one bulk report
 LEASE_SECONDS = 30.0

@@ -4,12 +4,11 @@ headers that tell the others what is left."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from http.client import responses
 from importlib.resources import files
-from math import ceil, floor
+from math import ceil
 from typing import Any, Protocol, TypeAlias, TypeGuard
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
@@ -17,6 +16,7 @@ from stigg_guard.config import STATUS_CODES, Anonymous, Config
 from stigg_guard.entitlements import Entitlement, Reason
 from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError, SignInRequired
 from stigg_guard.names import feature_name
+from stigg_guard.web.rate_limit import has_policy
 from stigg_guard.wording import ENGLISH, Text, Wording
 
 HTML_TYPE = "text/html; charset=utf-8"
@@ -50,7 +50,6 @@ _QUOTA_EXCEEDED = (Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_C
 _OF_REQUEST = ("value", "resource_id", "dimensions")  # the fields of what views compute from their requests
 # What may stand in an HTTP header as it is: an address needs no more, and a line break must not be there.
 _URL_SAFE = "%/:?#[]@!$&'()*+,;=~"
-_LARGEST_INTEGER = 10**15 - 1  # of a structured field (RFC 9651)
 
 
 class Headers(Protocol):
@@ -58,20 +57,6 @@ class Headers(Protocol):
 
     def get(self, key: str, default: str, /) -> str | None:
         """The header's value."""
-        ...
-
-
-class Held(Protocol):
-    """Units that were held for a request; a ``Consumption`` is one."""
-
-    @property
-    def entitlements(self) -> Mapping[str, Entitlement]:
-        """The answers that allowed it, by feature id."""
-        ...
-
-    @property
-    def amounts(self) -> Mapping[str, float]:
-        """What is used of each feature."""
         ...
 
 
@@ -184,7 +169,7 @@ class Denial:
     def _typed(self) -> dict[str, Any]:
         """Those that every problem has. One whose type says no more than its status has the title of that."""
         if self.entitlement is not None and self.entitlement.reason in _QUOTA_EXCEEDED:
-            title, policies = self.title, [self.entitlement.feature_id] if _has_policy(self.entitlement) else []
+            title, policies = self.title, [self.entitlement.feature_id] if has_policy(self.entitlement) else []
             return {
                 "type": QUOTA_EXCEEDED,
                 "title": title,
@@ -222,37 +207,13 @@ def upgrade_url(config: Config, feature: str = "") -> str | None:
     return config.upgrade_url.replace("{feature}", quote(feature, safe="")) if config.upgrade_url else None
 
 
-def rate_limit_headers(noted: Iterable[Held | FeatureDenied], now: datetime) -> Mapping[str, str]:
-    """``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers) of the features of a request.
-
-    ``noted`` is what its guards held and denied, in that order. What was held is fewer left, in as far as it was not
-    given back by now. What has no hard limit, or an id that the header cannot carry, is left out; without anything to
-    tell there are no headers.
-    """
-    told: dict[str, Entitlement] = {}
-    left: dict[str, float] = {}
-    for answer, used in _used(noted):
-        feature = answer.feature_id
-        if not _has_policy(answer):
-            continue
-        if feature not in told or not answer:
-            told[feature], left[feature] = answer, answer.remaining or 0.0
-        left[feature] -= used
-    if not told:
-        return {}
-    return {
-        "RateLimit-Policy": ", ".join(_policy(answer) for answer in told.values()),
-        "RateLimit": ", ".join(_rate_limit(answer, left[feature], now) for feature, answer in told.items()),
-    }
-
-
 def page_source(template: str = TEMPLATE) -> str:
     """The built-in template of that name, in the syntax that Django's templates and Jinja share; gets ``denial``.
 
     The page needs nothing else. Its one ``<style>`` is always the same, so that a Content-Security-Policy can allow it
     by its hash; where none does, the page is plain and complete.
     """
-    return files("stigg_guard").joinpath(template.rpartition("/")[2]).read_text(encoding="utf-8")
+    return files("stigg_guard.web").joinpath(template.rpartition("/")[2]).read_text(encoding="utf-8")
 
 
 def prefers_html(accept: str) -> bool:
@@ -328,39 +289,3 @@ def _members(answer: Entitlement) -> Mapping[str, object]:
     if answer.usage_period_end is not None:
         members["resets_at"] = answer.usage_period_end.isoformat()
     return members
-
-
-def _has_policy(answer: Entitlement) -> bool:
-    """Whether ``RateLimit-Policy`` tells of it: there is a hard limit, and the header can carry the id."""
-    return answer.hard_limit is not None and answer.feature_id.isascii() and answer.feature_id.isprintable()
-
-
-def _policy(answer: Entitlement) -> str:
-    start, end = answer.usage_period_start, answer.usage_period_end
-    window = (end - start).total_seconds() if start is not None and end is not None else 0.0
-    width = f";w={_integer(window)}" if window >= 1 else ""
-    return f"{_name(answer)};q={_integer(answer.usage_limit or 0.0)}{width}"
-
-
-def _used(noted: Iterable[Held | FeatureDenied]) -> Iterator[tuple[Entitlement, float]]:
-    """Each answer, with how much of it is used."""
-    for one in noted:
-        if isinstance(one, FeatureDenied):
-            yield one.entitlement, 0.0
-        else:
-            yield from ((answer, one.amounts[feature]) for feature, answer in one.entitlements.items())
-
-
-def _rate_limit(answer: Entitlement, left: float, now: datetime) -> str:
-    end = answer.usage_period_end
-    reset = "" if end is None else f";t={_integer(ceil((end - now).total_seconds()))}"
-    return f"{_name(answer)};r={_integer(left)}{reset}"
-
-
-def _name(answer: Entitlement) -> str:
-    escaped = answer.feature_id.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _integer(number: float) -> int:
-    return min(_LARGEST_INTEGER, max(0, floor(number)))

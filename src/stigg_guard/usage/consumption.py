@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from time import monotonic
@@ -16,7 +15,7 @@ from types import MappingProxyType, TracebackType
 from typing import TypeAlias, TypeVar
 
 from stigg_guard.amounts import Amount, finite_number, quanta, quanta_used, usage_amount
-from stigg_guard.cache import NO_TICKET, Snapshot
+from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
 from stigg_guard.entitlements import Customer, Entitlement, Kind, changed, require_id
@@ -28,13 +27,13 @@ from stigg_guard.errors import (
     SidecarError,
     SidecarTimeout,
 )
-from stigg_guard.keeper import HoldKeeper
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, News, Period, Refused, UsageKey, Use
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.observer import Observer, tell
-from stigg_guard.processes import may_end_at_once
-from stigg_guard.reporter import SEND_SECONDS, Reporter
+from stigg_guard.usage.keeper import HoldKeeper
+from stigg_guard.usage.processes import may_end_at_once
+from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
 
 Item = TypeVar("Item")
 
@@ -57,24 +56,6 @@ class ConfirmSince(ABC):
 
     def __call__(self, end: Callable[[bool], None]) -> None:
         self.begin()(end)
-
-
-def end_dropped(end: Callable[[], None]) -> None:
-    """Ends, from a finalizer, what was dropped. That may run anywhere: what ``end`` raises is logged, and in a thread
-    with an event loop it is called in another one."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        _end_logged(end)
-    else:
-        loop.call_soon(loop.run_in_executor, None, _end_logged, end)  # soon: the locks of the executor may be taken now
-
-
-def _end_logged(end: Callable[[], None]) -> None:
-    try:
-        end()
-    except Exception:  # whatever it is, nobody else is told of it
-        logger.exception("dropped work cannot be ended, and its hold is left to expire")
 
 
 class Book:
@@ -437,56 +418,6 @@ class Consumption:
         self, error: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         self.end(succeeded=error is None)
-
-
-class SettlingStream(Iterator[Item]):
-    """A stream that tells ``end`` how it ended, once: by itself, which is a success, or else cut off. It ends in the
-    process that made it, whatever becomes of its copy in a forked child."""
-
-    def __init__(self, items: Iterable[Item], end: Callable[[bool], None]) -> None:
-        self._unended: Callable[[bool], None] | None = end
-        self._is_ending = False
-        self._pid = os.getpid()
-        self._source = items
-        self._items = iter(items)
-
-    def __next__(self) -> Item:
-        if self._is_ending:
-            raise RuntimeError("a stream that was sent cannot be read again: count while it is made")
-        try:
-            return next(self._items)
-        except BaseException as error:
-            self._end(succeeded=isinstance(error, StopIteration))
-            raise
-
-    def close(self) -> None:
-        """Cuts the stream off, unless it has ended."""
-        try:
-            close = getattr(self._source, "close", None)
-            if close is not None:
-                close()
-        finally:
-            self._end(succeeded=False)
-
-    def take_end(self) -> Callable[[bool], None] | None:
-        """What is still to be told how the stream ended, which is for the caller to do; None if nothing is."""
-        end, self._unended = self._unended, None
-        return end if self._pid == os.getpid() else None
-
-    def __del__(self) -> None:
-        end = self.take_end()
-        if end is not None:
-            end_dropped(partial(end, False))
-
-    def _end(self, *, succeeded: bool) -> None:
-        end = self.take_end()
-        if end is None:
-            return
-        self._is_ending = True
-        try:
-            end(succeeded)
-        finally:
-            self._is_ending = False
 
 
 def make_event(name: str, dimensions: Mapping[str, str | float | bool]) -> Event:

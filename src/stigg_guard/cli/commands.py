@@ -10,17 +10,17 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from contextlib import suppress
 from math import isfinite
 
-from stigg_guard import operators
-from stigg_guard.console import Console
+from stigg_guard.cli import operators
+from stigg_guard.cli.console import Console
+from stigg_guard.cli.features import check_features
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import InvalidRequest
-from stigg_guard.features import check_features
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import State
 
 
 def configure_check(parser: ArgumentParser) -> None:
-    """For :func:`~stigg_guard.operators.check` and :func:`~stigg_guard.operators.show_entitlements`."""
+    """For :func:`~stigg_guard.cli.operators.check` and :func:`~stigg_guard.cli.operators.show_entitlements`."""
     parser.description = "Ask the sidecar what a customer may use. Exit status 1 means that access is denied."
     parser.add_argument("customer", help="customer id")
     parser.add_argument("feature", nargs="?", help="feature or currency id (default: all that the plan has)")
@@ -31,7 +31,7 @@ def configure_check(parser: ArgumentParser) -> None:
 
 
 def configure_report(parser: ArgumentParser) -> None:
-    """For :func:`~stigg_guard.operators.report`."""
+    """For :func:`~stigg_guard.cli.operators.report`."""
     parser.description = "Report usage that happened. Exit status 1 means that the sidecar did not take it yet."
     parser.add_argument("customer", help="customer id")
     parser.add_argument("feature", help="feature id")
@@ -86,7 +86,7 @@ def configure_ledger(parser: ArgumentParser, *common: ArgumentParser) -> None:
 
 
 def configure_features(parser: ArgumentParser) -> None:
-    """For :func:`~stigg_guard.features.check_features`. Without paths, ``paths`` is an empty list."""
+    """For :func:`~stigg_guard.cli.features.check_features`. Without paths, ``paths`` is an empty list."""
     parser.description = "Compare the features named in code and templates with those that are known. Exit status 1 "
     parser.description += "means that some are unknown. Where a name is no literal, it is listed and not checked."
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files and folders to read (default: the project's)")

@@ -18,12 +18,12 @@ from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
-from stigg_guard.keeper import HoldKeeper
 from stigg_guard.ledger import Acknowledged, Ledger, Use
 from stigg_guard.log import logger
-from stigg_guard.sender import Sender
-from stigg_guard.settlement import RECHECK_SECONDS, Settlement
-from stigg_guard.stranded import StrandedUses
+from stigg_guard.usage.keeper import HoldKeeper
+from stigg_guard.usage.sender import Sender
+from stigg_guard.usage.settlement import RECHECK_SECONDS, Settlement
+from stigg_guard.usage.spill import StrandedUses
 
 SEND_SECONDS = 5.0
 LINGER_SECONDS = 0.05  # what is used within it goes into one report

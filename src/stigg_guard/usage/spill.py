@@ -13,7 +13,7 @@ from stigg_guard.clock import Clock, microseconds
 from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, State, Use
 from stigg_guard.log import logger
-from stigg_guard.sender import Sender
+from stigg_guard.usage.sender import Sender
 
 MAX_STRANDED = 10_000
 

@@ -10,7 +10,7 @@ from stigg_guard.client import Stigg
 from stigg_guard.config import OnUncertain
 from stigg_guard.errors import InvalidRequest, SidecarError, SidecarUnavailable
 from stigg_guard.ledger import Acknowledged, Batch, Entry, UsageKey
-from stigg_guard.messages import acknowledged, event_of, ids_of, request_of, usage_of
+from stigg_guard.usage.messages import acknowledged, event_of, ids_of, request_of, usage_of
 from stigg_guard.wire import sidecar_pb2 as wire
 
 T = TypeVar("T")

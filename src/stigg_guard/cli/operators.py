@@ -16,19 +16,19 @@ from math import inf
 from time import monotonic, sleep, time
 from typing import Any
 
+from stigg_guard.cli.console import Console, table
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.console import Console, table
-from stigg_guard.display import usage_text
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import ConfigError, InvalidRequest, SidecarError, StiggGuardError
 from stigg_guard.foreign import printable
 from stigg_guard.guard import Guard
-from stigg_guard.keeper import HoldKeeper
 from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, UsageKey
 from stigg_guard.ledger.files import default_url, obstacle, user_state_folder
-from stigg_guard.reporter import Reporter
 from stigg_guard.urls import SQLITE, ledger_file
+from stigg_guard.usage.keeper import HoldKeeper
+from stigg_guard.usage.reporter import Reporter
+from stigg_guard.web.display import usage_text
 
 TELL_SECONDS = 1.0
 MAX_LISTED = 1_000_000

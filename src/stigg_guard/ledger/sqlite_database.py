@@ -1,0 +1,264 @@
+"""One SQLite database of a process: in memory, or in a file that all processes of a host share."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from time import monotonic
+from typing import TypeVar
+from urllib.parse import quote
+
+from stigg_guard.clock import Clock, microseconds
+from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
+from stigg_guard.ledger.entries import Hold
+from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
+from stigg_guard.ledger.sqlite_rows import end
+from stigg_guard.ledger.sqlite_schema import prepare
+from stigg_guard.log import logger
+from stigg_guard.urls import LedgerFile
+
+BUSY_SECONDS = 5.0
+LOOK_SECONDS = 1.0  # how often it is seen whether the file is still there
+CLOCK_JUMP = 1_000_000  # microseconds by which the wall clock leaves the monotonic one at once, when it is set anew
+
+T = TypeVar("T")
+
+
+class SqliteDatabase:
+    """A SQLite file (WAL), or this process's memory without a file, for one step at a time.
+
+    A file survives kill -9 with everything that was committed; ``synchronous=NORMAL`` may lose the last commits when
+    the machine itself loses power. Thread-safe, safe between processes and across forks, and under exceptions that come
+    from outside at any moment. The first use of each process opens it. A step waits ``BUSY_SECONDS`` for its turn in
+    this process, and as long for other processes.
+
+    Raises:
+        ConfigError: on first use, when the file cannot be opened, is no ledger, or is of a newer version.
+    """
+
+    def __init__(self, file: LedgerFile | None, clock: Clock) -> None:
+        path = None if file is None else file.path
+        if path is not None and not is_default(path) and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise ConfigError(f"LEDGER: there is no folder for {path}; make it, or name another file")
+        self._given = file
+        self._path = path
+        self._now, self._monotonic = clock.now, clock.monotonic
+        self._closed = False
+        self._pid = os.getpid()
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._looked_at = 0.0
+        self._is_stepping = False
+        self._ahead = self._clock_ahead()
+        self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
+        with _lock:
+            _databases.add(self)
+        if path is None:
+            logger.info("the ledger is in memory: usage that was not reported yet is lost when this process ends")
+
+    def close(self) -> None:
+        with _lock:
+            self._closed = True
+            self._disconnect()
+
+    def _time(self) -> int:
+        return microseconds(self._now())
+
+    def _clock_ahead(self) -> int:
+        """By how much the wall clock is ahead of the monotonic one, which runs on when the other is set anew."""
+        return self._time() - microseconds_of(self._monotonic())
+
+    def _is_in_step(self) -> bool:
+        """Whether this thread is in the middle of a step on this ledger. A mark that an interrupted step has left
+        behind says nothing: the lock is free then."""
+        return self._is_stepping and _lock._is_owned()  # type: ignore[attr-defined] # known to all locks, not to stubs
+
+    def _read(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """What one statement, or one that needs no transaction, says."""
+        return self._with_connection(step)
+
+    def _write(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """What a transaction of its own answers; it is undone if it fails. It begins with the end of the holds that
+        were dropped."""
+
+        def transaction(db: sqlite3.Connection) -> T:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                ahead = self._clock_ahead()
+                if abs(ahead - self._ahead) >= CLOCK_JUMP:
+                    _follow_clock(db, ahead, ahead - self._ahead)
+                else:
+                    ahead = self._ahead
+                dropped = list(self._dropped)
+                for hold in dropped:
+                    end(db, hold, self._time())
+                answer = step(db)
+                db.execute("COMMIT")
+            finally:
+                _undo(db)
+            self._ahead = ahead
+            for _ in dropped:
+                self._dropped.popleft()
+            return answer
+
+        return self._with_connection(transaction)
+
+    def _with_connection(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Gives the work the connection, one thread at a time.
+
+        An exception from outside may end this anywhere. So the lock is taken by a statement that cannot be torn, and
+        what is left of an interrupted step is undone by the next one.
+        """
+        where = self._path or "in memory"
+        if self._is_in_step():
+            raise LedgerUnavailable(f"the ledger {where} is in the middle of a step of this thread")
+        asked_at = monotonic()
+        try:
+            with _lock:
+                if monotonic() - asked_at > BUSY_SECONDS:
+                    raise LedgerUnavailable(f"the ledger {where} is busy: its other threads took {BUSY_SECONDS:g} s")
+                self._is_stepping = True
+                try:
+                    db = self._own_connection()
+                    _undo(db)
+                    return work(db)
+                finally:
+                    self._is_stepping = False
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(f"the ledger {where} cannot be used: {error}") from error
+
+    def _own_connection(self) -> sqlite3.Connection:
+        if self._closed:
+            raise ClientClosed("the guard or its ledger is closed; make a new one")
+        if self._pid != os.getpid():  # forked by a server that calls no hooks of Python
+            _forget_parent()
+        now = monotonic()
+        if self._connection is not None and now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            if self._file != _file_of(self._path):
+                where = self._path
+                logger.critical("the ledger %r was removed or replaced while in use: what was in it is lost", where)
+                self._disconnect()
+        if self._connection is None:
+            self._connection = _opened(self._given)
+            self._file, self._looked_at = _file_of(self._path), now
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _before_fork(self) -> None:
+        if self._path is not None:
+            self._disconnect()
+
+    def _forget_parent(self) -> None:
+        self._pid = os.getpid()
+        self._dropped.clear()
+        self._disconnect()  # what a parent has in its memory is the parent's to report
+
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)
+        if connection is not None:
+            connection.close()
+
+
+# SQLite's own notes about the locks of a process are copied by a fork, and wrong in the child. So nothing is open while
+# a process forks, and one lock for all its ledgers makes the fork wait for every transaction. A child of a server that
+# forks without Python's hooks first closes all that it inherited: beside it, even a new connection to the file would
+# believe in locks that only the parent has, and lose its log when the parent closes.
+_lock = threading.RLock()  # a finalizer may come by in the middle of a step on another ledger
+_databases: weakref.WeakSet[SqliteDatabase] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+    for database in _databases:
+        database._before_fork()
+
+
+def _forget_parent() -> None:
+    for database in _databases:
+        database._forget_parent()
+
+
+def _after_fork_in_child() -> None:
+    _forget_parent()
+    _lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
+
+
+def _opened(file: LedgerFile | None) -> sqlite3.Connection:
+    """A connection to the ledger, which is made if it is not there.
+
+    Raises:
+        ConfigError: it is a folder, or the database of another program.
+        LedgerUnavailable: this process is kept out of it.
+        sqlite3.Error: it is damaged, read-only or busy.
+    """
+    if file is None:
+        return _prepared(":memory:", None)
+    place = f"file:{quote(os.path.abspath(file.path))}?mode=rw"  # which never makes a file: that is for make_file
+    try:
+        if is_default(file.path):
+            make_folder(os.path.dirname(os.path.abspath(file.path)))
+        make_file(file)
+        db = _prepared(place, file.path)
+    except (OSError, sqlite3.Error) as error:
+        if os.path.isdir(file.path):
+            raise ConfigError(f"LEDGER: {file.path} is a folder; name a file") from error
+        problem = obstacle(file.path)
+        if problem is None and isinstance(error, sqlite3.Error):
+            raise
+        raise LedgerUnavailable(f"the ledger {file.path} cannot be used: {problem or error}") from error
+    share_companions(file.path)
+    return db
+
+
+def _prepared(name: str, path: str | None) -> sqlite3.Connection:
+    with ExitStack() as on_failure:
+        db = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
+        on_failure.enter_context(closing(db))
+        db.execute("PRAGMA schema_version")  # fails unless it is a database
+        prepare(db, path)
+        on_failure.pop_all()
+        return db
+
+
+def _file_of(path: str | None) -> tuple[int, int] | None:
+    """Which file the path leads to at the moment; None for no file."""
+    try:
+        found = None if path is None else os.stat(path)
+    except OSError:
+        return None
+    return found and (found.st_dev, found.st_ino)
+
+
+def _undo(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+
+
+def microseconds_of(seconds: float) -> int:
+    """Whole microseconds."""
+    return round(seconds * 1_000_000)
+
+
+def _follow_clock(db: sqlite3.Connection, ahead: int, jump: int) -> None:
+    """Lets holds, leases and grace end when they would have, although the wall clock was set anew. Each process that
+    ran meanwhile sees the jump; the first one writes."""
+    (followed,) = db.execute("SELECT ahead FROM numbers").fetchone()
+    if followed is not None and abs(ahead - followed) < CLOCK_JUMP:
+        return
+    db.execute("UPDATE numbers SET ahead = ?", (ahead,))
+    db.execute("UPDATE holds SET until = until + ?", (jump,))
+    db.execute("UPDATE entries SET until = until + ? WHERE until > 0", (jump,))
+    db.execute("UPDATE usages SET settled_at = settled_at + ?, moved_at = moved_at + ?", (jump, jump))

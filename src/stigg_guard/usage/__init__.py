@@ -1,0 +1,1 @@
+"""Usage of metered features: held, settled, reported to the sidecar."""

@@ -1,0 +1,1 @@
+"""What the pages and answers of all frameworks share."""
