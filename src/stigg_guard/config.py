@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from enum import Enum
 from ipaddress import IPv6Address
 from math import isfinite
+from types import MappingProxyType
 from typing import Any
 
 from stigg_guard.entitlements import Customer, Reason
@@ -71,109 +72,6 @@ class ReportMode(str, Enum):
     AUTO = "auto"
     BACKGROUND = "background"
     INLINE = "inline"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """Every setting. Times are in seconds. The upper-case name of a field is its name in settings and environment."""
-
-    sidecar: str = "localhost:80"
-    """``host:port`` of the sidecar, or a host alone for port 80; ``local`` starts one as a child process; ``offline``
-    asks nobody."""
-    catalog: str | None = None
-    """The catalog file of the ``local`` sidecar, and of the commands that run one or compare features; none means the
-    demonstration catalog."""
-    offline_file: str | None = None
-    """The file that ``offline`` answers from."""
-    api_key: str | None = field(default=None, repr=False)
-    """The server key for Stigg's GraphQL API, which ``Guard.api`` asks."""
-    api_url: str | None = None
-    """Where that API is; none means Stigg's own."""
-    tls_ca_file: str | None = None
-    """PEM file of the authority that signed the sidecar's certificate; none means plaintext, as Stigg's sidecar has."""
-    timeout: float = 1.0
-    """Deadline of a check."""
-    cache_ttl: float = 30.0
-    cache_size: int = 10_000
-    """Number of customers whose entitlements are kept."""
-    cache: str = field(default="memory://", repr=False)
-    """``memory://``, or the ``redis://``, ``rediss://`` or ``unix://`` URL of what all processes share; it may hold a
-    password."""
-    redis_environment_prefix: str = "stigg-guard"
-    """What the keys of the shared cache begin with: another one for each environment that shares a Redis."""
-    redis_keys_ttl: int = 604_800
-    """After how many seconds Redis forgets a customer that nobody asked about; negative: never."""
-    stale_ttl: float = 86_400.0
-    """How long past its TTL an entitlement may still answer while the sidecar cannot be reached."""
-    fallbacks: Mapping[str, Fallback] = field(default_factory=dict)
-    on_outage: OnOutage = OnOutage.ERROR
-    ledger: str | None = field(default=None, repr=False)
-    """URL of the ledger, which may hold a password and never shows in a repr. None is a file of its own: beside the
-    project in Django, in the instance folder in Flask, else in the user's state folder."""
-    hold_ttl: float = 300.0
-    """After this time a hold that was neither committed nor released no longer counts against the limit."""
-    report: ReportMode = ReportMode.AUTO
-    on_uncertain: OnUncertain = OnUncertain.RECONCILE
-    """``reconcile`` reads the usage back and decides when the figures allow it; ``resend`` may count twice, ``drop``
-    not at all. A sidecar that honours idempotency keys, as the local one does, is simply asked again."""
-    settle_grace: float = 15.0
-    """How long the sidecar's figures may lag behind its own acknowledgement."""
-    customer: str | Callable[..., Any] | None = None
-    """Dotted path or callable that finds the customer of a request."""
-    anonymous: Anonymous | Customer = Anonymous.REFUSE
-    """What becomes of requests that no customer belongs to: ``refuse`` answers 401, ``login`` sends browsers to the
-    login page, and ``customer:ID`` lets them have what that customer, such as one with a free plan, has."""
-    login_url: str | None = None
-    """The login page; in Django without it the project's own ``LOGIN_URL``."""
-    rules: Sequence[Rule] = ()
-    """What guards requests by their path, first match first: mappings with ``path``, ``feature``, ``consume`` and
-    ``methods``."""
-    rate_limit_headers: bool = False
-    """Whether responses tell what is left of the consumed features, in ``RateLimit`` and ``RateLimit-Policy``."""
-    webhook_secret: str | None = field(default=None, repr=False)
-    """What Stigg's webhooks carry to show that they are Stigg's."""
-    database: str = "default"
-    """In Django, the alias of the database whose transactions usage follows."""
-    upgrade_url: str | None = None
-    """Where a denied customer can buy more; ``{feature}`` is replaced by the feature's id."""
-    feature_names: Mapping[str, object] = field(default_factory=dict)
-    """What pages call features that have no display name: texts, or what becomes one when it is shown."""
-    status_codes: Mapping[Reason, int] = field(default_factory=lambda: STATUS_CODES)
-    enabled: bool = True
-    """False lets every check pass and reports nothing."""
-
-    def __post_init__(self) -> None:
-        """Settles each value into its own type.
-
-        Raises:
-            ConfigError: values are malformed or contradict each other; the message names every one.
-        """
-        values, faults = _settled({entry.name: getattr(self, entry.name) for entry in fields(self)})
-        if faults:
-            raise ConfigError("; ".join(sorted(faults)))
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    @classmethod
-    def from_mapping(cls, settings: Mapping[str, Any], *, prefix: str = "") -> Config:
-        """The configuration of a settings mapping; with a prefix, only the keys that begin with it are read.
-
-        Values may be strings, as the environment has them, or of the setting's own type.
-
-        Raises:
-            ConfigError: a key is unknown or a value malformed; the message names every such key and the remedy.
-        """
-        given = {str(key)[len(prefix) :]: value for key, value in settings.items() if str(key).startswith(prefix)}
-        values, faults = _settled({key.lower(): value for key, value in given.items() if key in _READERS})
-        faults += [f"{key}: unknown setting; {_nearest(key, prefix)}" for key in given if key not in _READERS]
-        if faults:
-            raise ConfigError("; ".join(sorted(prefix + fault for fault in faults)))
-        return cls(**values)
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
-        """The configuration of the ``STIGG_GUARD_*`` environment variables; mappings are written as JSON."""
-        return cls.from_mapping(os.environ if environ is None else environ, prefix=PREFIX)
 
 
 def _nearest(key: str, prefix: str) -> str:
@@ -374,38 +272,225 @@ def _status(name: Any, status: Any) -> tuple[Reason, int]:
     return Reason[name], status
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "SIDECAR": _sidecar,
-    "CATALOG": _optional_text,
-    "OFFLINE_FILE": _optional_text,
-    "API_KEY": _optional_text,
-    "API_URL": _optional_text,
-    "TLS_CA_FILE": _optional_text,
-    "TIMEOUT": _seconds,
-    "CACHE_TTL": _seconds,
-    "CACHE_SIZE": _count,
-    "CACHE": _cache,
-    "REDIS_ENVIRONMENT_PREFIX": _text,
-    "REDIS_KEYS_TTL": _keys_ttl,
-    "STALE_TTL": _duration,
-    "FALLBACKS": _fallbacks,
-    "ON_OUTAGE": _one_of(OnOutage),
-    "LEDGER": _ledger,
-    "HOLD_TTL": _seconds,
-    "REPORT": _one_of(ReportMode),
-    "ON_UNCERTAIN": _one_of(OnUncertain),
-    "SETTLE_GRACE": _duration,
-    "CUSTOMER": _resolver,
-    "ANONYMOUS": _anonymous,
-    "LOGIN_URL": _optional_text,
-    "RULES": _rules,
-    "RATE_LIMIT_HEADERS": _flag,
-    "WEBHOOK_SECRET": _optional_text,
-    "DATABASE": _text,
-    "UPGRADE_URL": _optional_text,
-    "FEATURE_NAMES": _feature_names,
-    "STATUS_CODES": _status_codes,
-    "ENABLED": _flag,
-}
+def _setting(default: Any, reader: Callable[[Any], Any], meaning: str, *, shown: bool = True) -> Any:
+    """A field of :class:`Config`: all that is to be said of a setting.
 
-assert {entry.name.upper() for entry in fields(Config)} == _READERS.keys()
+    ``reader`` makes its value of whatever the environment, Django or Flask has, or raises ``ValueError``. ``meaning``
+    is its documentation. One that is not ``shown`` may hold a secret, and is left out of reprs.
+    """
+    metadata = {"reader": reader, "meaning": meaning}
+    return field(default_factory=lambda: default, repr=shown, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every setting. Times are in seconds. The upper-case name of a field is its name in settings and environment."""
+
+    sidecar: str = _setting(
+        "localhost:80",
+        _sidecar,
+        "``host:port`` of the sidecar, or a host alone for port 80; ``local`` starts one as a child "
+        "process; ``offline`` asks nobody.",
+    )
+    catalog: str | None = _setting(
+        None,
+        _optional_text,
+        "The catalog file of the ``local`` sidecar, and of the commands that run one or compare features;"
+        " none means the demonstration catalog.",
+    )
+    offline_file: str | None = _setting(
+        None,
+        _optional_text,
+        "The file that ``offline`` answers from.",
+    )
+    api_key: str | None = _setting(
+        None,
+        _optional_text,
+        "The server key for Stigg's GraphQL API, which ``Guard.api`` asks.",
+        shown=False,
+    )
+    api_url: str | None = _setting(
+        None,
+        _optional_text,
+        "Where that API is; none means Stigg's own.",
+    )
+    tls_ca_file: str | None = _setting(
+        None,
+        _optional_text,
+        "PEM file of the authority that signed the sidecar's certificate; none means plaintext, as "
+        "Stigg's sidecar has.",
+    )
+    timeout: float = _setting(
+        1.0,
+        _seconds,
+        "Deadline of a check.",
+    )
+    cache_ttl: float = _setting(
+        30.0,
+        _seconds,
+        "How long a customer's entitlements are fresh.",
+    )
+    cache_size: int = _setting(
+        10_000,
+        _count,
+        "Number of customers whose entitlements are kept.",
+    )
+    cache: str = _setting(
+        "memory://",
+        _cache,
+        "``memory://``, or the ``redis://``, ``rediss://`` or ``unix://`` URL of what all processes "
+        "share; it may hold a password.",
+        shown=False,
+    )
+    redis_environment_prefix: str = _setting(
+        "stigg-guard",
+        _text,
+        "What the keys of the shared cache begin with: another one for each environment that shares a Redis.",
+    )
+    redis_keys_ttl: int = _setting(
+        604_800,
+        _keys_ttl,
+        "After how many seconds Redis forgets a customer that nobody asked about; negative: never.",
+    )
+    stale_ttl: float = _setting(
+        86_400.0,
+        _duration,
+        "How long past its TTL an entitlement may still answer while the sidecar cannot be reached.",
+    )
+    fallbacks: Mapping[str, Fallback] = _setting(
+        MappingProxyType({}),
+        _fallbacks,
+        "Answers for features without data, by their ids; JSON or a mapping.",
+    )
+    on_outage: OnOutage = _setting(
+        OnOutage.ERROR,
+        _one_of(OnOutage),
+        "What a check answers when there is neither data nor a fallback.",
+    )
+    ledger: str | None = _setting(
+        None,
+        _ledger,
+        "URL of the ledger, which may hold a password and never shows in a repr. None is a file of its "
+        "own: beside the project in Django, in the instance folder in Flask, else in the user's state "
+        "folder.",
+        shown=False,
+    )
+    hold_ttl: float = _setting(
+        300.0,
+        _seconds,
+        "After this time a hold that was neither committed nor released no longer counts against the limit.",
+    )
+    report: ReportMode = _setting(
+        ReportMode.AUTO,
+        _one_of(ReportMode),
+        "When usage is reported.",
+    )
+    on_uncertain: OnUncertain = _setting(
+        OnUncertain.RECONCILE,
+        _one_of(OnUncertain),
+        "``reconcile`` reads the usage back and decides when the figures allow it; ``resend`` may count "
+        "twice, ``drop`` not at all. A sidecar that honours idempotency keys, as the local one does, is "
+        "simply asked again.",
+    )
+    settle_grace: float = _setting(
+        15.0,
+        _duration,
+        "How long the sidecar's figures may lag behind its own acknowledgement.",
+    )
+    customer: str | Callable[..., Any] | None = _setting(
+        None,
+        _resolver,
+        "Dotted path or callable that finds the customer of a request.",
+    )
+    anonymous: Anonymous | Customer = _setting(
+        Anonymous.REFUSE,
+        _anonymous,
+        "What becomes of requests that no customer belongs to: ``refuse`` answers 401, ``login`` sends "
+        "browsers to the login page, and ``customer:ID`` lets them have what that customer, such as one "
+        "with a free plan, has.",
+    )
+    login_url: str | None = _setting(
+        None,
+        _optional_text,
+        "The login page; in Django without it the project's own ``LOGIN_URL``.",
+    )
+    rules: Sequence[Rule] = _setting(
+        (),
+        _rules,
+        "What guards requests by their path, first match first: mappings with ``path``, ``feature``, "
+        "``consume`` and ``methods``.",
+    )
+    rate_limit_headers: bool = _setting(
+        False,
+        _flag,
+        "Whether responses tell what is left of the consumed features, in ``RateLimit`` and ``RateLimit-Policy``.",
+    )
+    webhook_secret: str | None = _setting(
+        None,
+        _optional_text,
+        "What Stigg's webhooks carry to show that they are Stigg's.",
+        shown=False,
+    )
+    database: str = _setting(
+        "default",
+        _text,
+        "In Django, the alias of the database whose transactions usage follows.",
+    )
+    upgrade_url: str | None = _setting(
+        None,
+        _optional_text,
+        "Where a denied customer can buy more; ``{feature}`` is replaced by the feature's id.",
+    )
+    feature_names: Mapping[str, object] = _setting(
+        MappingProxyType({}),
+        _feature_names,
+        "What pages call features that have no display name: texts, or what becomes one when it is shown.",
+    )
+    status_codes: Mapping[Reason, int] = _setting(
+        STATUS_CODES,
+        _status_codes,
+        "The HTTP status of a denial, by its reason.",
+    )
+    enabled: bool = _setting(
+        True,
+        _flag,
+        "False lets every check pass and reports nothing.",
+    )
+
+    def __post_init__(self) -> None:
+        """Settles each value into its own type.
+
+        Raises:
+            ConfigError: values are malformed or contradict each other; the message names every one.
+        """
+        values, faults = _settled({entry.name: getattr(self, entry.name) for entry in fields(self)})
+        if faults:
+            raise ConfigError("; ".join(sorted(faults)))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any], *, prefix: str = "") -> Config:
+        """The configuration of a settings mapping; with a prefix, only the keys that begin with it are read.
+
+        Values may be strings, as the environment has them, or of the setting's own type.
+
+        Raises:
+            ConfigError: a key is unknown or a value malformed; the message names every such key and the remedy.
+        """
+        given = {str(key)[len(prefix) :]: value for key, value in settings.items() if str(key).startswith(prefix)}
+        values, faults = _settled({key.lower(): value for key, value in given.items() if key in _READERS})
+        faults += [f"{key}: unknown setting; {_nearest(key, prefix)}" for key in given if key not in _READERS]
+        if faults:
+            raise ConfigError("; ".join(sorted(prefix + fault for fault in faults)))
+        return cls(**values)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """The configuration of the ``STIGG_GUARD_*`` environment variables; mappings are written as JSON."""
+        return cls.from_mapping(os.environ if environ is None else environ, prefix=PREFIX)
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    entry.name.upper(): entry.metadata["reader"] for entry in fields(Config)
+}
