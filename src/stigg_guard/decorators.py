@@ -6,17 +6,14 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from stigg_guard.amounts import Amount, usage_amount
-from stigg_guard.entitlements import Customer, require_id
+from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import ConfigError
 from stigg_guard.log import logger
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.streams import SettlingStream
-
-if TYPE_CHECKING:
-    from stigg_guard.guard import Guard
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +31,26 @@ _UNNAMED = "_stigg_guard_feature"
 _CONSUMES = "_stigg_guard_consumes"
 
 
+class Guarding(Protocol):
+    """What decorators ask of a guard."""
+
+    def require(self, feature: str, *, customer: str | Customer) -> Entitlement: ...
+
+    def peek(self, feature: str, *, customer: str | Customer) -> Entitlement: ...
+
+    def consume(
+        self,
+        feature: str | Mapping[str, Amount],
+        n: Amount = 1,
+        *,
+        customer: str | Customer,
+        event: str | None = None,
+        dimensions: Dimensions | None = None,
+    ) -> Consumption: ...
+
+    def report_later(self, feature: str, *, customer: str | Customer) -> Callable[[Amount], None]: ...
+
+
 class Calls:
     """How a guarded function is called, and what is known of a call. This one is for plain functions.
 
@@ -41,7 +58,7 @@ class Calls:
     of the function's arguments; the attribute always is.
     """
 
-    def __init__(self, guard: Callable[[], Guard], customer: OneOrComputed[str | Customer]) -> None:
+    def __init__(self, guard: Callable[[], Guarding], customer: OneOrComputed[str | Customer]) -> None:
         self.guard = guard
         self.customer: Callable[..., str | Customer] = customer if callable(customer) else lambda *_, **__: customer
 

@@ -6,17 +6,14 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
-from stigg_guard.decorators import Calls
+from stigg_guard.decorators import Calls, Guarding
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, InvalidRequest
 from stigg_guard.log import logger
 from stigg_guard.rules import guards_method, method_names
-
-if TYPE_CHECKING:
-    from stigg_guard.guard import Guard
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +43,7 @@ class ViewCalls(Calls, ABC):
 
     def __init__(
         self,
-        guard: Callable[[], Guard],
+        guard: Callable[[], Guarding],
         customer: Callable[..., str | Customer],
         *,
         methods: Iterable[str] = (),
