@@ -1,0 +1,60 @@
+"""``stigg-guard`` and ``manage.py`` have one declaration of their arguments; ``flask stigg`` takes the same."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Callable, Iterator, Mapping
+
+import click
+import pytest
+
+from stigg_guard.cli import commands
+from stigg_guard.flask.cli import stigg
+
+CONFIGURES: Mapping[str, Callable[[ArgumentParser], None]] = {
+    "check": commands.configure_check,
+    "report": commands.configure_report,
+    "features": commands.configure_features,
+    "ledger": commands.configure_ledger,
+}
+
+
+def of_argparse(parser: ArgumentParser) -> set[str]:
+    """Options as they are written, and the names of arguments without a dash."""
+    actions = [action for action in parser._actions if action.dest != "help"]
+    return {option for action in actions for option in action.option_strings or [action.dest]}
+
+
+def of_click(command: click.Command) -> set[str]:
+    options = (
+        parameter.opts if isinstance(parameter, click.Option) else [parameter.name] for parameter in command.params
+    )
+    return {str(name) for names in options for name in names}
+
+
+def declared(name: str) -> Iterator[tuple[str, set[str]]]:
+    """The command, or each of its actions, with its arguments."""
+    parser = ArgumentParser(name)
+    CONFIGURES[name](parser)
+    groups = [action for action in parser._actions if isinstance(action, _SubParsersAction)]
+    if not groups:
+        yield name, of_argparse(parser)
+    for group in groups:
+        for action, below in group.choices.items():
+            yield f"{name} {action}", of_argparse(below)
+
+
+@pytest.mark.parametrize(("path", "arguments"), [pair for name in CONFIGURES for pair in declared(name)])
+def test_flask_takes_the_same(path: str, arguments: set[str]) -> None:
+    command: click.Command = stigg
+    for name in path.split():
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    assert of_click(command) == arguments
+
+
+def test_what_flask_shows_without_a_feature_is_a_command_of_its_own() -> None:
+    assert of_click(stigg.commands["entitlements"]) == of_click(stigg.commands["check"]) - {
+        "feature",
+        "--requested-usage",
+    }
