@@ -31,7 +31,7 @@ from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.store import Store
 
-CONTRACT: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "sidecar_v1.json").read_text())
+CONTRACT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "sidecar_v1.json").read_text())
 PACKAGE: str = CONTRACT["package"]
 SERVICE = f"{PACKAGE}.{CONTRACT['service']['name']}"
 NOW = datetime(2026, 1, 15, 12, tzinfo=timezone.utc)

@@ -261,7 +261,7 @@ class TestWorkers:
         assert (answer.source, answer.current_usage) == (Source.SIDECAR, 5)
 
     def test_offline_answers_are_not_shared(self, make_worker: MakeGuard, redis: RedisServer) -> None:
-        file = Path(__file__).parent / "data" / "offline.json"
+        file = Path(__file__).parents[1] / "data" / "offline.json"
         worker = make_worker(SIDECAR="offline", OFFLINE_FILE=file)
         worker.check(TEMPLATES, customer=CUSTOMER)
         assert evals(redis) == 0
