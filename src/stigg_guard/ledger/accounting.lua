@@ -1,7 +1,7 @@
 -- The rules of the ledger once more, function by function as in accounting.py, because a step in Redis must be atomic;
--- tests/test_accounting_lua.py runs one table of cases through both. What is None there is nil here. Periods and the
--- times of uses are the texts of entries.py, which compare like what they stand for. Numbers are exact up to 2^53. Where
--- a function there makes a new row, the row that is given is changed here.
+-- tests/ledger/test_accounting_lua.py runs one table of cases through both. What is None there is nil here. Periods and
+-- the times of uses are the texts of entries.py, which compare like what they stand for. Numbers are exact up to 2^53.
+-- Where a function there makes a new row, the row that is given is changed here.
 
 -- A period's start and end; empty for an end that was not told.
 local function ends_of(period) return string.match(period, '^(%d*)/(%d*)$') end

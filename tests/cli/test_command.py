@@ -1,4 +1,4 @@
-"""The command ``stigg-guard check``; ``stigg-guard sidecar`` is in ``test_sidecar_process.py``."""
+"""The command ``stigg-guard check``; ``stigg-guard sidecar`` is in ``tests/sidecar/test_process.py``."""
 
 from __future__ import annotations
 

@@ -3,275 +3,39 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TypeAlias
+from queue import Empty
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import ManualClock, in_child
+from cache.workers import (
+    ANN,
+    CHANNEL,
+    CUSTOMER,
+    KEY,
+    NOBODY_LISTENS,
+    PATIENCE,
+    TEMPLATES,
+    MakeGuard,
+    Room,
+    evals,
+    fetched,
+    usage,
+)
+from conftest import ManualClock
 from redis_server import RedisServer
-from stigg_guard import Clock, Config, ConfigError, Customer, Guard, SidecarUnavailable, Source
-from stigg_guard.cache.redis import REST_SECONDS, RedisSnapshots
-from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, SnapshotCache, snapshot_of
+from stigg_guard import Clock, Config, ConfigError, Customer, Guard, Source
+from stigg_guard.cache.redis import REST_SECONDS
+from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, SnapshotCache
 from stigg_guard.clock import microseconds
 from stigg_guard.ledger import Ticket
-from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
-from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.server import Sidecar
-from stigg_guard.sidecar.store import Store
-from stigg_guard.wire import sidecar_pb2 as wire
-
-CUSTOMER = "customer-demo-01"
-ANN = Customer("ann")
-KEY = "stigg-guard:snapshot:ann/"
-CHANNEL = "stigg-guard:invalidated"
-TEMPLATES = "feature-templates"
-NOBODY_LISTENS = "127.0.0.1:1"
-PATIENCE = 30.0
-
-CALLS_PER_HOUR = """
-[features.feature-calls]
-type = "metered"
-meter = "incremental"
-[plans.p.entitlements]
-feature-calls = { limit = 2, reset = "hour" }
-[customers.c]
-plan = "p"
-"""
-
-MakeGuard: TypeAlias = "Callable[..., Guard]"
-News: TypeAlias = "SimpleQueue[tuple[Customer, int]]"
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path, durable=False) as server:
-        yield server
-
-
-@pytest.fixture
-def make_worker(redis: RedisServer, make_guard: MakeGuard) -> MakeGuard:
-    """Makes guards that share the Redis as the processes of an application do."""
-    return lambda **given: make_guard(**{"CACHE": redis.url, "LEDGER": "memory://", **given})
-
-
-@pytest.fixture
-def frozen(redis: RedisServer) -> Iterator[None]:
-    """Redis is stopped and not dead: it takes connections and answers nothing."""
-    pid = redis.client.info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    yield
-    os.kill(pid, signal.SIGCONT)
-
-
-class Room:
-    """The shared snapshots as one process sees them, and what it hears."""
-
-    def __init__(self, url: str, clock: Clock, **given: object) -> None:
-        self.tickets = 100
-        self._now = clock.now
-        self.news: News = SimpleQueue()
-        config = Config.from_mapping({"CACHE": url, **given})
-        self.snapshots = RedisSnapshots(config, clock, self.ticket, lambda *heard: self.news.put(heard))
-
-    def ticket(self, _customer: Customer) -> Ticket:
-        self.tickets += 1
-        return Ticket(self.tickets, microseconds(self._now()))
-
-    def store(self, snapshot: Snapshot, customer: Customer = ANN) -> bool:
-        return self.snapshots.store(customer, snapshot)
-
-    def find(self, customer: Customer = ANN) -> Snapshot | None:
-        return self.snapshots.find(customer)[0]
-
-    def stamp(self) -> int:
-        """The present stamp."""
-        return self.snapshots.find(ANN)[1]
-
-
-@pytest.fixture
-def make_room(redis: RedisServer, clock: ManualClock) -> Iterator[Callable[..., Room]]:
-    made: list[Room] = []
-
-    def make(time: Clock = clock.clock, **given: object) -> Room:
-        made.append(Room(redis.url, time, **given))
-        return made[-1]
-
-    yield make
-    for room in made:
-        room.snapshots.close()
-
-
-@pytest.fixture
-def room(make_room: Callable[..., Room]) -> Room:
-    return make_room()
-
-
-def fetched(stamp: int, used: float = 3, ticket: int = 1) -> Snapshot:
-    """A snapshot as it came from the sidecar."""
-    body = wire.MeteredEntitlement(feature=wire.EntitlementFeature(id="f"), usage_limit=6, current_usage=used)
-    snapshot = snapshot_of(
-        wire.GetEntitlementsStateV2Response(entitlements=[wire.EntitlementV2(has_access=used < 6, metered=body)]),
-        Ticket(ticket, 1),
-    )
-    snapshot.stamp = stamp
-    return snapshot
-
-
-def usage(snapshot: Snapshot | None) -> float | None:
-    answer = snapshot.find("f") if snapshot is not None else None
-    return None if answer is None else answer.current_usage
-
-
-def evals(redis: RedisServer) -> int:
-    """How often Redis was asked by anybody but the tests themselves."""
-    calls = redis.client.info("commandstats").get("cmdstat_eval", {"calls": 0})
-    return int(calls["calls"])
-
-
-class TestWorkers:
-    def test_snapshot_of_one_worker_answers_in_another_without_the_sidecar(self, make_worker: MakeGuard) -> None:
-        first, second = make_worker(), make_worker(SIDECAR=NOBODY_LISTENS)
-        assert first.check(TEMPLATES, customer=CUSTOMER).source is Source.SIDECAR
-        answer = second.check(TEMPLATES, customer=CUSTOMER)
-        assert (answer.source, answer.current_usage, answer.usage_limit) == (Source.CACHE, 3, 6)
-
-    def test_missing_customer_is_shared_too(self, make_worker: MakeGuard) -> None:
-        first, second = make_worker(), make_worker(SIDECAR=NOBODY_LISTENS)
-        answers = [worker.check(TEMPLATES, customer="nobody") for worker in (first, second)]
-        assert answers[0].reason is answers[1].reason is not None
-
-    def test_cached_check_does_not_touch_redis(self, make_worker: MakeGuard, redis: RedisServer) -> None:
-        worker = make_worker()
-        worker.check(TEMPLATES, customer=CUSTOMER)
-        before = evals(redis)
-        for _ in range(100):
-            assert worker.check(TEMPLATES, customer=CUSTOMER)
-            assert worker.check(TEMPLATES, customer=CUSTOMER, requested_usage=2)
-        assert evals(redis) == before
-
-    @pytest.mark.parametrize(("age", "source"), [(29.999, Source.CACHE), (30.001, Source.SIDECAR)])
-    def test_shared_snapshot_is_fresh_for_its_time_since_the_fetch(
-        self, make_worker: MakeGuard, clock: ManualClock, age: float, source: Source
-    ) -> None:
-        make_worker().check(TEMPLATES, customer=CUSTOMER)
-        clock.advance(age)
-        assert make_worker().check(TEMPLATES, customer=CUSTOMER).source is source
-
-    def test_finding_a_snapshot_does_not_lengthen_its_time(self, make_worker: MakeGuard, clock: ManualClock) -> None:
-        make_worker().check(TEMPLATES, customer=CUSTOMER)
-        clock.advance(20)
-        worker = make_worker()
-        assert worker.check(TEMPLATES, customer=CUSTOMER).source is Source.CACHE
-        clock.advance(11)
-        assert worker.check(TEMPLATES, customer=CUSTOMER).source is Source.SIDECAR
-
-    def test_worker_that_starts_in_an_outage_answers_from_what_is_shared(
-        self, make_worker: MakeGuard, clock: ManualClock
-    ) -> None:
-        make_worker().check(TEMPLATES, customer=CUSTOMER)
-        clock.advance(31)
-        worker = make_worker(SIDECAR=NOBODY_LISTENS, STALE_TTL=100)
-        assert worker.check(TEMPLATES, customer=CUSTOMER).source is Source.STALE
-        with pytest.raises(SidecarUnavailable):
-            worker.check(TEMPLATES, customer="somebody-else")
-
-    def test_worker_finds_what_is_shared_while_it_leaves_the_sidecar_alone(self, make_worker: MakeGuard) -> None:
-        make_worker().check(TEMPLATES, customer=CUSTOMER)
-        worker = make_worker(SIDECAR=NOBODY_LISTENS)
-        with pytest.raises(SidecarUnavailable):
-            worker.check(TEMPLATES, customer="somebody-else")
-        assert worker.check(TEMPLATES, customer=CUSTOMER).source is Source.CACHE
-
-    def test_shared_snapshot_that_is_too_old_answers_no_more(self, make_worker: MakeGuard, clock: ManualClock) -> None:
-        make_worker().check(TEMPLATES, customer=CUSTOMER)
-        clock.advance(131)
-        with pytest.raises(SidecarUnavailable):
-            make_worker(SIDECAR=NOBODY_LISTENS, STALE_TTL=100).check(TEMPLATES, customer=CUSTOMER)
-
-    def test_denial_is_read_again_from_the_sidecar_and_not_from_an_equally_old_copy(
-        self, make_worker: MakeGuard, clock: ManualClock
-    ) -> None:
-        seller, first, second = (make_worker(REPORT="inline") for _ in range(3))
-        seller.report(TEMPLATES, 6, customer=CUSTOMER, set_total=True)
-        assert not first.check(TEMPLATES, customer=CUSTOMER)
-        seller.report(TEMPLATES, 2, customer=CUSTOMER, set_total=True)
-        clock.advance(0.9)
-        assert not second.check(TEMPLATES, customer=CUSTOMER)
-        clock.advance(0.2)
-        assert [worker.check(TEMPLATES, customer=CUSTOMER).source for worker in (first, second)] == [
-            Source.SIDECAR,
-            Source.CACHE,  # what the first has just fetched is young enough
-        ]
-
-    def test_shared_snapshot_does_not_outlive_the_usage_period(
-        self, make_worker: MakeGuard, clock: ManualClock
-    ) -> None:
-        with Sidecar(Engine(parse_catalog(CALLS_PER_HOUR), Store(None), now=clock.now)) as hourly:
-            first, second = make_worker(SIDECAR=hourly.address), make_worker(SIDECAR=hourly.address)
-            end = first.check("feature-calls", customer="c").usage_period_end
-            assert end is not None
-            clock.advance((end - timedelta(seconds=5) - clock.now()).total_seconds())
-            make_worker(SIDECAR=hourly.address).check("feature-calls", customer="c")
-            clock.advance(5)
-            assert second.check("feature-calls", customer="c").source is Source.SIDECAR
-
-    def test_reload_reaches_every_worker(self, redis: RedisServer) -> None:
-        with Sidecar(Engine(demo_catalog(), Store(None)), http_port=0) as sidecar:
-            given = {"SIDECAR": sidecar.address, "CACHE": redis.url, "LEDGER": "memory://", "REPORT": "inline"}
-            with Guard(Config.from_mapping(given)) as seller, Guard(Config.from_mapping(given)) as worker:
-                assert worker.check(TEMPLATES, customer=CUSTOMER).current_usage == 3
-                seller.report(TEMPLATES, 5, customer=CUSTOMER, set_total=True)
-                wait = threading.Event()
-                for _ in range(600):
-                    seller.reload(CUSTOMER)
-                    if worker.check(TEMPLATES, customer=CUSTOMER).current_usage == 5:
-                        return
-                    wait.wait(0.05)
-        pytest.fail("the worker never heard of it")
-
-    def test_worker_that_reloads_keeps_what_it_read(self, make_worker: MakeGuard) -> None:
-        worker = make_worker()
-        worker.reload(CUSTOMER)
-        assert worker.check(TEMPLATES, customer=CUSTOMER).source is Source.CACHE
-
-    def test_worker_keeps_its_own_snapshot_when_the_shared_one_is_older(
-        self, make_worker: MakeGuard, redis: RedisServer, clock: ManualClock
-    ) -> None:
-        worker = make_worker(REPORT="inline")
-        worker.check(TEMPLATES, customer=CUSTOMER)
-        older = redis.client.dump(f"stigg-guard:snapshot:{CUSTOMER}/")
-        clock.advance(20)
-        worker.report(TEMPLATES, 5, customer=CUSTOMER, set_total=True)
-        worker.reload(CUSTOMER)
-        redis.client.restore(f"stigg-guard:snapshot:{CUSTOMER}/", 0, older, replace=True)
-        clock.advance(2)
-        answer = worker.check(TEMPLATES, customer=CUSTOMER, requested_usage=2)
-        assert (answer.source, answer.current_usage) == (Source.SIDECAR, 5)
-
-    def test_offline_answers_are_not_shared(self, make_worker: MakeGuard, redis: RedisServer) -> None:
-        file = Path(__file__).parent / "data" / "offline.json"
-        worker = make_worker(SIDECAR="offline", OFFLINE_FILE=file)
-        worker.check(TEMPLATES, customer=CUSTOMER)
-        assert evals(redis) == 0
-
-    def test_forked_child_has_a_connection_of_its_own(self, make_worker: MakeGuard) -> None:
-        worker = make_worker()
-        worker.check(TEMPLATES, customer=CUSTOMER)
-        make_worker().check(TEMPLATES, customer="customer-demo-02")
-        assert in_child(lambda: worker.check(TEMPLATES, customer="customer-demo-02").source is Source.CACHE)
-        assert worker.check(TEMPLATES, customer="customer-demo-02").source is Source.CACHE
 
 
 class TestRoom:

@@ -406,7 +406,7 @@ def test_wrong_request_is_refused_by_its_field(engine, method, fields, field):
 
 
 def test_offline_catalog_answers_with_usage_zero():
-    catalog = load_catalog(Path(__file__).parent / "data" / "offline.json")
+    catalog = load_catalog(Path(__file__).parents[1] / "data" / "offline.json")
     engine = Engine(catalog, Store(None), reporting=False)
     answer = metered(engine, "f3", customer_id="customer-demo-01")
     assert (answer.has_access, answer.entitlement.usage_limit, answer.entitlement.current_usage) == (True, 100000, 0)

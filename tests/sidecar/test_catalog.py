@@ -18,7 +18,7 @@ from stigg_guard.sidecar.catalog import (
     parse_offline,
 )
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 SHOP = """
 [features.f-flag]

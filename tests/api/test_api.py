@@ -430,7 +430,7 @@ def wrong(api: Api) -> None:
 def test_a_type_checker_finds_what_is_misspelt_and_passes_what_is_right(tmp_path: Path) -> None:
     code = tmp_path / "typed.py"
     code.write_text(TYPED, encoding="utf-8")
-    cache = Path(__file__).parents[1] / ".mypy_cache" / "user_code"
+    cache = Path(__file__).parents[2] / ".mypy_cache" / "user_code"
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}", str(code)]
     said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
     found = Counter(re.findall(r"typed\.py:(\d+): error: .+\[([\w-]+)\]", said))

@@ -13,11 +13,12 @@ from api_server import KEY, ApiServer, sample, variable_types
 from conftest import ManualClock
 from redis_server import RedisServer
 from rpc_server import serving
-from stigg_guard import ApiConfig, ApiRejected, ApiUnavailable, Config, ConfigError, Customer, Guard, Stigg, shared
+from stigg_guard import ApiConfig, ApiRejected, ApiUnavailable, Config, ConfigError, Customer, Guard, Stigg
 from stigg_guard.api import Api
 from stigg_guard.api.customers import CHANGED, changed_customers
 from stigg_guard.api.documents import operations
 from stigg_guard.api.generate import snake
+from stigg_guard.cache import redis as shared
 from stigg_guard.sidecar.catalog import demo_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
