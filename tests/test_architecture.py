@@ -34,7 +34,7 @@ STAIRCASE = [
     {"decorators"},
     {"views"},
     {"guard"},
-    {"display", "metrics", "webhooks"},
+    {"display", "metrics", "paywall", "webhooks"},
     {"features", "operators"},
     {"commands"},
     {"django", "flask", "testing", "__main__"},

@@ -101,6 +101,9 @@ class Resolvers:
 
     def paywall(self, given: Json) -> Json:
         take(given, "customerId", "resourceId", "productId", "context", "includeHiddenPlans")
+        product = given.get("productId")
+        if product not in (None, PRODUCT["refId"]):
+            raise Refused("VALIDATION_ERROR", f"there is no product {product!r}; all plans are of {PRODUCT['refId']!r}")
         customer = given.get("customerId")
         plans = self._engine.catalog.plans.values()
         currency = next((plan.currency for plan in plans if plan.prices), "USD")
