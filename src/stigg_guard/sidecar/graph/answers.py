@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from stigg_guard.sidecar.accounts import Subscription
-from stigg_guard.sidecar.catalog import Feature, Grant, Plan
+from stigg_guard.sidecar.catalog import CreditRate, Feature, Grant, Plan
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.graph.inputs import DETAILS, Json
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR
@@ -181,6 +181,7 @@ class Answers:
             "usagePeriodAnchor": _time(said, "usage_period_anchor"),
             "usagePeriodStart": _time(said, "usage_period_start"),
             "resetPeriod": _reset(said),
+            "creditRate": feature and feature.credit_rate and _rate(feature.credit_rate),
             **decision,
         }
 
@@ -237,6 +238,10 @@ def _feature(feature: Feature) -> Json:
         "featureUnits": feature.units,
         "featureUnitsPlural": feature.units_plural,
     }
+
+
+def _rate(rate: CreditRate) -> Json:
+    return {"amount": rate.amount, "currencyId": rate.currency, "customCurrencyId": rate.currency}
 
 
 def _pricing(plan: Plan) -> str:

@@ -10,6 +10,7 @@ from stigg_guard.sidecar.accounts import Subscription
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.graph.answers import PRODUCT, Answers, prices_of, reason_of
+from stigg_guard.sidecar.graph.credits import Credits
 from stigg_guard.sidecar.graph.inputs import (
     DETAILS,
     TERMS,
@@ -33,6 +34,7 @@ class Resolvers:
         self._engine = engine
         self._inputs = Inputs(engine)
         self._answers = Answers(engine)
+        self.credits = Credits(engine)
 
     def resolve(self, field: str, arguments: Json) -> Any:
         """The answer to a root field, as what its type's fields are: values, or what makes them.
@@ -295,11 +297,16 @@ QUESTIONS: Mapping[str, Callable[[Resolvers, Any], Any]] = {
     "entitlement": Resolvers.entitlement,
     "entitlementV2": Resolvers.entitlement_v2,
     "creditBalanceSummary": Resolvers.credit_balance,
+    "creditGrants": lambda self, given: self.credits.grants(given),
+    "creditsLedger": lambda self, given: self.credits.ledger(given),
+    "creditUsage": lambda self, given: self.credits.usage(given),
     "paywall": Resolvers.paywall,
     "products": Resolvers.products,
     "reportUsage": Resolvers.report_usage,
     "reportUsageBulk": Resolvers.report_usage_bulk,
     "reportEvent": Resolvers.report_event,
+    "consumeCredits": lambda self, given: self.credits.consume(given),
+    "consumeCreditsAsync": lambda self, given: self.credits.consume_async(given),
 }
 """The root fields that are modelled and leave customers and subscriptions as they are."""
 
@@ -316,5 +323,7 @@ CHANGES: Mapping[str, Callable[[Resolvers, Any], Any]] = {
     "cancelSubscription": Resolvers.cancel_subscription,
     "grantPromotionalEntitlements": Resolvers.grant_promotional_entitlements,
     "revokePromotionalEntitlement": Resolvers.revoke_promotional_entitlement,
+    "createCreditGrant": lambda self, given: self.credits.grant(given),
+    "voidCreditGrant": lambda self, given: self.credits.void(given),
 }
 """Those that change them."""
