@@ -81,7 +81,7 @@ def api(guard: Guard) -> Api:
 def give(api: Api, amount: float, customer: str = "w", **more: Any) -> str:
     """The id of a new grant."""
     given = {"customer_id": customer, "currency_id": "credits", "display_name": "G", "grant_type": "PROMOTIONAL"}
-    return api.grant_credits({**given, "amount": amount, **more}).create_credit_grant.grant_id  # type: ignore[typeddict-item]
+    return api.grant_credits({**given, "amount": amount, **more}).create_credit_grant.grant_id
 
 
 def used(api: Api, customer: str = "w") -> dict[str, float]:
@@ -98,12 +98,12 @@ def balance(api: Api, customer: str = "w") -> tuple[float, float, float]:
 
 def consume(api: Api, amount: float, key: str = "k", customer: str = "w", **more: Any) -> None:
     api.consume_credits(
-        {"customer_id": customer, "currency_id": "credits", "amount": amount, "idempotency_key": key, **more}  # type: ignore[typeddict-item]
+        {"customer_id": customer, "currency_id": "credits", "amount": amount, "idempotency_key": key, **more}
     )
 
 
 def report(api: Api, value: float, customer: str = "w", **more: Any) -> None:
-    api.report_usage({"customer_id": customer, "feature_id": "tokens", "value": value, **more})  # type: ignore[typeddict-item]
+    api.report_usage({"customer_id": customer, "feature_id": "tokens", "value": value, **more})
 
 
 def ledger(api: Api, customer: str = "w") -> list[tuple[str, float, str]]:
@@ -215,7 +215,7 @@ def test_usage_is_paid_from_credits_however_it_is_reported(guard: Guard, api: Ap
     report(api, 4, update_behavior="SET")  # nothing is given back
     event = {"customer_id": "w", "event_name": "spoke", "idempotency_key": "e", "dimensions": {"n": 2}}
     for _ in range(2):
-        api.report_event({"usage_events": [event]})  # type: ignore[typeddict-item]
+        api.report_event({"usage_events": [event]})
     with guard.consume("tokens", 1, customer="w"):
         pass
     assert guard.flush() == 0
@@ -272,7 +272,7 @@ def test_a_key_is_used_once(api: Api) -> None:
     for _ in range(2):
         consume(api, 1)
     one = {"customer_id": "w", "currency_id": "credits", "amount": 1.0, "idempotency_key": "other"}
-    api.consume_credits_async({"consumptions": [one, one]})  # type: ignore[typeddict-item, list-item]
+    api.consume_credits_async({"consumptions": [one, one]})
     assert balance(api) == (3, 2, 5)
     assert refused(lambda: consume(api, 2)) == "VALIDATION_ERROR"
 
@@ -286,7 +286,7 @@ def test_lists_come_in_pages(api: Api) -> None:
         True,
     )
     given = {"customer_id": "w", "currency_id": "credits", "paging": {"first": 2}}
-    assert [one.grant_id for one in api.iter_credit_grants(given)] == ids  # type: ignore[arg-type]
+    assert [one.grant_id for one in api.iter_credit_grants(given)] == ids
     assert api.get_credit_grants({"customer_id": "w", "currency_id": "others"}).credit_grants.edges == []
 
 
@@ -305,7 +305,7 @@ def test_lists_come_in_pages(api: Api) -> None:
 )
 def test_what_is_wrong_grants_nothing(api: Api, wrong: dict[str, Any], code: str) -> None:
     given = {"customer_id": "w", "currency_id": "credits", "amount": 1.0, "grant_type": "PAID", "display_name": "G"}
-    assert refused(lambda: api.grant_credits({**given, **wrong})) == code  # type: ignore[typeddict-item]
+    assert refused(lambda: api.grant_credits({**given, **wrong})) == code
     assert ledger(api) == []
 
 

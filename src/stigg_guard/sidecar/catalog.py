@@ -94,6 +94,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Coupon:
+    """A discount: so many percent of what a subscription costs, or else so many whole units of ``currency``."""
+
+    id: str
+    display_name: str
+    percent_off: float | None = None
+    amount_off: float | None = None
+    currency: str = "USD"
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """What a customer, or one of a customer's resources, has: a plan's id, or none, and the usage to begin with."""
 
@@ -133,6 +144,7 @@ class Catalog:
     plans: Mapping[str, Plan] = field(default_factory=dict)
     customers: Mapping[str, Customer] = field(default_factory=dict)
     meters: Mapping[str, Meter] = field(default_factory=dict)
+    coupons: Mapping[str, Coupon] = field(default_factory=dict)
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -174,9 +186,10 @@ def parse_catalog(text: str, *, source: str = "catalog") -> Catalog:
     names = Catalog(features=features, currencies=currencies, plans=plans)
     customers = {id_: _customer(id_, table, names) for id_, table in root.tables("customers")}
     meters = {event: _meter(event, table, features) for event, table in root.tables("meters")}
+    coupons = {id_: _coupon(id_, table) for id_, table in root.tables("coupons")}
     root.end()
     faults.raise_any()
-    return replace(names, customers=customers, meters=meters)
+    return replace(names, customers=customers, meters=meters, coupons=coupons)
 
 
 def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
@@ -352,6 +365,17 @@ def _meter(event: str, table: Table, features: Mapping[str, Feature]) -> Meter:
         table.fault("", f"needs dimension: the one whose {aggregation} is taken")
     table.end()
     return Meter(event, feature_id or "", aggregation or "", dimension)
+
+
+def _coupon(id_: str, table: Table) -> Coupon:
+    percent, amount = table.amount("percent_off"), table.amount("amount_off")
+    if ("percent_off" in table) == ("amount_off" in table):
+        table.fault("", "needs percent_off or amount_off, and not both")
+    elif percent is not None and percent > 100:
+        table.fault("percent_off", "is at most 100")
+    coupon = Coupon(id_, table.text("display_name") or id_, percent, amount, table.text("currency") or "USD")
+    table.end()
+    return coupon
 
 
 def _offline_grant(given: Table, kind: str) -> Grant:

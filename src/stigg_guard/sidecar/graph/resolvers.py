@@ -9,7 +9,7 @@ from typing import Any
 from stigg_guard.sidecar.accounts import Subscription
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.graph.answers import PRODUCT, Answers, prices_of, reason_of
+from stigg_guard.sidecar.graph.answers import PRODUCT, Answers, coupon_of, prices_of, reason_of
 from stigg_guard.sidecar.graph.credits import Credits
 from stigg_guard.sidecar.graph.inputs import (
     DETAILS,
@@ -17,7 +17,6 @@ from stigg_guard.sidecar.graph.inputs import (
     Inputs,
     Json,
     Refused,
-    details_of,
     event_of,
     instant_of,
     take,
@@ -98,6 +97,9 @@ class Resolvers:
         every = self._answers.balances(customer, resource, self._state(customer, resource))
         return {"customerId": customer, "balances": [one for one in every if wanted in (None, one["currencyId"])]}
 
+    def coupons(self, _given: Json) -> Json:
+        return {"edges": [{"node": coupon_of(one)} for one in self._engine.catalog.coupons.values()]}
+
     def products(self, _given: Json) -> Json:
         return {"edges": [{"node": PRODUCT}]}
 
@@ -127,7 +129,7 @@ class Resolvers:
         wanted = given.get("subscriptionParams")
         if wanted is not None:
             self._checked_plan(wanted, customer)
-        self._engine.accounts.put_customer(customer, details_of(given))
+        self._engine.accounts.put_customer(customer, self._inputs.details(given))
         if wanted is not None:
             self._subscribe({**wanted, "customerId": customer})
         resource = (wanted or {}).get("resourceId")
@@ -143,13 +145,13 @@ class Resolvers:
         customer = given.get("customerId") or given.get("refId")
         if not customer:
             raise Refused("VALIDATION_ERROR", "customerId: is missing")
-        self._engine.accounts.put_customer(customer, details_of(given))
+        self._engine.accounts.put_customer(customer, self._inputs.details(given))
         return self._answers.customer(customer)
 
     def update_customer(self, given: Json) -> Json:
         take(given, "customerId", "refId", *DETAILS)
         customer = self._require_customer(given.get("customerId") or given.get("refId") or "")
-        self._engine.accounts.put_customer(customer, details_of(given))
+        self._engine.accounts.put_customer(customer, self._inputs.details(given))
         return self._answers.customer(customer)
 
     def archive_customer(self, given: Json) -> Json:
@@ -302,6 +304,7 @@ QUESTIONS: Mapping[str, Callable[[Resolvers, Any], Any]] = {
     "creditUsage": lambda self, given: self.credits.usage(given),
     "paywall": Resolvers.paywall,
     "products": Resolvers.products,
+    "coupons": Resolvers.coupons,
     "reportUsage": Resolvers.report_usage,
     "reportUsageBulk": Resolvers.report_usage_bulk,
     "reportEvent": Resolvers.report_event,
