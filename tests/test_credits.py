@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -234,6 +235,19 @@ def test_what_usage_costs_is_exact_and_does_not_depend_on_its_parts(guard: Guard
     assert balance(api) == (0, 0.3, 0.3)
     rate = CreditRate("credits", 0.000_001)
     assert [rate.cost(usage) for usage in (0.4, 0.8, 1.2, 3)] == [0, 0, 1, 3]
+
+
+def test_threads_lose_no_credit(guard: Guard, api: Api) -> None:
+    ids = [give(api, 1) for _ in range(3)]
+
+    def work(number: int) -> None:
+        report(api, 1)
+        consume(api, 0.1, f"k{number}")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(12)))
+    assert used(api) == dict(zip(ids, (1, 1, 0.4), strict=True))
+    assert sum(amount for event, amount, _ in ledger(api) if event == "CONSUMED") == pytest.approx(2.4)
 
 
 def test_what_happened_counts_even_if_nothing_is_left(guard: Guard, api: Api) -> None:
