@@ -79,7 +79,12 @@ def test_the_sidecar_command_says_the_pip_line_without_a_traceback(environment: 
 
 def test_has_its_data_and_says_that_it_is_typed(environment: Path) -> None:
     package = environment / "stigg_guard"
-    pages = ("web/denied.html", "web/denied_fragment.html", "django/locale/de/LC_MESSAGES/django.mo")
+    pages = (
+        "web/denied.html",
+        "web/denied_fragment.html",
+        "web/paywall.html",
+        "django/locale/de/LC_MESSAGES/django.mo",
+    )
     for name in ("py.typed", *pages, "wire/sidecar_pb2.pyi", "wire/sidecar.proto", "sidecar/demo.toml"):
         assert (package / name).is_file(), name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 
 from stigg_guard.entitlements import Entitlement
@@ -34,6 +35,7 @@ class Text(str, Enum):
     ARE_USED_AND_MORE_NEEDED = "{used} of {limit} are used, and {requested} more would be needed."
     TRY_AGAIN = "Please try again"
     CANNOT_BE_LOOKED_UP = "What your plan includes cannot be looked up right now. Please try again in a moment."
+    CANNOT_BE_DONE = "This cannot be done right now. Please try again in a moment."
     SIGN_IN = "Please sign in"
     FOR_CUSTOMERS = "This page is for customers who are signed in."
     BAD_REQUEST = "This request is not right"
@@ -47,6 +49,9 @@ class Text(str, Enum):
     INCLUDED_HEADING = "Included"
     SEE_PLANS = "See the plans"
     PLAN = "Your plan"
+    PLANS = "Plans"
+    PLAN_HEADING = "Plan"
+    PRICE = "Price"
 
     NUMBER_OF_UNITS = "{number} {units}"
     UNITS = "units"
@@ -57,11 +62,34 @@ class Text(str, Enum):
     UNLIMITED_UNITS = "unlimited {units}"
     INCLUDED = "included"
     NOT_INCLUDED = "not included"
+    MORE = "{what} more"
+
+    FREE = "free"
+    ON_REQUEST = "on request"
+    BY_QUANTITY = "by quantity"
+    AT_LEAST = "at least {what}"
+    PER_UNIT = "{what} per {unit}"
+    PER_HOUR = "{what} per hour"
+    PER_DAY = "{what} per day"
+    PER_WEEK = "{what} per week"
+    PER_MONTH = "{what} per month"
+    PER_YEAR = "{what} per year"
 
 
 def plain_number(number: float) -> str:
     """The number as English writes it."""
     return f"{number:,.{DECIMALS}f}".rstrip("0").rstrip(".")
+
+
+def plain_money(amount: Decimal) -> str:
+    """The amount as English writes it."""
+    return f"{amount:,.{money_decimals(amount)}f}"
+
+
+def money_decimals(amount: Decimal) -> int:
+    """How many decimals an amount of money is shown with: all that it has, and two of those that are not whole."""
+    exponent = amount.normalize().as_tuple().exponent
+    return max(2, -exponent) if isinstance(exponent, int) and exponent < 0 else 0
 
 
 def plain_date(instant: datetime) -> str:
@@ -73,13 +101,15 @@ def plain_date(instant: datetime) -> str:
 class Wording:
     """How texts, numbers and instants are written. The default is English.
 
-    ``translate`` turns a :class:`Text` into the reader's language and keeps the names in braces; ``number`` and
-    ``date`` write a number and an aware datetime; ``language`` names the language, as in the ``lang`` attribute of
-    HTML. All are asked anew for each text, so that they may follow the request.
+    ``translate`` turns a :class:`Text` into the reader's language and keeps the names in braces; ``number``, ``money``
+    and ``date`` write a number, an amount of money without its currency and an aware datetime; ``language`` names the
+    language, as in the ``lang`` attribute of HTML. All are asked anew for each text, so that they may follow the
+    request.
     """
 
     translate: Callable[[str], str] = str
     number: Callable[[float], str] = plain_number
+    money: Callable[[Decimal], str] = plain_money
     date: Callable[[datetime], str] = plain_date
     language: Callable[[], str] = lambda: "en"
 

@@ -286,3 +286,17 @@ def test_demo_catalog_has_the_documented_customer():
     assert documented.usage["feature-templates"] == 3
     assert catalog.plans[str(documented.plan)].entitlements["feature-templates"] == Grant(limit=6)
     assert catalog.features["feature-templates"].units_plural == "templates"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("", "needs percent_off or amount_off"),
+        ("percent_off = 1\namount_off = 1", "not both"),
+        ("percent_off = 101", "at most 100"),
+        ("percent_off = 10\nmonths = 3", "unknown key"),
+    ],
+)
+def test_a_wrong_coupon_is_refused(given: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_catalog(f"[coupons.c]\n{given}\n")

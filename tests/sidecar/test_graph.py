@@ -55,6 +55,14 @@ c = { amount = 50, reset = "month" }
 monthly = 9.5
 annually = 99
 currency = "EUR"
+[coupons.fifth]
+percent_off = 20
+[coupons.fixed]
+display_name = "Fixed"
+amount_off = 100
+currency = "EUR"
+[coupons.dollars]
+amount_off = 1
 """
 
 
@@ -335,6 +343,37 @@ def test_plans_have_their_prices(priced: Api) -> None:
     assert str(subscription.pricing_type) == "PAID"
     (product,) = priced.get_products().products.edges
     assert product.node.ref_id == "catalog"
+
+
+def test_coupons_take_something_off_the_price(priced: Api) -> None:
+    def total(customer: str) -> float | None:
+        (one,) = priced.get_active_subscriptions({"customer_id": customer}).get_active_subscriptions
+        return None if one.total_price is None else float(one.total_price.total.amount)
+
+    def subscribe(customer: str, **more: Any) -> None:
+        priced.provision_subscription({"customer_id": customer, "plan_id": "paid", **more})
+
+    nodes = {edge.node.ref_id: edge.node for edge in priced.get_coupons().coupons.edges}
+    assert [(one.name, str(one.type), one.discount_value) for one in nodes.values()] == [
+        ("fifth", "PERCENTAGE", 20),
+        ("Fixed", "FIXED", 100),
+        ("dollars", "FIXED", 1),
+    ]
+    priced.provision_customer({"customer_id": "c", "coupon_ref_id": "fifth"})
+    found = priced.get_customer_by_id({"customer_id": "c"}).get_customer_by_ref_id
+    assert found is not None
+    assert found.coupon is not None
+    assert found.coupon.ref_id == "fifth"
+    subscribe("c")
+    assert total("c") == 7.6
+    for coupon, price in (("fixed", 0.0), ("dollars", 9.5), ("fifth", 7.6)):
+        subscribe("c", applied_coupon={"coupon_id": coupon})
+        assert total("c") == price
+    priced.provision_subscription({"customer_id": "c", "plan_id": "free"})
+    assert total("c") == 0
+    assert refused(lambda: subscribe("c", applied_coupon={"coupon_id": "fift"})) == "VALIDATION_ERROR"
+    assert refused(lambda: subscribe("c", applied_coupon={"promotion_code": "x"})) == "NOT_MODELLED"
+    assert refused(lambda: priced.update_customer({"customer_id": "c", "coupon_ref_id": "x"})) == "VALIDATION_ERROR"
 
 
 def test_what_is_not_modelled_is_an_error_and_nothing_is_made_up(api: Api) -> None:

@@ -140,6 +140,21 @@ def test_file_of_a_newer_version_is_refused(path):
         Store(path)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_file_of_an_older_version_gets_what_it_lacks(path, version):
+    Store(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE credit_events")
+        if version < 2:
+            connection.execute("DROP TABLE records")
+        connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    for _ in range(2):
+        store = Store(path)
+        assert (store.credit_events("c"), store.records("k")) == ([], {})
+        store.close()
+
+
 def test_database_of_another_program_is_refused(path):
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE theirs (x)")

@@ -19,6 +19,7 @@ from django.utils import translation
 from stigg_guard.config import STATUS_CODES, Config
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason
 from stigg_guard.errors import (
+    ApiRejected,
     FeatureDenied,
     InvalidRequest,
     LedgerUnavailable,
@@ -332,6 +333,7 @@ def test_page_needs_nothing_from_elsewhere(template: str) -> None:
         (FeatureDenied(FULL, Customer("customer-demo-01")), True),
         (SidecarUnavailable("down"), True),
         (LedgerUnavailable("full"), True),
+        (ApiRejected("no such plan"), True),
         (SignInRequired("nobody"), True),
         (InvalidRequest("value", "no number"), True),
         (InvalidRequest("resource_id", "empty"), True),

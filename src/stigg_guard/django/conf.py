@@ -29,6 +29,7 @@ from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
 from stigg_guard.urls import ledger_file
 from stigg_guard.usage.consumption import confirm_now
+from stigg_guard.web.paywall import Paywalls
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
 
@@ -44,6 +45,7 @@ class Configured:
 
     guard: Guard
     resolver: Resolver | None
+    paywalls: Paywalls
 
 
 _configured: Mapping[str, Configured] = {}
@@ -121,10 +123,11 @@ def _made(using: str, given: Any) -> Configured:
         raise ConfigError(f"DATABASE: there is no {config.database!r} in DATABASES, which has {', '.join(connections)}")
     resolver, observer = _resolver(config.customer), SignalObserver(using)
     if config.ledger is not None and config.ledger.startswith(DATABASE_LEDGER):
-        return Configured(_guard_over_database(config, config.ledger, observer), resolver)
-    confirm = confirm_on_commit(config.database)
-    guard = Guard(_with_ledger(config), confirm=confirm, observer=observer, is_testing=_tests_run)
-    return Configured(guard, resolver)
+        guard = _guard_over_database(config, config.ledger, observer)
+    else:
+        confirm = confirm_on_commit(config.database)
+        guard = Guard(_with_ledger(config), confirm=confirm, observer=observer, is_testing=_tests_run)
+    return Configured(guard, resolver, Paywalls(guard))
 
 
 def _require_own_ledger(config: Config, made: Mapping[str, Configured]) -> None:

@@ -19,7 +19,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup
 
 from stigg_guard.django.conf import DEFAULT
-from stigg_guard.django.pages import page_plan, page_upgrade_url
+from stigg_guard.django.pages import page_paywall, page_plan, page_upgrade_url
 from stigg_guard.entitlements import Entitlement
 from stigg_guard.web.display import DisplayedPlan, Line
 
@@ -60,6 +60,12 @@ def plan_lines(context: Context, using: str = DEFAULT) -> list[Line]:
     return _plan(context, using).lines()
 
 
+@pass_context
+def paywall(context: Context, product: str = "", using: str = DEFAULT) -> Markup:
+    """A table of the plans on sale, of a product where there are several; empty when Stigg's API does not answer."""
+    return Markup(page_paywall(product, context.get("request"), using))  # noqa: S704 # templates escape
+
+
 def upgrade_url(feature: str = "", using: str = DEFAULT) -> str:
     """The configured address of the upgrade page; empty without one."""
     return page_upgrade_url(feature, using)
@@ -70,7 +76,7 @@ class StiggGuardExtension(Extension):
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        functions = (has_feature, entitlement, usage, usage_bar, plan_limits, plan_lines, upgrade_url)
+        functions = (has_feature, entitlement, usage, usage_bar, plan_limits, plan_lines, paywall, upgrade_url)
         environment.globals.update({function.__name__: function for function in functions})
         environment.tests["entitled"] = has_feature
 

@@ -12,16 +12,16 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
-from django.template import Context, Engine, TemplateDoesNotExist, loader
 
 from stigg_guard.config import Anonymous, Config
 from stigg_guard.django.conf import configurations, faults, get_guard
+from stigg_guard.django.pages import rendered
 from stigg_guard.django.requests import asked_configuration, displayed_plan, is_of_customer, note_use, noted_use
 from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
-from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError, SignInRequired
+from stigg_guard.errors import ApiError, FeatureDenied, SignInRequired
 from stigg_guard.log import logger
-from stigg_guard.web.denial import Denial, Refusal, is_answered, page_source
+from stigg_guard.web.denial import UNANSWERED, Denial, Refusal, is_answered
 from stigg_guard.web.rate_limit import rate_limit_headers
 from stigg_guard.web.views import EXEMPT, private_unless_said
 
@@ -94,8 +94,9 @@ def denial_of(request: HttpRequest, error: Refusal) -> Denial:
     """What the error comes to for this request. The log and the ``RateLimit`` headers are told of it."""
     using = asked_configuration(request)
     config = get_guard(using).config
-    if isinstance(error, (SidecarError, LedgerUnavailable)):
-        logger.warning("the request for %s cannot be guarded: %s", request.path, error)
+    if isinstance(error, UNANSWERED):
+        what = "served" if isinstance(error, ApiError) else "guarded"
+        logger.warning("the request for %s cannot be %s: %s", request.path, what, error)
     if isinstance(error, FeatureDenied):
         note_use(request, error, using)
     signs_in = isinstance(error, SignInRequired) and config.anonymous is Anonymous.LOGIN
@@ -116,14 +117,5 @@ def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:
     answer = denial.answer(request.headers, request.get_full_path())
     if answer.status == 302:
         return HttpResponseRedirect(answer.headers["Location"], headers=dict(answer.headers))
-    body = answer.body if answer.template is None else _rendered(request, answer.template, denial)
+    body = answer.body if answer.template is None else rendered(answer.template, {"denial": denial}, request)
     return HttpResponse(body, answer.content_type, answer.status, headers=dict(answer.headers))
-
-
-def _rendered(request: HttpRequest, name: str, denial: Denial) -> str:
-    """The project's own template, or else the built-in one, whose numbers are not localised for its markup's sake."""
-    try:
-        template = loader.get_template(name)
-    except TemplateDoesNotExist:
-        return Engine().from_string(page_source(name)).render(Context({"denial": denial}, use_l10n=False))
-    return template.render({"denial": denial}, request)

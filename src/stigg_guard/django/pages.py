@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.template import Context, Engine, TemplateDoesNotExist, loader
+from django.utils.safestring import SafeString, mark_safe
 
-from stigg_guard.django.conf import DEFAULT, get_guard
+from stigg_guard.django import asynchronous
+from stigg_guard.django.conf import DEFAULT, configured, get_guard
 from stigg_guard.django.requests import displayed_plan
 from stigg_guard.django.wording import WORDING
 from stigg_guard.log import logger
-from stigg_guard.web import denial
+from stigg_guard.web import denial, paywall
 from stigg_guard.web.display import DisplayedPlan
 
 _PLAN = "_stigg_guard_plan_"
@@ -46,6 +50,27 @@ def has_feature(plan: object, feature: str) -> bool:
         return plan.has(feature)
     logger.warning("a page shows no plan: has_feature is for request.stigg, which StiggGuardMiddleware gives requests")
     return False
+
+
+def page_paywall(product: object, request: Any, using: str = DEFAULT) -> SafeString:
+    """HTML of the plans on sale; empty where the settings are wrong. In an event loop it is a thread that asks."""
+    try:
+        paywalls = configured(using).paywalls
+    except (ImproperlyConfigured, TypeError) as error:
+        logger.warning("a page shows no plans: %s", error)
+        return mark_safe("")
+    ask = partial(paywalls.shown, str(product or ""), WORDING)
+    shown = ask() if asynchronous.may_block() else asynchronous.beside_loop(ask)
+    return rendered(paywall.TEMPLATE, {"paywall": shown}, request) if shown.plans else mark_safe("")
+
+
+def rendered(name: str, context: dict[str, Any], request: Any) -> SafeString:
+    """The project's own template, or else the built-in one, whose numbers are not localised for its markup's sake."""
+    try:
+        template = loader.get_template(name)
+    except TemplateDoesNotExist:
+        return Engine().from_string(denial.page_source(name)).render(Context(context, use_l10n=False))
+    return mark_safe(template.render(context, request))  # noqa: S308 # engines escape
 
 
 def _nothing(page: MutableMapping[str, Any], using: object, reason: object) -> DisplayedPlan:

@@ -6,13 +6,14 @@ The texts have the context ``stigg_guard`` in the message catalogs, which all ap
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 
 from django.conf import settings
 from django.utils.formats import date_format, number_format
 from django.utils.timezone import localtime
 from django.utils.translation import get_language, pgettext
 
-from stigg_guard.wording import DECIMALS, Wording
+from stigg_guard.wording import DECIMALS, Wording, money_decimals
 
 
 def _translate(text: str) -> str:
@@ -24,10 +25,18 @@ def _number(number: float) -> str:
     return number_format(int(rounded) if rounded.is_integer() else rounded, force_grouping=True)
 
 
+def _money(amount: Decimal) -> str:
+    return number_format(amount, decimal_pos=money_decimals(amount), force_grouping=True)
+
+
 def _date(instant: datetime) -> str:
     return date_format(localtime(instant), "DATETIME_FORMAT")
 
 
 WORDING = Wording(
-    translate=_translate, number=_number, date=_date, language=lambda: get_language() or settings.LANGUAGE_CODE
+    translate=_translate,
+    number=_number,
+    money=_money,
+    date=_date,
+    language=lambda: get_language() or settings.LANGUAGE_CODE,
 )

@@ -13,6 +13,7 @@ from stigg_guard.errors import ConfigError, FeatureDenied, SignInRequired
 from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.web.display import DisplayedPlan
+from stigg_guard.web.paywall import Paywalls
 from stigg_guard.wording import Wording
 
 FoundCustomer: TypeAlias = "str | Customer | None"
@@ -24,10 +25,11 @@ _ANYBODY = Customer("anybody")
 
 
 class AppGuard:
-    """What one app has: its guard, the way to the customer of a request, and how texts are written."""
+    """What one app has: its guard, what it sells, the way to the customer of a request, and how texts are written."""
 
     def __init__(self, guard: Guard, loader: Callable[[], CustomerLoader | None], wording: Wording) -> None:
         self.guard = guard
+        self.paywalls = Paywalls(guard)
         self.wording = wording
         self._loader = loader
 

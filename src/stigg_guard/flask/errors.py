@@ -7,16 +7,16 @@ from dataclasses import replace
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
-from flask import current_app, render_template, request
+from flask import current_app, request
 from flask.typing import ResponseReturnValue
-from jinja2 import Environment, FunctionLoader, TemplateNotFound
 from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response
 
 from stigg_guard import errors
 from stigg_guard.flask.addresses import login_url, upgrade_url
 from stigg_guard.flask.current import app_guard, of_request
-from stigg_guard.web.denial import Denial, Refusal, is_answered, page_source
+from stigg_guard.flask.templating import rendered
+from stigg_guard.web.denial import UNANSWERED, Denial, Refusal, is_answered
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +66,7 @@ class Refused(HTTPException, errors.StiggGuardError):
     def get_response(self, environ: Any = None, scope: Any = None) -> Response:
         """The page, the part of a page or the problem+json that this client understands."""
         answer = self.denial.answer(request.headers, request.url)
-        body = answer.body if answer.template is None else _rendered(answer.template, self.denial)
+        body = answer.body if answer.template is None else rendered(answer.template, denial=self.denial)
         return current_app.response_class(body, answer.status, dict(answer.headers), content_type=answer.content_type)
 
 
@@ -117,27 +117,11 @@ def refused(error: Refusal) -> Refused:
     denial = Denial.of(error, this.guard.config, this.wording, login_url=login_url() if signs_in else None)
     if denial.upgrade_url is not None and denial.entitlement is not None:
         denial = replace(denial, upgrade_url=upgrade_url(denial.entitlement.feature_id))
-    if isinstance(error, (errors.SidecarError, errors.LedgerUnavailable)):
+    if isinstance(error, UNANSWERED):
         current_app.logger.warning("a request for %s was answered 503: %s", request.endpoint, error)
     if isinstance(error, errors.FeatureDenied):
         of_request().noted.append(error)
     return _made(error, denial)
-
-
-def _rendered(name: str, denial: Denial) -> str:
-    """The app's own template, or else the built-in one, to which nothing matters that the app does to its templates."""
-    try:
-        own = current_app.jinja_env.get_template(name)
-    except TemplateNotFound as error:
-        if error.name != name:
-            raise
-        return _built_in().get_template(name).render(denial=denial)
-    return render_template(own, denial=denial)
-
-
-@cache
-def _built_in() -> Environment:
-    return Environment(loader=FunctionLoader(page_source), autoescape=True)
 
 
 def _made(error: Refusal, denial: Denial) -> Refused:

@@ -7,10 +7,11 @@ request and not by the template's context, so imported templates need no ``with 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
-from flask import Flask
-from jinja2 import Environment
+from flask import Flask, current_app, render_template
+from jinja2 import Environment, FunctionLoader, TemplateNotFound
 from markupsafe import Markup
 
 from stigg_guard.entitlements import Entitlement
@@ -18,7 +19,9 @@ from stigg_guard.errors import ConfigError
 from stigg_guard.flask import addresses
 from stigg_guard.flask.current import app_guard
 from stigg_guard.log import logger
+from stigg_guard.web.denial import page_source
 from stigg_guard.web.display import Line
+from stigg_guard.web.paywall import TEMPLATE
 
 
 def has_feature(feature: str) -> bool:
@@ -51,6 +54,13 @@ def plan_lines() -> list[Line]:
     return app_guard().displayed_plan().lines()
 
 
+def paywall(product: str = "") -> Markup:
+    """A table of the plans on sale, of a product where there are several; empty when Stigg's API does not answer."""
+    this = app_guard()
+    shown = this.paywalls.shown(product, this.wording)
+    return Markup(rendered(TEMPLATE, paywall=shown) if shown.plans else "")  # noqa: S704 # templates escape
+
+
 def upgrade_url(feature: str = "") -> str:
     """Where more of the feature can be bought; empty without ``STIGG_GUARD_UPGRADE_URL``, and where nothing tells its
     address: a wrong endpoint, or one outside of a request without ``SERVER_NAME``."""
@@ -63,7 +73,7 @@ def upgrade_url(feature: str = "") -> str:
 
 TEMPLATE_GLOBALS: Mapping[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (has_feature, entitlement, usage, usage_bar, plan_limits, plan_lines, upgrade_url)
+    for function in (has_feature, entitlement, usage, usage_bar, plan_limits, plan_lines, paywall, upgrade_url)
 }
 TEMPLATE_TESTS: Mapping[str, Callable[..., bool]] = {"entitled": has_feature}
 
@@ -80,6 +90,22 @@ def add_to_templates(app: Flask) -> None:
             _add(self)
 
     app.jinja_environment = WithPlans
+
+
+def rendered(name: str, **context: object) -> str:
+    """The app's own template, or else the built-in one, to which nothing matters that the app does to its templates."""
+    try:
+        own = current_app.jinja_env.get_template(name)
+    except TemplateNotFound as error:
+        if error.name != name:
+            raise
+        return _built_in().get_template(name).render(context)
+    return render_template(own, **context)
+
+
+@cache
+def _built_in() -> Environment:
+    return Environment(loader=FunctionLoader(page_source), autoescape=True)
 
 
 def _add(environment: Environment) -> None:

@@ -19,7 +19,8 @@ RESETS_OF_BILLING = {"MONTHLY": "month", "ANNUALLY": "year"}
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One subscription of a customer, or of one of its resources; ``ends`` is None unless it was cancelled."""
+    """One subscription of a customer, or of one of its resources; ``ends`` is None unless it was cancelled.
+    ``coupon`` is its own, or else the customer's."""
 
     id: str
     subscriber: Subscriber
@@ -28,6 +29,7 @@ class Subscription:
     ends: datetime | None
     billing_period: str | None
     metadata: Any
+    coupon: str | None
 
 
 class Accounts:
@@ -105,6 +107,7 @@ class Accounts:
             ends=datetime.fromisoformat(ends) if ends else None,
             billing_period=kept.get("billingPeriod"),
             metadata=kept.get("additionalMetaData"),
+            coupon=kept.get("couponId") or self.details(customer_id).get("couponRefId"),
         )
 
     def subscriptions(self, customer_id: str | None = None) -> Iterator[Subscription]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
+from stigg_guard.amounts import QUANTA_PER_UNIT, quanta
 from stigg_guard.errors import ConfigError
 from stigg_guard.sidecar.document import Table, read_json, read_toml
 from stigg_guard.sidecar.periods import RESETS
@@ -24,8 +25,25 @@ _EXAMPLES = {"numeric": "{ value = 100 }", "enum": '{ values = ["eu"] }', "meter
 
 
 @dataclass(frozen=True, slots=True)
+class CreditRate:
+    """How many credits of a currency a unit of a feature costs."""
+
+    currency: str
+    amount: float
+
+    def cost(self, usage: float) -> int:
+        """What so much usage costs, in quanta of a credit. A part of a quantum is not charged before it is whole, so
+        that what usage costs does not depend on how it was reported."""
+        return quanta(usage) * quanta(self.amount) // QUANTA_PER_UNIT
+
+
+@dataclass(frozen=True, slots=True)
 class Feature:
-    """Something that plans grant; ``meter`` is set for metered features that say how they are measured."""
+    """Something that plans grant; ``meter`` is set for metered features that say how they are measured.
+
+    Where a plan says neither how much it gives of a feature with a ``credit_rate``, nor that it is unlimited, credits
+    pay for it.
+    """
 
     id: str
     kind: str
@@ -33,6 +51,7 @@ class Feature:
     display_name: str | None = None
     units: str | None = None
     units_plural: str | None = None
+    credit_rate: CreditRate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +90,17 @@ class Plan:
     entitlements: Mapping[str, Grant] = field(default_factory=dict)
     credits: Mapping[str, Grant] = field(default_factory=dict)
     prices: Mapping[str, float] = field(default_factory=dict)
+    currency: str = "USD"
+
+
+@dataclass(frozen=True, slots=True)
+class Coupon:
+    """A discount: so many percent of what a subscription costs, or else so many whole units of ``currency``."""
+
+    id: str
+    display_name: str
+    percent_off: float | None = None
+    amount_off: float | None = None
     currency: str = "USD"
 
 
@@ -114,6 +144,7 @@ class Catalog:
     plans: Mapping[str, Plan] = field(default_factory=dict)
     customers: Mapping[str, Customer] = field(default_factory=dict)
     meters: Mapping[str, Meter] = field(default_factory=dict)
+    coupons: Mapping[str, Coupon] = field(default_factory=dict)
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -147,17 +178,18 @@ def demo_catalog() -> Catalog:
 def parse_catalog(text: str, *, source: str = "catalog") -> Catalog:
     """The catalog that a TOML text describes; ``source`` is what error messages call it. Raises ``ConfigError``."""
     root, faults = read_toml(text, source)
-    features = {id_: _feature(id_, table) for id_, table in root.tables("features")}
     currencies = {id_: _currency(id_, table) for id_, table in root.tables("currencies")}
+    features = {id_: _feature(id_, table, currencies) for id_, table in root.tables("features")}
     for id_ in features.keys() & currencies.keys():
         root.table("currencies").fault(id_, "a feature has the same id; rename one of them")
     plans = {id_: _plan(id_, table, features, currencies) for id_, table in root.tables("plans")}
     names = Catalog(features=features, currencies=currencies, plans=plans)
     customers = {id_: _customer(id_, table, names) for id_, table in root.tables("customers")}
     meters = {event: _meter(event, table, features) for event, table in root.tables("meters")}
+    coupons = {id_: _coupon(id_, table) for id_, table in root.tables("coupons")}
     root.end()
     faults.raise_any()
-    return replace(names, customers=customers, meters=meters)
+    return replace(names, customers=customers, meters=meters, coupons=coupons)
 
 
 def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
@@ -186,7 +218,7 @@ def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
     return Catalog(features=features, plans=plans, customers=customers)
 
 
-def _feature(id_: str, table: Table) -> Feature:
+def _feature(id_: str, table: Table, currencies: Mapping[str, Currency]) -> Feature:
     kind = table.required_choice("type", KINDS) or UNKNOWN
     if kind == "metered":
         meter = table.required_choice("meter", METER_KINDS)
@@ -194,9 +226,21 @@ def _feature(id_: str, table: Table) -> Feature:
         meter = table.choice("meter", METER_KINDS)
         if meter and kind != UNKNOWN:
             table.fault("meter", f"only a metered feature has a meter; this one is {kind}")
-    feature = Feature(id_, kind, meter, table.text("display_name"), table.text("units"), table.text("units_plural"))
+    rate = _credit_rate(table.table("credit_rate"), currencies) if "credit_rate" in table else None
+    if rate is not None and meter not in (None, "incremental"):
+        table.fault("credit_rate", "credits that were used are not given back; use an incremental meter")
+    names = table.text("display_name"), table.text("units"), table.text("units_plural")
+    feature = Feature(id_, kind, meter, *names, rate)
     table.end()
     return feature
+
+
+def _credit_rate(table: Table, currencies: Mapping[str, Currency]) -> CreditRate:
+    currency, amount = table.required_choice("currency", currencies), table.amount("amount")
+    if not quanta(amount or 0.0):
+        table.fault("amount", f"must be a number of credits, {1 / QUANTA_PER_UNIT:f} or more")
+    table.end()
+    return CreditRate(currency or "", amount or 0.0)
 
 
 def _currency(id_: str, table: Table) -> Currency:
@@ -245,9 +289,10 @@ def read_grant(entitlements: Table, feature: Feature) -> Grant:
     elif feature.kind == "enum":
         grant = Grant(values=_some_values(table, "values"))
     else:
+        is_paid = feature.credit_rate is not None and "limit" not in table and "unlimited" not in table
         grant = Grant(
             limit=table.amount("limit"),
-            unlimited=_is_unlimited(table, "limit", "unlimited"),
+            unlimited=not is_paid and _is_unlimited(table, "limit", "unlimited"),
             soft=table.flag("soft"),
             reset=table.choice("reset", RESETS),
         )
@@ -320,6 +365,17 @@ def _meter(event: str, table: Table, features: Mapping[str, Feature]) -> Meter:
         table.fault("", f"needs dimension: the one whose {aggregation} is taken")
     table.end()
     return Meter(event, feature_id or "", aggregation or "", dimension)
+
+
+def _coupon(id_: str, table: Table) -> Coupon:
+    percent, amount = table.amount("percent_off"), table.amount("amount_off")
+    if ("percent_off" in table) == ("amount_off" in table):
+        table.fault("", "needs percent_off or amount_off, and not both")
+    elif percent is not None and percent > 100:
+        table.fault("percent_off", "is at most 100")
+    coupon = Coupon(id_, table.text("display_name") or id_, percent, amount, table.text("currency") or "USD")
+    table.end()
+    return coupon
 
 
 def _offline_grant(given: Table, kind: str) -> Grant:

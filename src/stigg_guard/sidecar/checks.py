@@ -9,16 +9,18 @@ from typing import Any, NamedTuple, TypeAlias
 
 from google.protobuf.message import Message
 
+from stigg_guard import amounts
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.fallbacks import (
     Fallback,
     fallback_answer,
     requested_fallback,
 )
-from stigg_guard.sidecar.catalog import Catalog, Grant
+from stigg_guard.sidecar.catalog import Catalog, CreditRate, Grant
 from stigg_guard.sidecar.fields import require_finite, require_ids
 from stigg_guard.sidecar.store import Store
 from stigg_guard.sidecar.subscriptions import Denied, Offer, Offers, Subscriber, Subscriptions, Window
+from stigg_guard.sidecar.wallets import Wallets
 from stigg_guard.wire import sidecar_pb2 as pb
 from stigg_guard.wire.responses import TYPED_METHODS, entitlement_response
 
@@ -30,8 +32,9 @@ _EXCEEDED = {
 STATES_KEPT = 1024
 """How many states, of those asked for last, are kept so that they need not be built again."""
 
-_Usage: TypeAlias = "tuple[float, Window | None]"
-"""What was used of a metered feature or of credits, and the window that it counts in."""
+_Usage: TypeAlias = "tuple[float, Window | None, int | None]"
+"""What was used of a metered feature or of credits, the window that it counts in, and how many quanta of credits are
+left to pay for more of it, where they do."""
 
 
 class _Ask(NamedTuple):
@@ -52,12 +55,14 @@ class Checks:
         catalog: Catalog,
         store: Store,
         subscriptions: Subscriptions,
+        wallets: Wallets,
         now: Callable[[], datetime],
         fallbacks: Mapping[str, Fallback],
     ) -> None:
         self._features = catalog.features
         self._store = store
         self._subscriptions = subscriptions
+        self._wallets = wallets
         self._now = now
         self._fallbacks = fallbacks
         # Building a state is most of the work of its call. It is a function of nothing but its arguments, which are
@@ -150,7 +155,10 @@ class Checks:
         if offer.kind not in _EXCEEDED:
             return None
         key, window = self._subscriptions.usage_key(subscriber, offer, now)
-        return self._store.usage(key), window
+        used = self._store.usage(key)
+        if offer.kind == "credit":
+            used = amounts.units(amounts.quanta(used) + self._wallets.consumed(subscriber, offer.id, now))
+        return used, window, self._wallets.left(subscriber, offer.rate.currency, now) if offer.rate else None
 
 
 def _state(
@@ -177,10 +185,10 @@ def _fill(entitlement: Any, offer: Offer, usage: _Usage | None) -> None:
     entitlement.CopyFrom(offer.message)
     if usage is None:
         return
-    used, window = usage
+    used, window, _ = usage
     entitlement.current_usage = used
     if offer.kind == "credit":
-        entitlement.remaining = max(entitlement.usage_limit - used, 0.0)
+        entitlement.remaining = amounts.left(used, entitlement.usage_limit)
     if window:
         entitlement.MergeFrom(getattr(window, offer.kind))
 
@@ -188,7 +196,10 @@ def _fill(entitlement: Any, offer: Offer, usage: _Usage | None) -> None:
 def _excess(offer: Offer, usage: _Usage | None, ask: _Ask) -> pb.AccessDeniedReason | None:
     """Why the offer does not cover what is asked for, if it does not."""
     if usage is not None:
-        return None if _within_limit(offer.grant, usage[0], ask.usage) else _EXCEEDED[offer.kind]
+        used, _, left = usage
+        if offer.rate is not None:
+            return None if _is_paid(offer.rate, used, ask.usage, left) else _EXCEEDED["credit"]
+        return None if _within_limit(offer.grant, used, ask.usage) else _EXCEEDED[offer.kind]
     if offer.kind == "enum" and not set(offer.grant.values).issuperset(ask.values):
         return pb.ACCESS_DENIED_REASON_REQUESTED_VALUES_MISMATCH
     return None
@@ -220,4 +231,11 @@ def _ask(request: Any, kind: str | None) -> _Ask:
 def _within_limit(grant: Grant, used: float, requested: float | None) -> bool:
     if grant.limit is None or grant.soft:
         return True
-    return used < grant.limit if requested is None else used + requested <= grant.limit
+    return used < grant.limit if requested is None else amounts.fits(used, requested, grant.limit)
+
+
+def _is_paid(rate: CreditRate, used: float, requested: float | None, left: int | None) -> bool:
+    """Whether what is left of the credits, None for enough of them, pays for what is asked for."""
+    if left is None:
+        return True
+    return left > 0 if requested is None else rate.cost(used + requested) - rate.cost(used) <= left

@@ -21,6 +21,7 @@ from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.reports import Reports
 from stigg_guard.sidecar.store import RecordKey, Store, UsageKey
 from stigg_guard.sidecar.subscriptions import SUBSCRIPTION, Subscriber, Subscriptions, without_plan
+from stigg_guard.sidecar.wallets import Wallets
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class _Rules:
     catalog: Catalog
     accounts: Accounts
     subscriptions: Subscriptions
+    wallets: Wallets
     checks: Checks
     reports: Reports
     of_customers: Mapping[str, Callable[[Any], Message]]
@@ -86,6 +88,11 @@ class Engine:
         """Who is a customer and has subscribed to what; whoever changes it holds ``changing``."""
         return self._rules.accounts
 
+    @property
+    def wallets(self) -> Wallets:
+        """The credits of customers."""
+        return self._rules.wallets
+
     def now(self) -> datetime:
         """The present instant."""
         return self._now()
@@ -127,15 +134,16 @@ class Engine:
 
     def _made(self, catalog: Catalog) -> _Rules:
         subscriptions = Subscriptions(catalog, self._store, self._now)
-        checks = Checks(catalog, self._store, subscriptions, self._now, self._fallbacks)
-        reports = Reports(catalog, self._store, subscriptions, self._now, counting=self._reporting)
+        wallets = Wallets(self._store, subscriptions, self._now)
+        checks = Checks(catalog, self._store, subscriptions, wallets, self._now, self._fallbacks)
+        reports = Reports(catalog, self._store, subscriptions, wallets, self._now, counting=self._reporting)
         of_customers: Mapping[str, Callable[[Any], Message]] = {
             "GetEntitlements": checks.entitlements,
             "GetEntitlementsStateV2": checks.entitlements_state,
             "ReloadEntitlements": checks.reload,
         }
         accounts = Accounts(catalog, self._store, subscriptions, self._now)
-        return _Rules(catalog, accounts, subscriptions, checks, reports, of_customers)
+        return _Rules(catalog, accounts, subscriptions, wallets, checks, reports, of_customers)
 
 
 def _initial_usage(rules: _Rules, now: datetime) -> Iterator[tuple[UsageKey, float]]:

@@ -17,6 +17,7 @@ from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.fields import require_count, require_finite, require_finite_dimensions, require_ids
 from stigg_guard.sidecar.store import Answer, EventKey, Store, Transaction, UsageKey
 from stigg_guard.sidecar.subscriptions import Denied, Offer, Subscriber, Subscriptions, without_plan
+from stigg_guard.sidecar.wallets import Wallets
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as pb
 
@@ -50,12 +51,14 @@ class Reports:
         catalog: Catalog,
         store: Store,
         subscriptions: Subscriptions,
+        wallets: Wallets,
         now: Callable[[], datetime],
         counting: bool,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._subscriptions = subscriptions
+        self._wallets = wallets
         self._now = now
         self._counting = counting
         self._methods: Mapping[str, Callable[[Any], Callable[[Transaction], Message]]] = {
@@ -146,7 +149,7 @@ class Reports:
             amount = measurement.value if measurement.is_set else transaction.usage(key) + measurement.value
             require_finite(f"{measurement.place}value", amount)
             # Releases may overtake what they release: usage stops at 0 rather than refusing them.
-            transaction.set_usage(key, max(0.0, amount))
+            self._set_usage(transaction, subscriber, offer, key, amount)
         key, window = self._subscriptions.usage_key(subscriber, offer, self._now())
         return pb.ReportUsageResponse(
             measurement_id=str(uuid.uuid4()),
@@ -181,7 +184,17 @@ class Reports:
             key, _ = self._subscriptions.usage_key(subscriber, offer, instant)
             amount = _aggregate(transaction, key, meter, _dimension(event, meter.dimension))
             if math.isfinite(amount):
-                transaction.set_usage(key, max(0.0, amount))
+                self._set_usage(transaction, subscriber, offer, key, amount)
+
+    def _set_usage(
+        self, transaction: Transaction, subscriber: Subscriber, offer: Offer, key: UsageKey, amount: float
+    ) -> None:
+        """Set the usage; credits pay for what is more than before, where they do."""
+        before = transaction.usage(key)
+        transaction.set_usage(key, max(0.0, amount))
+        if offer.rate is not None:
+            cost = offer.rate.cost(transaction.usage(key)) - offer.rate.cost(before)
+            self._wallets.debit(transaction, subscriber, offer.rate.currency, cost, offer.id)
 
     def _offer(self, subscriber: Subscriber, feature_id: str) -> Offer:
         return self._subscriptions.offers(subscriber).features.get(feature_id) or without_plan(feature_id)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from stigg_guard.errors import ConfigError
 
 _APPLICATION_ID = 0x53544747
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = f"""
 CREATE TABLE usage (
     customer TEXT, resource TEXT, feature TEXT, period TEXT, amount REAL NOT NULL,
@@ -38,11 +38,17 @@ CREATE TABLE plans (
 ) WITHOUT ROWID;
 PRAGMA application_id = {_APPLICATION_ID};
 """
-_SINCE_VERSION_1 = f"""
+_SINCE_VERSION_1 = """
 CREATE TABLE records (
     kind TEXT, customer TEXT, name TEXT, content TEXT NOT NULL,
     PRIMARY KEY (kind, customer, name)
 ) WITHOUT ROWID;
+"""
+_SINCE_VERSION_2 = f"""
+CREATE TABLE credit_events (
+    customer TEXT, resource TEXT, currency TEXT, type TEXT, credit_grant TEXT, feature TEXT, amount INTEGER, at TEXT
+);
+CREATE INDEX credit_events_of_customer ON credit_events (customer);
 PRAGMA user_version = {_VERSION};
 """
 
@@ -79,6 +85,20 @@ class RecordKey(NamedTuple):
     kind: str
     customer: str
     name: str
+
+
+class CreditEvent(NamedTuple):
+    """What happened to credits: ``amount`` is in quanta, ``at`` an instant in ISO 8601; ``feature`` is empty unless its
+    usage was paid."""
+
+    customer: str
+    resource: str
+    currency: str
+    type: str
+    credit_grant: str
+    feature: str
+    amount: int
+    at: str
 
 
 class Answer(NamedTuple):
@@ -164,6 +184,14 @@ class Store:
                 self._records[key] = content
                 self._kept.add(key[:2])
 
+    def credit_events(self, customer: str) -> list[CreditEvent]:
+        """What happened to the customer's credits, in that order."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT * FROM credit_events WHERE customer = ? ORDER BY rowid", (customer,)
+            )
+            return [CreditEvent(*row) for row in rows]
+
     def seed(self, amounts: dict[UsageKey, float]) -> None:
         """Set usage to begin with, for those customers' features of which nothing was ever written in any period."""
         with self.transaction() as transaction:
@@ -177,7 +205,7 @@ class Store:
         """All that is written within happens at once, or not at all when the block raises. One runs at a time."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
-            transaction = Transaction(self._connection, self._usage)
+            transaction = Transaction(self._connection, self._usage, self._records)
             try:
                 yield transaction
                 self._connection.execute("COMMIT")
@@ -186,6 +214,8 @@ class Store:
                     self._connection.execute("ROLLBACK")
                 raise
             self._usage.update(transaction.written)
+            self._records.update(transaction.kept)
+            self._kept.update(key[:2] for key in transaction.kept)
 
     def close(self) -> None:
         """Close the database; a second time does nothing."""
@@ -196,10 +226,17 @@ class Store:
 class Transaction:
     """One report's reading and writing; made by ``Store.transaction``."""
 
-    def __init__(self, connection: sqlite3.Connection, committed: dict[UsageKey, float]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        committed: dict[UsageKey, float],
+        records: dict[RecordKey, Mapping[str, Any]],
+    ) -> None:
         self._connection = connection
         self._committed = committed
+        self._records = records
         self.written: dict[UsageKey, float] = {}
+        self.kept: dict[RecordKey, Mapping[str, Any]] = {}
 
     def usage(self, key: UsageKey) -> float:
         """The usage with what this transaction has written."""
@@ -211,6 +248,19 @@ class Transaction:
         amount = round(amount, DECIMALS)
         self._connection.execute("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)", (*key, amount))
         self.written[key] = amount
+
+    def records(self, kind: str, customer: str) -> dict[RecordKey, Mapping[str, Any]]:
+        """The customer's records of a kind, with what this transaction has kept."""
+        return {key: one for key, one in {**self._records, **self.kept}.items() if key[:2] == (kind, customer)}
+
+    def keep(self, key: RecordKey, content: Mapping[str, Any]) -> None:
+        """Keep a record."""
+        self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (*key, json.dumps(content)))
+        self.kept[key] = content
+
+    def note(self, event: CreditEvent) -> None:
+        """Write down what happened to credits."""
+        self._connection.execute("INSERT INTO credit_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", event)
 
     def is_new_event(self, key: EventKey) -> bool:
         """Remember the event; false if it was known."""
@@ -268,6 +318,6 @@ def _prepare(connection: sqlite3.Connection, path: str | Path | None) -> None:
         )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
-    added = _SINCE_VERSION_1 if version < _VERSION else ""
+    added = (_SINCE_VERSION_1 if version < 2 else "") + (_SINCE_VERSION_2 if version < _VERSION else "")
     # The first write takes the lock, also in a file that has its tables: a second sidecar is refused at its start.
     connection.executescript(f"BEGIN IMMEDIATE; {'' if tables else _SCHEMA} {added} COMMIT;")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
+from stigg_guard.amounts import quanta, units
 from stigg_guard.errors import ConfigError
-from stigg_guard.sidecar.catalog import Account, Catalog, Currency, Customer, Feature, Grant, Plan
+from stigg_guard.sidecar.catalog import Account, Catalog, CreditRate, Currency, Customer, Feature, Grant, Plan
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
 from stigg_guard.sidecar.store import RecordKey, Store, UsageKey
 from stigg_guard.wire import sidecar_pb2 as pb
 from stigg_guard.wire.responses import FEATURE_TYPES
 
-CUSTOMER, SUBSCRIPTION, PROMOTION = "customer", "subscription", "promotion"
+CUSTOMER, SUBSCRIPTION, PROMOTION, CREDITS = "customer", "subscription", "promotion", "credits"
 """The kinds of records that are kept of what was changed at run time."""
 
 ADDITIONS_KEPT = 1024
@@ -41,12 +42,14 @@ class Denied(Exception):
 
 
 class Offer(NamedTuple):
-    """What a plan gives of one feature or currency; ``message`` is its wire form, without usage."""
+    """What a plan gives of one feature or currency; ``message`` is its wire form, without usage. Where there is a
+    ``rate``, credits pay for it."""
 
     id: str
     kind: str
     grant: Grant
     message: Message
+    rate: CreditRate | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,11 +141,17 @@ class Subscriptions:
         return subscriber, offers
 
     def offers(self, subscriber: Subscriber) -> Offers:
-        """What the subscriber's plan gives, with what was added to it; nothing without a plan."""
+        """What the subscriber's plan gives, with what was added to it, credits too; nothing without a plan."""
+        return self._offered(subscriber, (*self._additions(subscriber), *self._credits(subscriber)))
+
+    def offers_of_plan(self, subscriber: Subscriber) -> Offers:
+        """As ``offers``, without the credits that were granted."""
+        return self._offered(subscriber, self._additions(subscriber))
+
+    def _offered(self, subscriber: Subscriber, additions: tuple[Addition, ...]) -> Offers:
         plan = self.plan(subscriber)
         if plan is None:
             return _NOTHING
-        additions = self._additions(subscriber)
         return self._with_additions(plan, additions) if additions else self._offers[plan]
 
     def customer(self, customer_id: str) -> Customer | None:
@@ -177,12 +186,20 @@ class Subscriptions:
         ]
         return tuple(own)
 
+    def _credits(self, subscriber: Subscriber) -> Iterator[Addition]:
+        if self._store.has_records(CREDITS, subscriber.customer):
+            now = self._now()
+            for granted in self._store.records(CREDITS, subscriber.customer).values():
+                if granted["resource"] == subscriber.resource and is_usable(granted, now):
+                    yield Addition(granted["currency"], Grant(limit=units(granted["amount"])), is_more=True)
+
     def _added(self, plan: str, additions: tuple[Addition, ...]) -> Offers:
         sold = self._catalog.plans[plan]
         entitlements, credits_ = dict(sold.entitlements), dict(sold.credits)
         for addition in additions:
             if addition.id in self._catalog.currencies:
-                credits_[addition.id] = addition.grant
+                own = credits_.get(addition.id)
+                credits_[addition.id] = _both(own, addition.grant) if own and addition.is_more else addition.grant
             elif addition.id in self._catalog.features:
                 grant = entitlements.get(addition.id)
                 entitlements[addition.id] = (
@@ -201,6 +218,18 @@ class Subscriptions:
         if window is None or instant not in window.period:
             window = self._windows[reset, anchor] = _make_window(period_at(instant, reset, anchor))
         return window
+
+
+def is_usable(granted: Mapping[str, Any], now: datetime) -> bool:
+    """Whether credits that were granted are there: they have begun, and neither ended nor been voided."""
+    expires = granted["expireAt"]
+    has_begun = granted["voidedAt"] is None and datetime.fromisoformat(granted["effectiveAt"]) <= now
+    return has_begun and (expires is None or now < datetime.fromisoformat(expires))
+
+
+def _both(plan: Grant, granted: Grant) -> Grant:
+    """The credits of a plan, and those that were granted."""
+    return replace(plan, limit=units(quanta(plan.limit or 0.0) + quanta(granted.limit or 0.0)))
 
 
 def _more(one: Grant, other: Grant) -> Grant:
@@ -245,7 +274,8 @@ def _feature_offer(feature: Feature, grant: Grant) -> Offer:
             has_soft_limit=grant.soft,
             reset_period=_RESET_PERIODS[grant.reset] if grant.reset else pb.ENTITLEMENT_RESET_PERIOD_UNSPECIFIED,
         )
-    return Offer(feature.id, feature.kind, grant, message)
+    is_paid = grant.limit is None and not grant.unlimited
+    return Offer(feature.id, feature.kind, grant, message, feature.credit_rate if is_paid else None)
 
 
 def _wire_feature(feature: Feature) -> pb.EntitlementFeature:

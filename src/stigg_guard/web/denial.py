@@ -14,7 +14,14 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from stigg_guard.config import STATUS_CODES, Anonymous, Config
 from stigg_guard.entitlements import Entitlement, Reason
-from stigg_guard.errors import FeatureDenied, InvalidRequest, LedgerUnavailable, SidecarError, SignInRequired
+from stigg_guard.errors import (
+    ApiError,
+    FeatureDenied,
+    InvalidRequest,
+    LedgerUnavailable,
+    SidecarError,
+    SignInRequired,
+)
 from stigg_guard.names import feature_name
 from stigg_guard.web.rate_limit import has_policy
 from stigg_guard.wording import ENGLISH, Text, Wording
@@ -26,8 +33,12 @@ QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded
 TEMPLATE = "stigg_guard/denied.html"
 FRAGMENT_TEMPLATE = "stigg_guard/denied_fragment.html"
 
-Refusal: TypeAlias = FeatureDenied | SidecarError | LedgerUnavailable | SignInRequired | InvalidRequest
-REFUSALS = (FeatureDenied, SidecarError, LedgerUnavailable, SignInRequired, InvalidRequest)
+Unanswered: TypeAlias = SidecarError | LedgerUnavailable | ApiError
+UNANSWERED = (SidecarError, LedgerUnavailable, ApiError)
+"""What is answered 503: somebody else did not do what the request needs."""
+
+Refusal: TypeAlias = FeatureDenied | Unanswered | SignInRequired | InvalidRequest
+REFUSALS = (FeatureDenied, *UNANSWERED, SignInRequired, InvalidRequest)
 
 _HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "Vary": "Accept, HX-Request"}
 _TITLES: Mapping[Reason, Text] = {
@@ -111,7 +122,8 @@ class Denial:
             detail = wording.say(Text.CANNOT_BE_COUNTED)
             return cls._said(400, wording, Text.BAD_REQUEST, detail, cause=str(error))
         after = max(1, ceil(getattr(error, "retry_after", 1.0)))
-        return cls._said(503, wording, Text.TRY_AGAIN, wording.say(Text.CANNOT_BE_LOOKED_UP), retry_after=after)
+        detail = Text.CANNOT_BE_DONE if isinstance(error, ApiError) else Text.CANNOT_BE_LOOKED_UP
+        return cls._said(503, wording, Text.TRY_AGAIN, wording.say(detail), retry_after=after)
 
     @classmethod
     def _of_entitlement(cls, answer: Entitlement, config: Config, wording: Wording) -> Denial:

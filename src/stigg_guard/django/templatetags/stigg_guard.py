@@ -82,6 +82,12 @@ def plan_limits(context: template.Context, using: str = DEFAULT) -> SafeString:
     return mark_safe(_plan(context, using).plan_limits())  # noqa: S308 # the plan's HTML is escaped
 
 
+@register.simple_tag(takes_context=True)
+def paywall(context: template.Context, product: str = "", using: str = DEFAULT) -> SafeString:
+    """``{% paywall %}``: a table of the plans on sale; empty when Stigg's API does not answer."""
+    return pages.page_paywall(product, context.get("request"), using)
+
+
 @register.simple_tag
 def upgrade_url(feature_id: str = "", using: str = DEFAULT) -> str:
     """``{% upgrade_url "id" %}``: the configured address of the upgrade page; empty without one."""

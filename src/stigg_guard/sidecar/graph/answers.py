@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timezone
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from stigg_guard.sidecar.accounts import Subscription
-from stigg_guard.sidecar.catalog import Feature, Grant, Plan
+from stigg_guard.sidecar.catalog import Coupon, CreditRate, Feature, Grant, Plan
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.graph.inputs import DETAILS, Json
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR
@@ -37,6 +38,7 @@ class Answers:
             "refId": customer,
             "createdAt": details.get("createdAt", made.isoformat()),
             "updatedAt": details.get("updatedAt", made.isoformat()),
+            "coupon": self._coupon(details.get("couponRefId")),
             "hasPaymentMethod": False,
             "hasActiveSubscription": bool(subscriptions),
             "trialedPlans": [],
@@ -51,6 +53,8 @@ class Answers:
     def subscription(self, one: Subscription) -> dict[str, Any]:
         period = self._engine.accounts.billing_period(one)
         ends = one.ends and one.ends.isoformat()
+        wanted = one.billing_period or "MONTHLY"
+        prices = [price for price in prices_of(one.plan) if price["billingPeriod"] == wanted]
         return {
             "id": one.id,
             "subscriptionId": one.id,
@@ -68,15 +72,26 @@ class Answers:
             "customer": lambda: self.customer(one.subscriber.customer),
             "resource": {"resourceId": one.subscriber.resource} if one.subscriber.resource else None,
             "plan": lambda: self.plan(one.plan),
-            "prices": [
-                {"price": price, "billingModel": price["billingModel"]}
-                for price in prices_of(one.plan)
-                if price["billingPeriod"] == (one.billing_period or "MONTHLY")
-            ],
+            "prices": [{"price": price, "billingModel": price["billingModel"]} for price in prices],
+            "totalPrice": self._total(one.plan, prices, one.coupon),
             "addons": [],
             "scheduledUpdates": [],
             "futureUpdates": [],
         }
+
+    def _coupon(self, coupon: str | None) -> Json | None:
+        found = self._engine.catalog.coupons.get(coupon or "")
+        return None if found is None else coupon_of(found)
+
+    def _total(self, plan: Plan, prices: list[dict[str, Any]], coupon: str | None) -> Json | None:
+        """What a subscription costs in each period; None where the plan has no price for it."""
+        if not prices and plan.prices:
+            return None
+        full = Decimal(str(sum(price["price"]["amount"] for price in prices)))
+        found = self._engine.catalog.coupons.get(coupon or "")
+        total = full if found is None else _discounted(full, plan.currency, found)
+        amounts = {"subTotal": full, "total": total, "addonsTotal": Decimal()}
+        return {key: {"amount": float(amount), "currency": plan.currency} for key, amount in amounts.items()}
 
     def plan(self, plan: Plan) -> Json:
         features = [(self._engine.catalog.features[id_], grant) for id_, grant in plan.entitlements.items()]
@@ -181,6 +196,7 @@ class Answers:
             "usagePeriodAnchor": _time(said, "usage_period_anchor"),
             "usagePeriodStart": _time(said, "usage_period_start"),
             "resetPeriod": _reset(said),
+            "creditRate": feature and feature.credit_rate and _rate(feature.credit_rate),
             **decision,
         }
 
@@ -239,6 +255,10 @@ def _feature(feature: Feature) -> Json:
     }
 
 
+def _rate(rate: CreditRate) -> Json:
+    return {"amount": rate.amount, "currencyId": rate.currency, "customCurrencyId": rate.currency}
+
+
 def _pricing(plan: Plan) -> str:
     return "PAID" if any(plan.prices.values()) else "FREE"
 
@@ -254,6 +274,34 @@ def prices_of(plan: Plan) -> list[dict[str, Any]]:
         }
         for period, amount in plan.prices.items()
     ]
+
+
+def coupon_of(coupon: Coupon) -> Json:
+    made = DEFAULT_ANCHOR.isoformat()
+    off = [{"amount": coupon.amount_off, "currency": coupon.currency}] if coupon.amount_off is not None else []
+    return {
+        "id": coupon.id,
+        "refId": coupon.id,
+        "name": coupon.display_name,
+        "type": "FIXED" if off else "PERCENTAGE",
+        "percentOff": coupon.percent_off,
+        "amountsOff": off,
+        "discountValue": coupon.amount_off if off else coupon.percent_off,
+        "status": "ACTIVE",
+        "createdAt": made,
+        "updatedAt": made,
+        "syncStates": [],
+    }
+
+
+def _discounted(full: Decimal, currency: str, coupon: Coupon) -> Decimal:
+    """The price with the coupon, to the hundredth; a coupon of another currency takes nothing off."""
+    off = Decimal()
+    if coupon.percent_off is not None:
+        off = full * Decimal(str(coupon.percent_off)) / 100
+    elif coupon.currency == currency:
+        off = Decimal(str(coupon.amount_off))
+    return max(Decimal(), full - off).quantize(Decimal("0.01"), ROUND_HALF_UP)
 
 
 def _counted(pricing: Iterable[str]) -> list[Json]:

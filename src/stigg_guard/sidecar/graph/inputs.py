@@ -15,10 +15,19 @@ from stigg_guard.wire import sidecar_pb2 as pb
 
 Json: TypeAlias = Mapping[str, Any]
 
-DETAILS = ("name", "email", "additionalMetaData", "billingId", "salesforceId", "crmId", "awsMarketplaceCustomerId")
+DETAILS = (
+    "name",
+    "email",
+    "additionalMetaData",
+    "billingId",
+    "salesforceId",
+    "crmId",
+    "awsMarketplaceCustomerId",
+    "couponRefId",
+)
 """What is kept of a customer as it is given."""
 
-TERMS = ("billingPeriod", "additionalMetaData", "entitlements")
+TERMS = ("billingPeriod", "additionalMetaData", "entitlements", "appliedCoupon")
 """What a subscription has beside its plan."""
 
 # They are of payments, of other environments and of trials, of which there are none here.
@@ -57,7 +66,22 @@ class Inputs:
         terms = {key: given[key] for key in ("billingPeriod", "additionalMetaData") if key in given}
         if given.get("entitlements") is not None:
             terms["entitlements"] = dict(self._own_entitlement(entry) for entry in given["entitlements"])
+        if given.get("appliedCoupon") is not None:
+            take(given["appliedCoupon"], "couponId")
+            terms["couponId"] = self._coupon(given["appliedCoupon"].get("couponId") or "")
         return terms
+
+    def details(self, given: Json) -> dict[str, Any]:
+        """What of a customer is given, as it is kept."""
+        if given.get("couponRefId") is not None:
+            self._coupon(given["couponRefId"])
+        return {key: given[key] for key in DETAILS if key in given}
+
+    def _coupon(self, coupon: str) -> str:
+        coupons = self._engine.catalog.coupons
+        if coupon not in coupons:
+            raise Refused("VALIDATION_ERROR", f"there is no coupon {coupon!r}; {nearest(coupon, coupons)}")
+        return coupon
 
     def _own_entitlement(self, entry: Json) -> tuple[str, Json]:
         feature, credit = entry.get("feature"), entry.get("credit")
@@ -116,10 +140,6 @@ def take(given: Json, *taken: str) -> None:
     for key, value in given.items():
         if value and key not in taken and key not in _WITHOUT_EFFECT:
             raise Refused("NOT_MODELLED", f"the local sidecar does not model {key}")
-
-
-def details_of(given: Json) -> dict[str, Any]:
-    return {key: given[key] for key in DETAILS if key in given}
 
 
 def _kept(grant: Grant) -> Json:

@@ -9,14 +9,14 @@ from typing import Any
 from stigg_guard.sidecar.accounts import Subscription
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.graph.answers import PRODUCT, Answers, prices_of, reason_of
+from stigg_guard.sidecar.graph.answers import PRODUCT, Answers, coupon_of, prices_of, reason_of
+from stigg_guard.sidecar.graph.credits import Credits
 from stigg_guard.sidecar.graph.inputs import (
     DETAILS,
     TERMS,
     Inputs,
     Json,
     Refused,
-    details_of,
     event_of,
     instant_of,
     take,
@@ -33,6 +33,7 @@ class Resolvers:
         self._engine = engine
         self._inputs = Inputs(engine)
         self._answers = Answers(engine)
+        self.credits = Credits(engine)
 
     def resolve(self, field: str, arguments: Json) -> Any:
         """The answer to a root field, as what its type's fields are: values, or what makes them.
@@ -96,11 +97,17 @@ class Resolvers:
         every = self._answers.balances(customer, resource, self._state(customer, resource))
         return {"customerId": customer, "balances": [one for one in every if wanted in (None, one["currencyId"])]}
 
+    def coupons(self, _given: Json) -> Json:
+        return {"edges": [{"node": coupon_of(one)} for one in self._engine.catalog.coupons.values()]}
+
     def products(self, _given: Json) -> Json:
         return {"edges": [{"node": PRODUCT}]}
 
     def paywall(self, given: Json) -> Json:
         take(given, "customerId", "resourceId", "productId", "context", "includeHiddenPlans")
+        product = given.get("productId")
+        if product not in (None, PRODUCT["refId"]):
+            raise Refused("VALIDATION_ERROR", f"there is no product {product!r}; all plans are of {PRODUCT['refId']!r}")
         customer = given.get("customerId")
         plans = self._engine.catalog.plans.values()
         currency = next((plan.currency for plan in plans if plan.prices), "USD")
@@ -122,7 +129,7 @@ class Resolvers:
         wanted = given.get("subscriptionParams")
         if wanted is not None:
             self._checked_plan(wanted, customer)
-        self._engine.accounts.put_customer(customer, details_of(given))
+        self._engine.accounts.put_customer(customer, self._inputs.details(given))
         if wanted is not None:
             self._subscribe({**wanted, "customerId": customer})
         resource = (wanted or {}).get("resourceId")
@@ -138,13 +145,13 @@ class Resolvers:
         customer = given.get("customerId") or given.get("refId")
         if not customer:
             raise Refused("VALIDATION_ERROR", "customerId: is missing")
-        self._engine.accounts.put_customer(customer, details_of(given))
+        self._engine.accounts.put_customer(customer, self._inputs.details(given))
         return self._answers.customer(customer)
 
     def update_customer(self, given: Json) -> Json:
         take(given, "customerId", "refId", *DETAILS)
         customer = self._require_customer(given.get("customerId") or given.get("refId") or "")
-        self._engine.accounts.put_customer(customer, details_of(given))
+        self._engine.accounts.put_customer(customer, self._inputs.details(given))
         return self._answers.customer(customer)
 
     def archive_customer(self, given: Json) -> Json:
@@ -292,11 +299,17 @@ QUESTIONS: Mapping[str, Callable[[Resolvers, Any], Any]] = {
     "entitlement": Resolvers.entitlement,
     "entitlementV2": Resolvers.entitlement_v2,
     "creditBalanceSummary": Resolvers.credit_balance,
+    "creditGrants": lambda self, given: self.credits.grants(given),
+    "creditsLedger": lambda self, given: self.credits.ledger(given),
+    "creditUsage": lambda self, given: self.credits.usage(given),
     "paywall": Resolvers.paywall,
     "products": Resolvers.products,
+    "coupons": Resolvers.coupons,
     "reportUsage": Resolvers.report_usage,
     "reportUsageBulk": Resolvers.report_usage_bulk,
     "reportEvent": Resolvers.report_event,
+    "consumeCredits": lambda self, given: self.credits.consume(given),
+    "consumeCreditsAsync": lambda self, given: self.credits.consume_async(given),
 }
 """The root fields that are modelled and leave customers and subscriptions as they are."""
 
@@ -313,5 +326,7 @@ CHANGES: Mapping[str, Callable[[Resolvers, Any], Any]] = {
     "cancelSubscription": Resolvers.cancel_subscription,
     "grantPromotionalEntitlements": Resolvers.grant_promotional_entitlements,
     "revokePromotionalEntitlement": Resolvers.revoke_promotional_entitlement,
+    "createCreditGrant": lambda self, given: self.credits.grant(given),
+    "voidCreditGrant": lambda self, given: self.credits.void(given),
 }
 """Those that change them."""
