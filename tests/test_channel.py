@@ -39,8 +39,8 @@ from stigg_guard import (
     ReportUsageRequest,
     ReportUsageResponse,
     SidecarError,
-    SidecarRefused,
     SidecarTimeout,
+    SidecarUnauthenticated,
     SidecarUnavailable,
     Stigg,
 )
@@ -56,8 +56,8 @@ WRONG = {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION
 KINDS = {
     "UNAVAILABLE": SidecarUnavailable,
     "DEADLINE_EXCEEDED": SidecarTimeout,
-    "UNAUTHENTICATED": SidecarRefused,
-    "PERMISSION_DENIED": SidecarRefused,
+    "UNAUTHENTICATED": SidecarUnauthenticated,
+    "PERMISSION_DENIED": SidecarUnauthenticated,
     "UNIMPLEMENTED": NotSupported,
 }
 

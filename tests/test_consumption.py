@@ -636,7 +636,7 @@ class TestWithoutLedger:
         with full_disk(ledger):
             guard.report("unheard-of", 3, customer="c")
         assert "the sidecar refuses usage of 'c unheard-of'" in caplog.text
-        assert (guard.stats()["stranded"], guard.stats()["refused"]) == (0, 1)
+        assert (guard.stats()["stranded"], guard.stats()["rejected"]) == (0, 1)
 
     def test_a_failure_leaves_the_hold_to_expire(
         self, guard: Guard, ledger: Path, clock: ManualClock, caplog: pytest.LogCaptureFixture
@@ -842,6 +842,6 @@ def test_stats_tell_of_the_ledger_and_of_the_reporter(guard: Guard) -> None:
     assert guard.flush() == 0
     assert guard.stats() == {
         **dict.fromkeys(("held", "unsent", "sending", "uncertain", "waiting", "dead", "late"), 0),
-        **dict.fromkeys(("refused", "doubted", "failures", "stranded"), 0),
+        **dict.fromkeys(("rejected", "doubted", "failures", "stranded"), 0),
         "acknowledged": 1,
     }

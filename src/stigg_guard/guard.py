@@ -39,12 +39,12 @@ class Workings:
     book: Book
 
 
-StandIn: TypeAlias = Callable[[Workings], Workings]
+ReplaceWorkings: TypeAlias = Callable[[Workings], Workings]
 
-_stand_in: StandIn | None = None
+_stand_in: ReplaceWorkings | None = None
 
 
-def work_with(stand_in: StandIn | None) -> None:
+def work_with(stand_in: ReplaceWorkings | None) -> None:
     """Lets every guard of the process work with what ``stand_in`` makes of its own workings; with None, with its own.
 
     For tests: see ``stigg_guard.testing``.

@@ -21,9 +21,9 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTime
 from stigg_guard.errors import (
     ApiError,
     ApiRateLimited,
-    ApiRefused,
     ApiRejected,
     ApiTimeout,
+    ApiUnauthenticated,
     ApiUnavailable,
     ApiUnreadable,
     ConfigError,
@@ -183,7 +183,7 @@ class Transport:
             return self._failing(reply, request, errors, code)
         if status in (401, 403) or code in _REFUSALS:
             problem = "does not accept the key; set API_KEY to a server key of this environment"
-            return self._error(ApiRefused, request, problem, status=status, code=code)
+            return self._error(ApiUnauthenticated, request, problem, status=status, code=code)
         if errors:
             unknown = status < 400 and code not in _NOT_DONE
             said = f"answered: {_said(errors)}"

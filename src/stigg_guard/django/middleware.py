@@ -21,7 +21,7 @@ from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
 from stigg_guard.errors import FeatureDenied, LedgerUnavailable, SidecarError, SignInRequired
 from stigg_guard.log import logger
-from stigg_guard.web.denial import Denial, Refusal, is_answered, page_source
+from stigg_guard.web.denial import Denial, DeniedError, is_answered, page_source
 from stigg_guard.web.rate_limit import rate_limit_headers
 from stigg_guard.web.views import EXEMPT, private_unless_said
 
@@ -90,7 +90,7 @@ def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
     return response
 
 
-def denial_of(request: HttpRequest, error: Refusal) -> Denial:
+def denial_of(request: HttpRequest, error: DeniedError) -> Denial:
     """What the error comes to for this request. The log and the ``RateLimit`` headers are told of it."""
     using = asked_configuration(request)
     config = get_guard(using).config
@@ -111,7 +111,7 @@ def login_page(config: Config) -> str:
     return resolve_url(config.login_url or settings.LOGIN_URL)
 
 
-def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:
+def _answer(request: HttpRequest, error: DeniedError) -> HttpResponse:
     denial = denial_of(request, error)
     answer = denial.answer(request.headers, request.get_full_path())
     if answer.status == 302:

@@ -34,7 +34,7 @@ from stigg_guard.decorators import Dimensions, OneOrComputed
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of
-from stigg_guard.web.denial import PROBLEM_TYPE, REFUSALS, Refusal, is_answered
+from stigg_guard.web.denial import DENIED_ERRORS, PROBLEM_TYPE, DeniedError, is_answered
 from stigg_guard.web.views import private_unless_said
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 class Problem(APIException):
     """A refusal as the framework's own exception, whose ``detail`` has all that RFC 9457 calls the problem."""
 
-    def __init__(self, error: Refusal, request: Request, view: APIView) -> None:
+    def __init__(self, error: DeniedError, request: Request, view: APIView) -> None:
         denial = denial_of(request, error)
         self.status_code = denial.status
         # Not through the framework's constructor, which turns numbers into texts.
@@ -97,7 +97,7 @@ class HasFeature(OperationHolderMixin, BasePermission):
             return self._would_permit(request, view)
         try:
             self._check(request, *view.args, **view.kwargs)
-        except REFUSALS as error:
+        except DENIED_ERRORS as error:
             if not is_answered(error):
                 raise
             raise Problem(error, request, view) from error
@@ -112,7 +112,7 @@ class HasFeature(OperationHolderMixin, BasePermission):
         try:
             customer = self.calls.customer(request, *view.args, **view.kwargs)
             return bool(self.calls.guard().peek(self._feature, customer=customer))
-        except REFUSALS:
+        except DENIED_ERRORS:
             return False
 
 

@@ -18,7 +18,7 @@ from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask.addresses import login_pages
 from stigg_guard.flask.current import app_guard, of_request, this_request
-from stigg_guard.flask.errors import refusing
+from stigg_guard.flask.errors import denying
 from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.streams import SettlingStream
@@ -47,10 +47,10 @@ class FlaskCalls(ViewCalls):
         of_request().noted.append(usage)
 
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
-        return super().check_first(synchronous(function), refusing(check))
+        return super().check_first(synchronous(function), denying(check))
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
-        run, begin = synchronous(function), refusing(begin)
+        run, begin = synchronous(function), denying(begin)
 
         @wraps(function)
         def settled(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -16,7 +16,7 @@ from werkzeug.wrappers import Response
 from stigg_guard import errors
 from stigg_guard.flask.addresses import login_url, upgrade_url
 from stigg_guard.flask.current import app_guard, of_request
-from stigg_guard.web.denial import Denial, Refusal, is_answered, page_source
+from stigg_guard.web.denial import Denial, DeniedError, is_answered, page_source
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +33,7 @@ class PaymentRequired(HTTPException):
 default_exceptions.setdefault(402, PaymentRequired)
 
 
-class Refused(HTTPException, errors.StiggGuardError):
+class RequestDenied(HTTPException, errors.StiggGuardError):
     """A request that the guard refused, for the error handlers of an app.
 
     ``code``, ``name`` and ``description`` are its status and words, :meth:`get_response` is the built-in answer.
@@ -43,7 +43,7 @@ class Refused(HTTPException, errors.StiggGuardError):
 
     response = None
 
-    def __init__(self, error: Refusal, denial: Denial) -> None:
+    def __init__(self, error: DeniedError, denial: Denial) -> None:
         Exception.__init__(self, str(error))  # werkzeug's own constructor is not made for a second base
         vars(self).update(vars(error))
         self.error = error
@@ -70,13 +70,13 @@ class Refused(HTTPException, errors.StiggGuardError):
         return current_app.response_class(body, answer.status, dict(answer.headers), content_type=answer.content_type)
 
 
-class FeatureDenied(errors.FeatureDenied, Refused):
+class FeatureDenied(errors.FeatureDenied, RequestDenied):
     """A denial, as error handlers get it: ``entitlement`` says why, with the figures; ``customer`` says who.
 
     In a view, what is caught is :class:`stigg_guard.FeatureDenied`, which it is one of.
     """
 
-    __init__ = Refused.__init__
+    __init__ = RequestDenied.__init__
 
 
 def answer(error: errors.StiggGuardError) -> ResponseReturnValue | HTTPException:
@@ -85,15 +85,15 @@ def answer(error: errors.StiggGuardError) -> ResponseReturnValue | HTTPException
     It is registered for the root of the errors, so that an app's own handlers of single ones go first, whenever they
     were registered.
     """
-    if isinstance(error, Refused):  # no handler of the app wanted it
+    if isinstance(error, RequestDenied):  # no handler of the app wanted it
         return error
     if not is_answered(error):
         raise error  # not the client's doing
-    return current_app.handle_http_exception(refused(error))
+    return current_app.handle_http_exception(denied(error))
 
 
-def refusing(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which raises :class:`Refused` where the guard refuses the request.
+def denying(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which raises :class:`RequestDenied` where the guard refuses the request.
 
     An errorhandler of all exceptions, or an extension, tells what is to be answered by ``HTTPException``.
     """
@@ -103,14 +103,14 @@ def refusing(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except errors.StiggGuardError as error:
-            if isinstance(error, Refused) or not is_answered(error):
+            if isinstance(error, RequestDenied) or not is_answered(error):
                 raise
-            raise refused(error) from error
+            raise denied(error) from error
 
     return called
 
 
-def refused(error: Refusal) -> Refused:
+def denied(error: DeniedError) -> RequestDenied:
     """What the error comes to for the current request. The log and the ``RateLimit`` headers are told of it."""
     this = app_guard()
     signs_in = isinstance(error, errors.SignInRequired)
@@ -140,15 +140,15 @@ def _built_in() -> Environment:
     return Environment(loader=FunctionLoader(page_source), autoescape=True)
 
 
-def _made(error: Refusal, denial: Denial) -> Refused:
+def _made(error: DeniedError, denial: Denial) -> RequestDenied:
     made = _class_of(type(error), denial.status)  # type: ignore[arg-type] # mypy: the hash of a class is no hash
     return made(error, denial)
 
 
 @cache
-def _class_of(error: type[errors.StiggGuardError], status: int) -> type[Refused]:
+def _class_of(error: type[errors.StiggGuardError], status: int) -> type[RequestDenied]:
     """One of the error's own class, and of werkzeug's of the status: by these Flask finds the app's handlers."""
-    kind: type[Refused] = FeatureDenied
+    kind: type[RequestDenied] = FeatureDenied
     if not issubclass(error, errors.FeatureDenied):
-        kind = type(Refused.__name__, (error, Refused), {"__init__": Refused.__init__})
+        kind = type(RequestDenied.__name__, (error, RequestDenied), {"__init__": RequestDenied.__init__})
     return type(kind.__name__, (kind, default_exceptions.get(status, HTTPException)), {"code": status})

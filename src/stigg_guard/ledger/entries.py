@@ -70,7 +70,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class LimitExceeded:
     """There was not enough left for one of the claims: ``counted`` of ``limit`` units are used, held or on their
     way."""
 
@@ -163,7 +163,7 @@ class Ledger(Protocol):
         """A number higher than all that this customer had before, and the present time of the ledger's clock."""
         ...
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
+    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
         """Takes the claimed units for ``ttl`` seconds, if used + held + on their way + amount <= limit for each key.
 
         All of them, or none: the first claim that does not fit is returned. What the claims' news tell is noted either

@@ -16,10 +16,10 @@ from stigg_guard.errors import InvalidRequest
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.sidecar.accounts import Accounts
 from stigg_guard.sidecar.catalog import Catalog
-from stigg_guard.sidecar.checks import Checks
 from stigg_guard.sidecar.document import nearest
+from stigg_guard.sidecar.entitlement_checks import Checks
 from stigg_guard.sidecar.reports import Reports
-from stigg_guard.sidecar.store import RecordKey, Store, UsageKey
+from stigg_guard.sidecar.store import CounterKey, RecordKey, Store
 from stigg_guard.sidecar.subscriptions import SUBSCRIPTION, Subscriber, Subscriptions, without_plan
 
 
@@ -138,7 +138,7 @@ class Engine:
         return _Rules(catalog, accounts, subscriptions, checks, reports, of_customers)
 
 
-def _initial_usage(rules: _Rules, now: datetime) -> Iterator[tuple[UsageKey, float]]:
+def _initial_usage(rules: _Rules, now: datetime) -> Iterator[tuple[CounterKey, float]]:
     for customer in rules.catalog.customers.values():
         for resource, account in (("", customer.account), *customer.resources.items()):
             subscriber = Subscriber(customer.id, resource, account)

@@ -15,7 +15,7 @@ from stigg_guard.errors import InvalidRequest
 from stigg_guard.sidecar.catalog import Catalog, Meter
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.fields import require_count, require_finite, require_finite_dimensions, require_ids
-from stigg_guard.sidecar.store import Answer, EventKey, Store, Transaction, UsageKey
+from stigg_guard.sidecar.store import CounterKey, EventKey, Store, StoredResponse, Transaction
 from stigg_guard.sidecar.subscriptions import Denied, Offer, Subscriber, Subscriptions, without_plan
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as pb
@@ -76,7 +76,7 @@ class Reports:
             first = transaction.answer(idempotency_key, now)
             if first is None:
                 response = write(transaction)
-                transaction.remember(idempotency_key, Answer(digest, response.SerializeToString()), now)
+                transaction.remember(idempotency_key, StoredResponse(digest, response.SerializeToString()), now)
                 return response
         if first.request != digest:
             raise InvalidRequest("idempotency-key", "was used for a different report; take a new key for each report")
@@ -212,7 +212,7 @@ def _dimension(event: pb.Event, name: str | None) -> str | float | bool | None:
     return getattr(dimension, given) if given else None
 
 
-def _aggregate(transaction: Transaction, key: UsageKey, meter: Meter, value: str | float | bool | None) -> float:
+def _aggregate(transaction: Transaction, key: CounterKey, meter: Meter, value: str | float | bool | None) -> float:
     """The usage after an event; unchanged when the event lacks the meter's dimension, or has it as another type."""
     used = transaction.usage(key)
     if meter.aggregation == "count":

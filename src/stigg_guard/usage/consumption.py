@@ -27,7 +27,7 @@ from stigg_guard.errors import (
     SidecarError,
     SidecarTimeout,
 )
-from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, News, Period, Refused, UsageKey, Use
+from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, LimitExceeded, News, Period, UsageKey, Use
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.observer import Observer, tell
@@ -250,7 +250,7 @@ class Book:
             held = self._ledger.hold(claims, self._config.hold_ttl)
         except LedgerUnavailable as error:
             return self._without_ledger(claims, customer, error)
-        if isinstance(held, Refused):
+        if isinstance(held, LimitExceeded):
             asked, _ = found[held.claim.key.feature_id]
             counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
             raise FeatureDenied(counted.allows(held.claim.amount), customer)

@@ -139,12 +139,12 @@ class Reporter:
         return self._left()
 
     def stats(self) -> Mapping[str, int]:
-        """What this process did since it started: reports ``acknowledged``, ``refused``, ``doubted``,
+        """What this process did since it started: reports ``acknowledged``, ``rejected``, ``doubted``,
         ``failures`` in a row, and uses ``stranded`` in its memory."""
         self._enter_process()
         settled, rescued = self._settlement.counts, self._stranded.counts
         return {
-            **{outcome: settled[outcome] + rescued[outcome] for outcome in ("acknowledged", "refused", "doubted")},
+            **{outcome: settled[outcome] + rescued[outcome] for outcome in ("acknowledged", "rejected", "doubted")},
             "failures": self._failures,
             "stranded": len(self._stranded),
         }

@@ -30,7 +30,7 @@ class Settlement:
     """Sends the ledger's reports, notes in it what came of them, and decides those whose outcome nobody knows.
 
     ``acknowledged`` is called with every report that was counted and the usage it led to. ``counts`` are the reports
-    ``acknowledged``, ``refused`` and ``doubted`` here.
+    ``acknowledged``, ``rejected`` and ``doubted`` here.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Settlement:
             logger.error("the time of usage of %r is refused: is this host's clock right? %s", str(report.key), error)
             return
         self._ledger.bury(report, str(error))
-        self.counts["refused"] += 1
+        self.counts["rejected"] += 1
         logger.error("the sidecar refuses usage of %r, which is set aside: %s", str(report.key), error)
 
 

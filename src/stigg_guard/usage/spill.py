@@ -24,7 +24,7 @@ class StrandedUses:
     """A spill queue: uses that neither ledger nor sidecar takes, and steps of the ledger that it did not answer.
 
     Its length is the number of both. ``acknowledged`` is called with every use that was counted and the usage it led
-    to. ``counts`` are the uses ``acknowledged``, ``refused`` and ``doubted`` here.
+    to. ``counts`` are the uses ``acknowledged``, ``rejected`` and ``doubted`` here.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class StrandedUses:
             (answer,) = self._sender.send(kept.batch)
         except InvalidRequest as error:
             logger.error("the sidecar refuses usage of %r, and no ledger can keep it: %s", str(kept.use.key), error)
-            self.counts["refused"] += 1
+            self.counts["rejected"] += 1
             return True
         except SidecarError as error:
             kept.maybe_counted |= error.outcome_unknown

@@ -26,8 +26,8 @@ QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded
 TEMPLATE = "stigg_guard/denied.html"
 FRAGMENT_TEMPLATE = "stigg_guard/denied_fragment.html"
 
-Refusal: TypeAlias = FeatureDenied | SidecarError | LedgerUnavailable | SignInRequired | InvalidRequest
-REFUSALS = (FeatureDenied, SidecarError, LedgerUnavailable, SignInRequired, InvalidRequest)
+DeniedError: TypeAlias = FeatureDenied | SidecarError | LedgerUnavailable | SignInRequired | InvalidRequest
+DENIED_ERRORS = (FeatureDenied, SidecarError, LedgerUnavailable, SignInRequired, InvalidRequest)
 
 _HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "Vary": "Accept, HX-Request"}
 _TITLES: Mapping[Reason, Text] = {
@@ -61,7 +61,7 @@ class Headers(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DenialResponse:
     """The HTTP response to a refused request.
 
     With ``template`` the framework renders that template with ``{"denial": denial}``; else ``body`` is sent as it is.
@@ -97,7 +97,9 @@ class Denial:
     language: str = "en"
 
     @classmethod
-    def of(cls, error: Refusal, config: Config, wording: Wording = ENGLISH, *, login_url: str | None = None) -> Denial:
+    def of(
+        cls, error: DeniedError, config: Config, wording: Wording = ENGLISH, *, login_url: str | None = None
+    ) -> Denial:
         """The denial that an error of a guarded view comes to.
 
         ``login_url`` is the address of the login page, where the framework finds it otherwise than in ``LOGIN_URL``.
@@ -143,7 +145,7 @@ class Denial:
         fraction = self.entitlement.used_fraction if self.entitlement is not None else None
         return "" if fraction is None else f"{fraction:.4g}"
 
-    def answer(self, headers: Headers, address: str) -> Answer:
+    def answer(self, headers: Headers, address: str) -> DenialResponse:
         """What a client that sends these headers is answered.
 
         htmx gets ``HX-Redirect``, which it follows at any status, or a fragment, which it shows if its own
@@ -155,7 +157,7 @@ class Denial:
             return self._fragment(headers.get("HX-Current-URL", "") or address)
         if by_htmx or prefers_html(headers.get("Accept", "") or ""):
             return self._page(address)
-        return Answer(self.status, self.headers, body=json.dumps(self.problem()), content_type=PROBLEM_TYPE)
+        return DenialResponse(self.status, self.headers, body=json.dumps(self.problem()), content_type=PROBLEM_TYPE)
 
     def problem(self) -> dict[str, Any]:
         """The members of the body by RFC 9457."""
@@ -181,25 +183,25 @@ class Denial:
         detail = f"{self.title}. {self.detail}"
         return {"type": "about:blank", "title": phrase, "status": self.status, "detail": detail}
 
-    def _page(self, address: str) -> Answer:
+    def _page(self, address: str) -> DenialResponse:
         if self.login_url is not None:
-            return Answer(302, {**self.headers, "Location": _with_next(self.login_url, address)})
-        return Answer(self.status, self.headers, template=TEMPLATE)
+            return DenialResponse(302, {**self.headers, "Location": _with_next(self.login_url, address)})
+        return DenialResponse(self.status, self.headers, template=TEMPLATE)
 
-    def _fragment(self, address: str) -> Answer:
+    def _fragment(self, address: str) -> DenialResponse:
         if self.login_url is not None:
-            return Answer(self.status, {**self.headers, "HX-Redirect": _with_next(self.login_url, address)})
+            return DenialResponse(self.status, {**self.headers, "HX-Redirect": _with_next(self.login_url, address)})
         if self.upgrade_url is not None:
-            return Answer(self.status, {**self.headers, "HX-Redirect": quote(self.upgrade_url, safe=_URL_SAFE)})
-        return Answer(self.status, self.headers, template=FRAGMENT_TEMPLATE)
+            return DenialResponse(self.status, {**self.headers, "HX-Redirect": quote(self.upgrade_url, safe=_URL_SAFE)})
+        return DenialResponse(self.status, self.headers, template=FRAGMENT_TEMPLATE)
 
 
-def is_answered(error: BaseException) -> TypeGuard[Refusal]:
+def is_answered(error: BaseException) -> TypeGuard[DeniedError]:
     """Whether the client is told of the error. What is computed from a request may be bad because of the client; every
     other bad value is the application's, and stays an error 500."""
     if isinstance(error, InvalidRequest):
         return error.field.partition("[")[0] in _OF_REQUEST
-    return isinstance(error, REFUSALS)
+    return isinstance(error, DENIED_ERRORS)
 
 
 def upgrade_url(config: Config, feature: str = "") -> str | None:
