@@ -1,4 +1,4 @@
-"""Guards views by what a customer has paid for: a blocking Stigg SDK with a cache, exact limits and a local sidecar."""
+"""Guards views by what a customer has paid for: a blocking, thread-safe Stigg SDK with a cache and exact quotas."""
 
 from __future__ import annotations
 

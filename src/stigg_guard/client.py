@@ -32,7 +32,7 @@ _WITHOUT_EFFECT = ("ws_enabled", "ws_url", "redis", "cache_max_size_bytes")
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
 
-class Answers(Protocol):
+class Answerer(Protocol):
     """Whatever answers the 12 requests: a channel to a sidecar, or an engine in this process."""
 
     def answer(
@@ -113,7 +113,7 @@ class Stigg:
         local_sidecar_port: int | str = LOCAL_PORT,
         local_sidecar_catalog: str | os.PathLike[str] | None = None,
         offline_file: str | os.PathLike[str] | None = None,
-        answers: Answers | None = None,
+        answers: Answerer | None = None,
         tls_ca_file: str | os.PathLike[str] | None = None,
         timeout: float = 1.0,
         report_timeout: float = 5.0,
@@ -131,7 +131,7 @@ class Stigg:
         self._closed = False
         self._api: Api | None = None
         self._fallbacks = _fallbacks(fallbacks, local_sidecar_config)
-        self._answers: Answers
+        self._answers: Answerer
         if answers is not None:
             self._answers = answers
         elif offline_file is not None:
@@ -348,7 +348,7 @@ def _or(given: float | None, default: float) -> float:
     return default if given is None else given
 
 
-def _offline_answers(file: str | os.PathLike[str], fallbacks: Mapping[str, Fallback]) -> Answers:
+def _offline_answers(file: str | os.PathLike[str], fallbacks: Mapping[str, Fallback]) -> Answerer:
     from stigg_guard.sidecar.catalog import load_catalog
     from stigg_guard.sidecar.engine import Engine
     from stigg_guard.sidecar.store import Store

@@ -50,7 +50,7 @@ class OnOutage(str, Enum):
 
 
 class OnUncertain(str, Enum):
-    """What becomes of a usage report when nobody knows whether it was counted, and a repetition could count twice."""
+    """What to do with a usage report in doubt: it may have been counted, and sending it again could count it twice."""
 
     RECONCILE = "reconcile"
     RESEND = "resend"
@@ -58,7 +58,7 @@ class OnUncertain(str, Enum):
 
 
 class Anonymous(str, Enum):
-    """What becomes of a request that no customer belongs to."""
+    """How to answer a request that no customer belongs to."""
 
     REFUSE = "refuse"
     LOGIN = "login"
@@ -121,7 +121,7 @@ class Config:
     customer: str | Callable[..., Any] | None = None
     """Dotted path or callable that finds the customer of a request."""
     anonymous: Anonymous | Customer = Anonymous.REFUSE
-    """What becomes of requests that no customer belongs to: ``refuse`` answers 401, ``login`` sends browsers to the
+    """How requests are answered that no customer belongs to: ``refuse`` answers 401, ``login`` sends browsers to the
     login page, and ``customer:ID`` lets them have what that customer, such as one with a free plan, has."""
     login_url: str | None = None
     """The login page; in Django without it the project's own ``LOGIN_URL``."""
@@ -143,12 +143,12 @@ class Config:
     """False lets every check pass and reports nothing."""
 
     def __post_init__(self) -> None:
-        """Settles each value into its own type.
+        """Converts each value into its own type.
 
         Raises:
             ConfigError: values are malformed or contradict each other; the message names every one.
         """
-        values, faults = _settled({entry.name: getattr(self, entry.name) for entry in fields(self)})
+        values, faults = _converted({entry.name: getattr(self, entry.name) for entry in fields(self)})
         if faults:
             raise ConfigError("; ".join(sorted(faults)))
         for name, value in values.items():
@@ -164,7 +164,7 @@ class Config:
             ConfigError: a key is unknown or a value malformed; the message names every such key and the remedy.
         """
         given = {str(key)[len(prefix) :]: value for key, value in settings.items() if str(key).startswith(prefix)}
-        values, faults = _settled({key.lower(): value for key, value in given.items() if key in _READERS})
+        values, faults = _converted({key.lower(): value for key, value in given.items() if key in _READERS})
         faults += [f"{key}: unknown setting; {_nearest(key, prefix)}" for key in given if key not in _READERS]
         if faults:
             raise ConfigError("; ".join(sorted(prefix + fault for fault in faults)))
@@ -181,7 +181,7 @@ def _nearest(key: str, prefix: str) -> str:
     return f"did you mean {prefix}{close[0]}?" if close else "the settings are " + ", ".join(sorted(_READERS))
 
 
-def _settled(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _converted(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The values of these settings in their own types, and what is wrong with them."""
     values: dict[str, Any] = {}
     faults = []

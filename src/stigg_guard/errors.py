@@ -1,4 +1,4 @@
-"""Everything that this library raises.
+"""The exceptions of this library.
 
 ::
 

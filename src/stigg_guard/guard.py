@@ -1,4 +1,4 @@
-"""``Guard``: may this customer use this feature, and how much of it was used?"""
+"""``Guard``: checks entitlements, holds units within a quota, reports usage. Thread-safe and fork-safe."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ def work_with(stand_in: ReplaceWorkings | None) -> None:
 class Guard:
     """Checks entitlements from a cache, holds what is about to be used, reports what was used.
 
-    One guard serves all threads of a process and survives forks. Nothing is connected, started or opened before the
-    first use. ``config`` defaults to the ``STIGG_GUARD_*`` environment variables; ``stigg`` to a client and ``ledger``
-    to a ledger made from it. ``confirm`` decides when the usage of successful work is certain, ``observer`` is told of
-    what happens. ``is_testing`` says whether tests run, in which the first use of a ledger that outlives them warns.
+    A guard is thread-safe and fork-safe: one serves all threads of a process and its forks. Nothing is connected,
+    started or opened before the first use. ``config`` defaults to the ``STIGG_GUARD_*`` environment variables;
+    ``stigg`` to a client and ``ledger`` to a ledger made from it. ``confirm`` decides when the usage of successful work
+    is certain, ``observer`` is called for what happens. ``is_testing`` says whether tests run, in which the first use
+    of a ledger that outlives them warns.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class Guard:
         requested_values: Sequence[str] = (),
         fallback: Fallback | None = None,
     ) -> Entitlement:
-        """As :meth:`check`, but a denial is raised.
+        """Checks as :meth:`check`, and raises a denial.
 
         Raises:
             FeatureDenied: the customer may not use the feature.
@@ -199,10 +200,10 @@ class Guard:
         return self._workings.lookup.reload(Customer.of(customer))
 
     def forget(self, customer: str | Customer) -> None:
-        """Lets the next request ask for the customer's entitlements again, in all processes that share a ``CACHE``.
+        """Invalidates the customer's cached entitlements, in all processes that share a ``CACHE``.
 
-        For news from elsewhere, say from a webhook: it asks nobody and cannot fail. What is known goes on answering
-        while the sidecar cannot be reached.
+        The next request fetches them again. For news from elsewhere, say from a webhook: it sends nothing to the
+        sidecar and cannot fail. What is known goes on answering while the sidecar cannot be reached.
         """
         self._workings.lookup.cache.forget(Customer.of(customer))
 
@@ -246,7 +247,7 @@ class Guard:
         event: str | None = None,
         dimensions: Dimensions | None = None,
     ) -> Consumption:
-        """Holds ``n`` units while the block runs; reports them when it succeeds, gives them back when it raises.
+        """Holds ``n`` units (a reservation) while the block runs. Success reports them, an exception gives them back.
 
         ::
 

@@ -72,7 +72,7 @@ def override_entitlements(entitlements: Mapping[str, Any]) -> Override:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Usage that the sidecar would have been told of: ``amount`` units more, fewer when negative, the new total with
+    """Usage that the sidecar would have got: ``amount`` units more, fewer when negative, the new total with
     ``is_set``. ``event`` is the name of the raw event that told it, if that was one."""
 
     customer: Customer
@@ -90,7 +90,7 @@ class Report:
 class StandIn:
     """Stands in for Stigg while entitlements are overridden. Made by :func:`override_entitlements`.
 
-    What it changes, it changes in the innermost override that is active, until that ends. Safe between threads.
+    What it changes, it changes in the innermost override that is active, until that ends. It is thread-safe.
     """
 
     def __init__(self, given: Mapping[str, Given], outer: StandIn | None) -> None:

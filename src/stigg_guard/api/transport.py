@@ -39,8 +39,8 @@ PIECE = 64 * 1024
 MAX_MESSAGE = 500
 
 # What is answered with one of these codes was not carried out.
-_REFUSALS = {"UNAUTHENTICATED", "FORBIDDEN"}
-_NOT_DONE = _REFUSALS | {
+_UNAUTHENTICATED = {"UNAUTHENTICATED", "FORBIDDEN"}
+_NOT_DONE = _UNAUTHENTICATED | {
     "BAD_USER_INPUT",
     "CUSTOMER_NOT_FOUND",
     "ENTITLEMENT_LIMIT_EXCEEDED",
@@ -181,7 +181,7 @@ class Transport:
         code = _code(errors)
         if status == 429 or status >= 500:
             return self._failing(reply, request, errors, code)
-        if status in (401, 403) or code in _REFUSALS:
+        if status in (401, 403) or code in _UNAUTHENTICATED:
             problem = "does not accept the key; set API_KEY to a server key of this environment"
             return self._error(ApiUnauthenticated, request, problem, status=status, code=code)
         if errors:

@@ -64,7 +64,7 @@ def error_of(
     code, details = status.code(), _one_line(status.details() or "")
     kind = (REPORTS if is_report else CHECKS).get(code, SidecarError)
     if not issubclass(kind, SidecarError):
-        return _refusal(details)
+        return _rejection(details)
     remedies = [fault or _REMEDIES.get(kind, "")]
     if proxy and kind is SidecarUnavailable:
         what += f", through the proxy {proxy},"
@@ -74,7 +74,7 @@ def error_of(
     return kind(message, code=code.name, outcome_unknown=unknown)
 
 
-def _refusal(details: str) -> InvalidRequest:
+def _rejection(details: str) -> InvalidRequest:
     field, separator, problem = details.partition(": ")
     return InvalidRequest(field, problem) if separator and " " not in field else InvalidRequest("", details)
 

@@ -56,7 +56,7 @@ class StiggGuardMiddleware:
 
     @property
     def process_view(self) -> Callable[..., Any]:
-        """Refuses a view that rules are for and do not guard; where requests are awaited, a coroutine function."""
+        """Raises for a view that rules are for and do not guard; where requests are awaited, a coroutine function."""
         return _refuse_unruled_awaited if self._is_awaited else _refuse_unruled
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -91,7 +91,7 @@ def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
 
 
 def denial_of(request: HttpRequest, error: DeniedError) -> Denial:
-    """What the error comes to for this request. The log and the ``RateLimit`` headers are told of it."""
+    """Returns the denial of this request for an error. Notes it for the log and the ``RateLimit`` headers."""
     using = asked_configuration(request)
     config = get_guard(using).config
     if isinstance(error, (SidecarError, LedgerUnavailable)):

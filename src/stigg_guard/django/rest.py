@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Problem(APIException):
-    """A refusal as the framework's own exception, whose ``detail`` has all that RFC 9457 calls the problem."""
+    """A denial as the framework's own exception, whose ``detail`` has all that RFC 9457 calls the problem."""
 
     def __init__(self, error: DeniedError, request: Request, view: APIView) -> None:
         denial = denial_of(request, error)
@@ -106,7 +106,7 @@ class HasFeature(OperationHolderMixin, BasePermission):
         return True
 
     def _would_permit(self, request: Request, view: APIView) -> bool:
-        """What :meth:`has_permission` comes to, with nobody told of a denial."""
+        """Returns what :meth:`has_permission` would, without an event for a denial."""
         if not self.calls.applies(request):
             return True
         try:
@@ -154,7 +154,7 @@ class ConsumesUsage(BaseThrottle):
         return self
 
     def allow_request(self, request: Request, view: APIView) -> bool:
-        """True; the handler, which is called next, is told of its price."""
+        """Returns True, and notes the price for the handler, which is called next."""
         name = (request.method or "").lower()
         # A client may send any word as the method, such as the name of another method of the view.
         handler = getattr(view, name, None) if name in view.http_method_names else None
@@ -164,7 +164,7 @@ class ConsumesUsage(BaseThrottle):
 
 
 def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | None:
-    """For ``REST_FRAMEWORK["EXCEPTION_HANDLER"]``: answers refusals by the API's own renderers, as problems (RFC 9457).
+    """For ``REST_FRAMEWORK["EXCEPTION_HANDLER"]``: answers denials by the API's own renderers, as problems (RFC 9457).
 
     Without it those of :class:`HasFeature` are rendered, too, and all others are answered by the middleware.
     """

@@ -1,4 +1,4 @@
-"""How Flask's views are called, and what comes of what they return. That passes through as it is."""
+"""Calls Flask's views, and tells success by what they return. That passes through as it is."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FlaskCalls(ViewCalls):
 
         @wraps(function)
         def settled(*args: P.args, **kwargs: P.kwargs) -> R:
-            _refuse_before_request(settled)
+            _forbid_before_request(settled)
             ending = begin(*args, **kwargs)
             if ending is None:
                 return run(*args, **kwargs)
@@ -159,7 +159,7 @@ def _generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) 
     return returned
 
 
-def _refuse_before_request(guarded: Callable[..., Any]) -> None:
+def _forbid_before_request(guarded: Callable[..., Any]) -> None:
     for name in (None, *request.blueprints):
         for function in current_app.before_request_funcs.get(name, ()):
             if unwrap(function, stop=lambda one: one is guarded) is guarded:

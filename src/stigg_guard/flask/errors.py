@@ -1,4 +1,4 @@
-"""Refused requests as werkzeug's HTTP exceptions, so that an app's own error handlers find them."""
+"""Denied requests as werkzeug's HTTP exceptions, so that an app's own error handlers find them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class PaymentRequired(HTTPException):
     description = "Your plan does not include this."
 
 
-# Flask looks up here what errorhandler(402) is for, and refuses it otherwise.
+# Flask looks up here what errorhandler(402) is for, and raises otherwise.
 default_exceptions.setdefault(402, PaymentRequired)
 
 
 class RequestDenied(HTTPException, errors.StiggGuardError):
-    """A request that the guard refused, for the error handlers of an app.
+    """A request that the guard denied, as an HTTP exception for the error handlers of an app.
 
     ``code``, ``name`` and ``description`` are its status and words, :meth:`get_response` is the built-in answer.
     ``denial`` has the figures for templates, and ``error`` is what the guard raised, whose class it has too. Handlers
@@ -80,7 +80,7 @@ class FeatureDenied(errors.FeatureDenied, RequestDenied):
 
 
 def answer(error: errors.StiggGuardError) -> ResponseReturnValue | HTTPException:
-    """Answers what a request is refused for, by the app's handlers or else by itself.
+    """Answers a denied request, by the app's handlers or else by itself.
 
     It is registered for the root of the errors, so that an app's own handlers of single ones go first, whenever they
     were registered.
@@ -93,7 +93,7 @@ def answer(error: errors.StiggGuardError) -> ResponseReturnValue | HTTPException
 
 
 def denying(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which raises :class:`RequestDenied` where the guard refuses the request.
+    """Wraps the function: it raises :class:`RequestDenied` where the guard denies the request.
 
     An errorhandler of all exceptions, or an extension, tells what is to be answered by ``HTTPException``.
     """
@@ -111,7 +111,7 @@ def denying(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def denied(error: DeniedError) -> RequestDenied:
-    """What the error comes to for the current request. The log and the ``RateLimit`` headers are told of it."""
+    """Returns the denial of the current request for an error. Notes it for the log and the ``RateLimit`` headers."""
     this = app_guard()
     signs_in = isinstance(error, errors.SignInRequired)
     denial = Denial.of(error, this.guard.config, this.wording, login_url=login_url() if signs_in else None)

@@ -1,4 +1,4 @@
-"""The ledger: holds on units that are being used, and usage that the sidecar has not acknowledged yet."""
+"""The ledger, an outbox: holds (reservations) on units, and usage that the sidecar has not acknowledged yet."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a ledger keeps and what it promises: the protocol of all its homes, and how its values are written as text.
+"""The protocol of the ledger, an outbox: its entries, its steps, and how its values are written as text.
 
 An entry is *held* while the work runs, *unsent* once it succeeded, *sending* while a report is under way, *uncertain*
-when nobody knows whether a report was counted, and gone once it is settled; a report that the sidecar refuses is *dead*
-and stays visible. What is held, unsent, being sent or uncertain counts against the limit, together with the last known
-usage of the key. ``accounting`` has the rules of that, one for all homes.
+when nobody knows whether a report was counted, and gone once it is settled. A report that the sidecar rejects is
+*dead*, a dead letter, and stays visible. What is held, unsent, being sent or uncertain counts against the limit,
+together with the last known usage of the key. ``accounting`` has the rules of that, one for all homes.
 
 Users see amounts as floats; the homes store and add up whole quanta.
 """
@@ -63,7 +63,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Units taken off the limits of one or more keys until the hold is committed, released or expires."""
+    """A reservation: units taken off the limits of one or more keys until it is committed, released or expires."""
 
     id: str
     claims: tuple[Claim, ...]
@@ -71,8 +71,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class LimitExceeded:
-    """There was not enough left for one of the claims: ``counted`` of ``limit`` units are used, held or on their
-    way."""
+    """The answer to a claim beyond its limit: ``counted`` of ``limit`` units are used, held or on their way."""
 
     claim: Claim
     counted: float
@@ -153,14 +152,14 @@ class Acknowledged:
 
 
 class Ledger(Protocol):
-    """Where holds and unsent usage live. Every method is one step: it happens wholly or not at all.
+    """An outbox of holds and unsent usage. Every method is one step: it happens wholly or not at all.
 
     Each may raise ``LedgerUnavailable`` when the step could not be made and nothing happened, and ``ClientClosed``
     after ``close``. Seconds are floats; each step has a deadline of its own.
     """
 
     def ticket(self, customer_id: str) -> Ticket:
-        """A number higher than all that this customer had before, and the present time of the ledger's clock."""
+        """Draws a sequence number, higher than all that this customer had before. Its time is the ledger's clock's."""
         ...
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
@@ -218,7 +217,7 @@ class Ledger(Protocol):
         ...
 
     def doubt(self, reports: Sequence[Entry], seconds: float | None, reason: str) -> None:
-        """Makes the reports uncertain. After ``seconds`` they are due for a decision; with None only for a person.
+        """Puts the reports in doubt. After ``seconds`` they are due for a decision; with None only for a person.
 
         Until they are due or decided, no other report of the key is sent; with None others go on.
         """
@@ -229,7 +228,7 @@ class Ledger(Protocol):
         ...
 
     def bury(self, report: Entry, reason: str) -> None:
-        """Sets aside a report that the sidecar refuses; it is kept, and no longer counts."""
+        """Makes a report that the sidecar rejects a dead letter: it is kept, and no longer counts."""
         ...
 
     def known(self, key: UsageKey) -> Row | None:

@@ -1,4 +1,4 @@
-"""The distributed ledger: one Redis that the processes of all hosts share."""
+"""The distributed ledger, an outbox in one Redis that the processes of all hosts share."""
 
 from __future__ import annotations
 

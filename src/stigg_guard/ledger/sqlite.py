@@ -1,4 +1,4 @@
-"""The embedded ledger: one SQLite database, in memory or in a file that all processes of a host share."""
+"""The embedded ledger, an outbox in SQLite: in memory, or in a file that all processes of a host share."""
 
 from __future__ import annotations
 

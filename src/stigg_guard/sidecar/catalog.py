@@ -87,7 +87,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class CatalogCustomer:
-    """A customer, whose resources have plans and usage of their own."""
+    """A customer as the catalog has it, whose resources have plans and usage of their own."""
 
     id: str
     account: Account

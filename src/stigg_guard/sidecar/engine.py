@@ -36,7 +36,7 @@ class _Rules:
 
 
 class Engine:
-    """Answers requests as a sidecar does; safe to share between threads. It owns the store and closes it.
+    """Answers requests as a sidecar does. It is thread-safe. It owns the store and closes it.
 
     ``now`` tells the present instant, aware and in UTC. ``fallbacks`` answer, by feature id, for features that the
     catalog does not know. With ``reporting=False`` reports are checked and answered, and nothing is counted.

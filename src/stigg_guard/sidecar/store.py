@@ -1,4 +1,4 @@
-"""Where the local sidecar keeps usage: one SQLite database, of which this process is the only user."""
+"""Stores the local sidecar's usage: one SQLite database, of which this process is the only user."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ANSWERS_KEPT = 24 * 60 * 60.0
 
 
 class CounterKey(NamedTuple):
-    """What usage is counted by; ``resource`` and ``period`` are empty where there is none."""
+    """The key of a usage counter; ``resource`` and ``period`` are empty where there is none."""
 
     customer: str
     resource: str
@@ -82,7 +82,7 @@ class RecordKey(NamedTuple):
 
 
 class StoredResponse(NamedTuple):
-    """What was answered under an idempotency key, and a digest of the request that it answered."""
+    """The response kept under an idempotency key, and a digest of the request that it answered."""
 
     request: bytes
     response: bytes

@@ -1,4 +1,4 @@
-"""Using units of a feature: held while the work runs, reported when it succeeds, given back when it does not."""
+"""Reservations of units: held while the work runs, reported when it succeeds, given back when it does not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ as by a transaction that was rolled back."""
 
 
 def confirm_now(end: Callable[[bool], None]) -> None:
-    """For work that nothing undoes."""
+    """Confirms at once, for work that nothing undoes."""
     end(True)
 
 
@@ -118,7 +118,7 @@ class Book:
         event: Event | None,
         dimensions: Mapping[str, str | float | bool],
     ) -> None:
-        """The work succeeded: its usage is in the ledger when this returns, or on other ways to the sidecar."""
+        """Turns the hold of successful work into usage: it is in the ledger, or on other ways to the sidecar."""
         uses = [
             Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions) for claim in hold.claims
         ]
@@ -152,7 +152,7 @@ class Book:
         self.reporter.start()
 
     def release(self, hold: Hold) -> None:
-        """The work failed: nothing was used. What cannot be given back now comes back when the hold expires."""
+        """Gives back the hold of failed work. What cannot be given back now comes back when the hold expires."""
         try:
             if hold.id:
                 self._ledger.release(hold)

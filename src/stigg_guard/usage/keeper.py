@@ -1,4 +1,4 @@
-"""Keeps the holds of work that goes on: a thread of its own, since reporting may take longer than a hold lasts."""
+"""Renews the holds (reservations) of work that goes on, in a thread of its own: reporting may outlast a hold."""
 
 from __future__ import annotations
 

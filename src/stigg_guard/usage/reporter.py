@@ -1,4 +1,4 @@
-"""Reports what was used, in the background: the one thread of a process that does it, from first use to exit."""
+"""Drains the outbox in the background: one thread for each process, with exponential backoff and jitter."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class Reporter:
         return self._is_over
 
     def start(self) -> None:
-        """Something may have to be reported or given back."""
+        """Starts the thread: something may have to be reported or given back."""
         self._ensure_thread()
 
     def notify(self) -> None:
-        """There is something to send. Returns at once."""
+        """Wakes the thread: there is something to send. Returns at once."""
         self._ensure_thread()
         if self._wake.empty():
             self._wake.put(True)

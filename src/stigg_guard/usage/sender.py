@@ -1,4 +1,4 @@
-"""Sends reports to the sidecar, and tells what can be known of one that was not answered."""
+"""Sends reports with an idempotency key, and tells what can be known of one that was not answered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Sender:
         ``timeout`` is in seconds; None is the client's own for reports.
 
         Raises:
-            InvalidRequest: one of the reports is refused, or cannot be written as a message, and none was counted.
+            InvalidRequest: one of the reports is rejected, or cannot be written as a message, and none was counted.
             SidecarError: there is no answer; ``outcome_unknown`` tells whether the reports may have been counted.
         """
         reports, stigg = batch.reports, self._stigg()

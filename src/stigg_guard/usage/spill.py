@@ -1,4 +1,4 @@
-"""Usage that the ledger could not take: sent at once, or kept in this process's memory until something takes it."""
+"""A spill queue in memory for usage that the ledger could not take: sent at once, or kept until something takes it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class StrandedUses:
         return True
 
     def _is_sent(self, kept: _KeptUse) -> bool:
-        """Sends the use; whether the sidecar counted it, or refused it for good."""
+        """Sends the use; whether the sidecar counted it, or rejected it for good."""
         try:
             (answer,) = self._sender.send(kept.batch)
         except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""What a refused request is answered with, by any framework: one status table, one negotiation, one page; and the
+"""The response to a denied request, in any framework: one status table, one negotiation, one page; and the
 headers that tell the others what is left."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Headers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DenialResponse:
-    """The HTTP response to a refused request.
+    """The HTTP response to a denied request.
 
     With ``template`` the framework renders that template with ``{"denial": denial}``; else ``body`` is sent as it is.
     """
@@ -76,7 +76,7 @@ class DenialResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denial:
-    """A refused request: its HTTP ``status``, and the words, in the reader's language.
+    """A denied request: its HTTP ``status``, and the words, in the reader's language.
 
     ``entitlement`` has the figures; it is None when nothing was decided. ``facts`` are the same figures as labels and
     texts. ``upgrade_url`` is where more can be bought, with ``upgrade_label`` to click on; ``login_url`` is where a
@@ -197,8 +197,8 @@ class Denial:
 
 
 def is_answered(error: BaseException) -> TypeGuard[DeniedError]:
-    """Whether the client is told of the error. What is computed from a request may be bad because of the client; every
-    other bad value is the application's, and stays an error 500."""
+    """Whether the client gets a denial for the error. A value that is computed from a request may be bad because of the
+    client; every other bad value is the application's, and stays an error 500."""
     if isinstance(error, InvalidRequest):
         return error.field.partition("[")[0] in _OF_REQUEST
     return isinstance(error, DENIED_ERRORS)

@@ -1,4 +1,4 @@
-"""System checks of a ledger in a database: which tables its connections lead to, and how many there have to be."""
+"""Django's system checks of a ledger in a database: which tables its connections lead to, how many there must be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps with holds: units taken off limits until they are used or given back.
+"""Steps with holds (reservations): units taken off limits until they are used or given back.
 
 Nobody but the user's transaction that ends a hold waits for its rows, and nobody waits for that transaction.
 """

@@ -1,4 +1,4 @@
-"""The ledger in the site's own database: usage commits and rolls back with the data that it pays for."""
+"""A transactional outbox in the site's own database: usage commits and rolls back with the data that it pays for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections of the ledger's own to PostgreSQL: its books are kept whatever becomes of users' transactions."""
+"""Connections of the ledger's own to PostgreSQL: its books are kept also when users' transactions are rolled back."""
 
 from __future__ import annotations
 
