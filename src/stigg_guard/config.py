@@ -79,7 +79,7 @@ class Config:
 
     sidecar: str = "localhost:80"
     """``host:port`` of the sidecar, or a host alone for port 80; ``local`` starts one as a child process; ``offline``
-    asks nobody."""
+    answers from a file."""
     catalog: str | None = None
     """The catalog file of the ``local`` sidecar, and of the commands that run one or compare features; none means the
     demonstration catalog."""
@@ -102,7 +102,7 @@ class Config:
     redis_environment_prefix: str = "stigg-guard"
     """What the keys of the shared cache begin with: another one for each environment that shares a Redis."""
     redis_keys_ttl: int = 604_800
-    """After how many seconds Redis forgets a customer that nobody asked about; negative: never."""
+    """After how many seconds without a request Redis forgets a customer; negative: never."""
     stale_ttl: float = 86_400.0
     """How long past its TTL an entitlement may still answer while the sidecar cannot be reached."""
     fallbacks: Mapping[str, Fallback] = field(default_factory=dict)

@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Workings:
-    """What a guard works with."""
+    """The parts of a guard: lookup, ledger and book."""
 
     lookup: Lookup
     ledger: Ledger
@@ -112,7 +112,7 @@ class Guard:
 
     @property
     def ledger(self) -> Ledger:
-        """Where holds and unsent usage are."""
+        """The ledger, an outbox: holds and unsent usage."""
         return self._workings.ledger
 
     def check(
@@ -124,7 +124,7 @@ class Guard:
         requested_values: Sequence[str] = (),
         fallback: Fallback | None = None,
     ) -> Entitlement:
-        """Whether the customer may use the feature, decided from the cache when it is fresh.
+        """Returns whether the customer may use the feature, from the cache while that is fresh.
 
         ``requested_usage`` is in the feature's units, ``requested_values`` for enum features. A credit currency is
         asked for by its own id. ``fallback`` answers when there is no data, before the configured ones.
@@ -171,8 +171,7 @@ class Guard:
         return entitlement
 
     def peek(self, feature: str, *, customer: str | Customer) -> Entitlement:
-        """As :meth:`check`, for what is only shown: a denial too is answered from the cache for as long as that is
-        fresh.
+        """Checks as :meth:`check`, for display only: a denial too is answered from the cache while that is fresh.
 
         Raises:
             SidecarUnavailable: as :meth:`check`.
@@ -182,7 +181,7 @@ class Guard:
         return answer
 
     def entitlements(self, customer: str | Customer) -> Mapping[str, Entitlement]:
-        """All that the customer's plan has, by feature id and currency id; empty without a subscription.
+        """Returns all that the customer's plan has, by feature id and currency id; empty without a subscription.
 
         Raises:
             SidecarUnavailable: there is no data, fresh or stale.
@@ -229,7 +228,7 @@ class Guard:
         book.record(Use(_key(feature, customer), amount, is_set=set_total, dimensions=told), book.begin())
 
     def report_later(self, feature: str, *, customer: str | Customer) -> Callable[[Amount], None]:
-        """As :meth:`report`, for work that begins now: what is returned is called with the units when it has succeeded.
+        """Reports as :meth:`report`, for work that begins now. Call the returned function with the units on success.
 
         Raises:
             InvalidRequest: as from :meth:`report`.
@@ -323,12 +322,12 @@ class Guard:
         return self._workings.book.reporter.flush(timeout)
 
     def stats(self) -> Mapping[str, int]:
-        """How many entries of the ledger are ``held``, ``unsent``, ``sending``, ``uncertain`` and ``dead``, how many
-        holds were committed ``late``, and what this process's reporter did."""
+        """Counts the entries of the ledger that are ``held``, ``unsent``, ``sending``, ``uncertain`` and ``dead`` (dead
+        letters), the holds that were committed ``late``, and what this process's reporter did."""
         return {**self.ledger.counts(), **self.reporter_stats()}
 
     def reporter_stats(self) -> Mapping[str, int]:
-        """The part of :meth:`stats` that needs no ledger: what this process's reporter did."""
+        """Returns the part of :meth:`stats` that needs no ledger: what this process's reporter did."""
         return self._workings.book.reporter.stats()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a guard counts, as metrics for Prometheus."""
+"""Prometheus metrics of a guard: the figures of its ledger and its reporter."""
 
 from __future__ import annotations
 

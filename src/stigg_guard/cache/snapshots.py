@@ -39,7 +39,7 @@ NO_TICKET = Ticket(0, 0)
 
 
 class Snapshot:
-    """All that is known of a customer since one fetch.
+    """All entitlements of a customer, as one fetch got them.
 
     ``messages`` are the wire's entitlements by feature id or currency id, read when they are first asked for;
     ``denial`` is the reason why the customer has none at all. ``ticket`` orders snapshots and reports of a customer: a
@@ -195,7 +195,7 @@ class SnapshotCache:
         self._start_process()
 
     def get(self, customer: Customer, max_age: float = inf) -> tuple[Snapshot, Source]:
-        """The customer's snapshot, and where it came from; one older than ``max_age`` seconds only if need be.
+        """Returns the customer's snapshot and its source; one older than ``max_age`` seconds only if need be (stale).
 
         Raises:
             SidecarError: it cannot be fetched, and there is none young enough to serve stale.
@@ -325,7 +325,7 @@ class SnapshotCache:
             self._flights.pop(key, None)
 
     def ask(self, ask: Callable[[], T]) -> T:
-        """Asks the sidecar, unless an attempt failed a moment ago.
+        """Asks the sidecar, with a backoff: not when an attempt failed a moment ago.
 
         Raises:
             SidecarUnavailable: the last attempt failed a moment ago and this one was not made.

@@ -234,7 +234,7 @@ def _give_back(begun: Future[Ending | None]) -> None:
 
 
 def _tell(ended: Future[None]) -> None:
-    """Tells of a failure that nobody waits for."""
+    """Logs a failure that no caller waits for."""
     error = ended.exception()
     if error is not None:
         logger.error("dropped work cannot be ended, and its hold is left to expire", exc_info=error)

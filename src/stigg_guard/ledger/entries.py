@@ -163,7 +163,7 @@ class Ledger(Protocol):
         ...
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
-        """Takes the claimed units for ``ttl`` seconds, if used + held + on their way + amount <= limit for each key.
+        """Reserves the claimed units for ``ttl`` seconds, if used + held + on their way + amount <= limit for each key.
 
         All of them, or none: the first claim that does not fit is returned. What the claims' news tell is noted either
         way.
@@ -183,7 +183,7 @@ class Ledger(Protocol):
         ...
 
     def release(self, hold: Hold) -> None:
-        """Gives the units back."""
+        """Releases the hold: gives the units back."""
         ...
 
     def record(self, use: Use) -> float:
@@ -191,7 +191,7 @@ class Ledger(Protocol):
         ...
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
-        """The next reports to send, for ``lease`` seconds this caller's own; None when there is nothing to send.
+        """Leases the next reports to send to this caller for ``lease`` seconds; None when there is nothing to send.
 
         Usages come one report of each key, the oldest first, and no key has two reports under way. Events come in
         batches of their own. A batch whose lease ended comes again, unchanged. Unsent usage of one key is added up
@@ -224,7 +224,7 @@ class Ledger(Protocol):
         ...
 
     def take_uncertain(self, size: int, lease: float) -> Sequence[Entry]:
-        """Uncertain reports that are due for a decision, for ``lease`` seconds this caller's own."""
+        """Leases the reports in doubt that are due for a decision to this caller for ``lease`` seconds."""
         ...
 
     def bury(self, report: Entry, reason: str) -> None:
@@ -232,23 +232,23 @@ class Ledger(Protocol):
         ...
 
     def known(self, key: UsageKey) -> Row | None:
-        """What the ledger believes of a key; None if nobody ever asked for it."""
+        """Returns what the ledger believes of a key; None if it never had the key."""
         ...
 
     def outstanding(self, key: UsageKey) -> float:
-        """The units of a key that are held, unsent, being sent or uncertain, whatever their period."""
+        """Sums the units of a key that are held, unsent, being sent or uncertain, whatever their period."""
         ...
 
     def entries(self, states: Sequence[State], limit: int) -> Sequence[Entry]:
-        """Entries in these states, those whose first use is oldest first."""
+        """Lists entries in these states, those whose first use is oldest first."""
         ...
 
     def retry(self, ids: Sequence[str]) -> int:
-        """Makes dead and uncertain entries unsent again; how many there were."""
+        """Makes dead letters and uncertain entries unsent again; how many there were."""
         ...
 
     def discard(self, ids: Sequence[str]) -> int:
-        """Forgets dead and uncertain entries for good; how many there were."""
+        """Deletes dead letters and uncertain entries for good; how many there were."""
         ...
 
     def counts(self) -> Mapping[str, int]:

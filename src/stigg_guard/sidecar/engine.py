@@ -92,7 +92,7 @@ class Engine:
 
     @property
     def honours_keys(self) -> bool:
-        """Reports under one idempotency key count once."""
+        """Whether reports under one idempotency key count once: they do."""
         return True
 
     def replace_catalog(self, catalog: Catalog) -> None:

@@ -1,4 +1,4 @@
-"""The three requests that write: usage, usage in bulk, and raw events."""
+"""Usage reports to the local sidecar, with idempotency keys: usage, usage in bulk, and raw events."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ConfirmSince(ABC):
 
     @abstractmethod
     def begin(self) -> Confirm:
-        """How work that begins now becomes certain."""
+        """Returns how work that begins now becomes certain."""
 
     def __call__(self, end: Callable[[bool], None]) -> None:
         self.begin()(end)
@@ -90,7 +90,7 @@ class Book:
             weakref.finalize(self, thread.leave).atexit = False
 
     def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
-        """Takes the amounts of all features, or of none; there is no hold where nothing is counted.
+        """Takes reservations for the amounts of all features, or for none; there is no hold where nothing is counted.
 
         Raises:
             FeatureDenied: one of them is not to be had.
@@ -147,7 +147,7 @@ class Book:
             self.send(hold.claims[0].key.customer_id)
 
     def watch(self, hold: Hold, owner: object) -> None:
-        """The hold lasts until it is committed or released, or its owner is dropped."""
+        """Renews the hold until it is committed or released, or its owner is dropped."""
         self.keeper.watch(hold, owner)
         self.reporter.start()
 
@@ -161,7 +161,7 @@ class Book:
         self.keeper.unwatch(hold)
 
     def begin(self) -> Confirm:
-        """How work that begins now becomes certain."""
+        """Returns how work that begins now becomes certain."""
         return self.confirm.begin() if isinstance(self.confirm, ConfirmSince) else self.confirm
 
     def record(self, use: Use, confirm: Confirm) -> None:
@@ -285,7 +285,7 @@ def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True)
 
 
 class Consumption:
-    """Units held for a block of work. Made by :meth:`Guard.consume`, entered once.
+    """A reservation for a block of work: the units held. Made by :meth:`Guard.consume`, entered once.
 
     ``entitlements`` are the answers that allowed the hold, by feature id, once it is entered. The process that entered
     it ends it: what a forked child does is not counted, and gives nothing back.

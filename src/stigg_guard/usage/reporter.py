@@ -66,7 +66,7 @@ class Reporter:
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody reports in the background any more: the process ends, or the guard was closed."""
+        """Whether the background thread is over: the process ends, or the guard was closed."""
         return self._is_over
 
     def start(self) -> None:
@@ -139,7 +139,7 @@ class Reporter:
         return self._left()
 
     def stats(self) -> Mapping[str, int]:
-        """What this process did since it started: reports ``acknowledged``, ``rejected``, ``doubted``,
+        """Counts what this process did since it started: reports ``acknowledged``, ``rejected``, ``doubted``,
         ``failures`` in a row, and uses ``stranded`` in its memory."""
         self._enter_process()
         settled, rescued = self._settlement.counts, self._stranded.counts
@@ -162,7 +162,7 @@ class Reporter:
         return left
 
     def leave(self) -> None:
-        """Lets the thread end, after a last attempt to report: nobody has the guard any more. A finalizer may call it,
+        """Lets the thread end, after a last attempt to report, when the guard was dropped. A finalizer may call it,
         anywhere."""
         self._is_left = True
         self._end_thread()

@@ -47,7 +47,7 @@ class Sender:
         return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
 
     def may_repeat(self, report: Entry) -> bool:
-        """Whether a report that may have been counted may be sent again: it cannot count twice, or is allowed to.
+        """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to.
 
         Raises:
             SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
@@ -65,7 +65,7 @@ class Sender:
         return bool(stigg.honours_keys)
 
     def read_back(self, key: UsageKey) -> wire.MeteredEntitlement | None:
-        """The usage of the key in the sidecar's books, now; None if it tells none of this very feature.
+        """Reads the usage of the key back from the sidecar; None if it tells none of this very feature.
 
         Raises:
             SidecarError: it does not answer, or only a fallback does.

@@ -154,7 +154,7 @@ class Settlement:
             self._acknowledged(answer)
 
     def _doubt(self, reports: Sequence[Entry]) -> None:
-        """Only totals and events are sent again; of the others ``ON_UNCERTAIN`` decides."""
+        """Sends totals and events again; for other reports in doubt ``ON_UNCERTAIN`` decides."""
         self._ledger.put_back([report for report in reports if report.is_set or report.event])
         deltas = [report for report in reports if not (report.is_set or report.event)]
         self.counts["doubted"] += len(deltas)

@@ -1,5 +1,4 @@
-"""The response to a denied request, in any framework: one status table, one negotiation, one page; and the
-headers that tell the others what is left."""
+"""The response to a denied request, in any framework: one status table, one content negotiation, one page."""
 
 from __future__ import annotations
 
@@ -100,7 +99,7 @@ class Denial:
     def of(
         cls, error: DeniedError, config: Config, wording: Wording = ENGLISH, *, login_url: str | None = None
     ) -> Denial:
-        """The denial that an error of a guarded view comes to.
+        """Makes the denial for an error of a guarded view.
 
         ``login_url`` is the address of the login page, where the framework finds it otherwise than in ``LOGIN_URL``.
         """
@@ -146,7 +145,7 @@ class Denial:
         return "" if fraction is None else f"{fraction:.4g}"
 
     def answer(self, headers: Headers, address: str) -> DenialResponse:
-        """What a client that sends these headers is answered.
+        """Returns the response for a client that sends these headers: content negotiation.
 
         htmx gets ``HX-Redirect``, which it follows at any status, or a fragment, which it shows if its own
         ``responseHandling`` has it swap error responses; a browser gets a page, or is sent to sign in; everybody else

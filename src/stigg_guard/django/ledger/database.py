@@ -215,7 +215,7 @@ class Database:
 
 
 def _writing(step: Step, work: Callable[[Step], T]) -> T:
-    """Whoever reads before he writes is refused if somebody wrote in between; whoever writes first, waits."""
+    """Writes before it reads: who writes first waits, who reads first fails if another one wrote in between."""
     step.run("DELETE FROM stigg_guard_ledger_tickets WHERE id = 0")
     return work(step)
 

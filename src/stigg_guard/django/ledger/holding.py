@@ -111,7 +111,7 @@ def release(step: Step, hold: Hold) -> None:
 
 
 def clear(step: Step, now: int) -> None:
-    """Forgets the holds that nobody will end any more."""
+    """Deletes the holds that are long expired: their work will not end them."""
     step.run(_CLEAR, now=now, kept=EXPIRED_HOLDS_KEPT)
 
 
