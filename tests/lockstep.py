@@ -22,9 +22,9 @@ from stigg_guard.ledger import (
     Event,
     Hold,
     Ledger,
+    LimitExceeded,
     News,
     Period,
-    Refused,
     Row,
     State,
     Ticket,
@@ -179,7 +179,7 @@ class Lockstep:
                 drawn = home.tickets.get(ticket, Ticket(0, 0))
                 claims.append(Claim(key, amount, News(period, used, limit, drawn.number, drawn.at)))
             held = home.ledger.hold(claims, ttl)
-            if isinstance(held, Refused):
+            if isinstance(held, LimitExceeded):
                 return "refused", held.claim.key, held.counted, held.limit
             home.holds[number] = held
             return "held"

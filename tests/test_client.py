@@ -44,9 +44,9 @@ from stigg_guard import (
     ReloadEntitlementsRequest,
     ReportUsageBulkRequest,
     ReportUsageRequest,
-    SidecarRefused,
     SidecarStartError,
     SidecarTimeout,
+    SidecarUnauthenticated,
     SidecarUnavailable,
     Stigg,
     UsageUpdateBehavior,
@@ -199,8 +199,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("code", "error"),
         [
-            (grpc.StatusCode.UNAUTHENTICATED, SidecarRefused),
-            (grpc.StatusCode.PERMISSION_DENIED, SidecarRefused),
+            (grpc.StatusCode.UNAUTHENTICATED, SidecarUnauthenticated),
+            (grpc.StatusCode.PERMISSION_DENIED, SidecarUnauthenticated),
             (grpc.StatusCode.UNIMPLEMENTED, NotSupported),
             (grpc.StatusCode.UNAVAILABLE, SidecarUnavailable),
             (grpc.StatusCode.INTERNAL, stigg_guard.SidecarError),

@@ -18,7 +18,7 @@ import stigg_guard
 from stigg_guard import Config, Guard, errors
 from stigg_guard.entitlements import Customer, Entitlement, Reason
 from stigg_guard.flask import StiggGuard
-from stigg_guard.flask.errors import Refused, refused
+from stigg_guard.flask.errors import RequestDenied, denied
 
 DENIED = errors.FeatureDenied(
     Entitlement(feature_id="f", has_access=False, reason=Reason.BUDGET_EXCEEDED, enum_values=("a", "b")),
@@ -78,7 +78,7 @@ def test_keep_what_they_carry(made: errors.StiggGuardError, way: Callable[[Any],
 
 def test_of_the_whole_tree_can_be_copied_and_pickled() -> None:
     all_modules()
-    for kind in {*tree()} - {kind for kind in tree() if issubclass(kind, Refused)}:
+    for kind in {*tree()} - {kind for kind in tree() if issubclass(kind, RequestDenied)}:
         made = kind.__new__(kind, "what is wrong")
         vars(made).update(code="UNAVAILABLE", outcome_unknown=True, figures={"limit": 5})
         for way in WAYS:
@@ -91,7 +91,7 @@ def test_of_flask_keep_their_class_and_their_page() -> None:
     StiggGuard(app)
     with app.test_request_context():
         for error in (DENIED, LOST, errors.SignInRequired("nobody"), errors.InvalidRequest("value", "is no amount")):
-            made = refused(error)
+            made = denied(error)
             for way in WAYS:
                 again = way(made)
                 assert type(again) is type(made)

@@ -38,7 +38,7 @@ def test_counts_what_the_process_reported(guard: Guard) -> None:
     guard.report(FEATURE, 1, customer=CUSTOMER)
     guard.flush()
     page = scraped(guard)
-    outcomes = ("acknowledged", "refused", "doubted")
+    outcomes = ("acknowledged", "rejected", "doubted")
     assert [page[f'stigg_guard_reports_total{{outcome="{outcome}"}}'] for outcome in outcomes] == [1, 0, 0]
     names = ("stigg_guard_late_holds_total", "stigg_guard_report_failures", "stigg_guard_stranded_uses")
     assert [page[name] for name in names] == [0, 0, 0]

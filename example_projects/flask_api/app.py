@@ -39,7 +39,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from stigg_guard import ApiError, SidecarError
-from stigg_guard.flask import Refused, StiggGuard
+from stigg_guard.flask import RequestDenied, StiggGuard
 
 # The customers of the demonstration catalog. A real site has users, with passwords, who belong to customers.
 CUSTOMERS = {
@@ -309,7 +309,7 @@ def write_letters() -> ResponseReturnValue:
 
 @api.errorhandler(HTTPException)
 def as_problem(error: HTTPException) -> ResponseReturnValue:
-    if isinstance(error, Refused):
+    if isinstance(error, RequestDenied):
         return error.get_response()  # it has more to tell
     problem = {"title": error.name, "status": error.code, "detail": error.description}
     return problem, error.code or 500, {"Content-Type": "application/problem+json"}
@@ -338,7 +338,7 @@ def refuse_forged_forms() -> None:
 
 
 def show_error(error: HTTPException) -> ResponseReturnValue:
-    if isinstance(error, Refused):
+    if isinstance(error, RequestDenied):
         return error.get_response()  # templates/stigg_guard/denied.html
     return render_template("error.html", error=error), error.code or 500
 

@@ -1,4 +1,4 @@
-"""Guards views by what a customer has paid for: a blocking Stigg SDK with a cache, exact limits and a local sidecar."""
+"""Guards views by what a customer has paid for: a blocking, thread-safe Stigg SDK with a cache and exact quotas."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, ResetP
 from stigg_guard.errors import (
     ApiError,
     ApiRateLimited,
-    ApiRefused,
     ApiRejected,
     ApiTimeout,
+    ApiUnauthenticated,
     ApiUnavailable,
     ApiUnreadable,
     ClientClosed,
@@ -22,9 +22,9 @@ from stigg_guard.errors import (
     MissingExtra,
     NotSupported,
     SidecarError,
-    SidecarRefused,
     SidecarStartError,
     SidecarTimeout,
+    SidecarUnauthenticated,
     SidecarUnavailable,
     SignInRequired,
     StiggGuardError,
@@ -88,9 +88,9 @@ __all__ = [
     "ApiConfig",
     "ApiError",
     "ApiRateLimited",
-    "ApiRefused",
     "ApiRejected",
     "ApiTimeout",
+    "ApiUnauthenticated",
     "ApiUnavailable",
     "ApiUnreadable",
     "BooleanEntitlement",
@@ -163,9 +163,9 @@ __all__ = [
     "ReportUsageResponse",
     "ResetPeriod",
     "SidecarError",
-    "SidecarRefused",
     "SidecarStartError",
     "SidecarTimeout",
+    "SidecarUnauthenticated",
     "SidecarUnavailable",
     "SignInRequired",
     "Source",

@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
-def _acting(settle: Callable[[Namespace, Config], Config]) -> Callable[[Namespace], int]:
-    """Acts as the options say, with a guard of its own; ``settle`` has the last word on its configuration."""
+def _acting(adjust: Callable[[Namespace, Config], Config]) -> Callable[[Namespace], int]:
+    """Acts as the options say, with a guard of its own; ``adjust`` has the last word on its configuration."""
 
     def run(options: Namespace) -> int:
         console = Console(ledger="stigg-guard ledger", json=options.json)
-        with Guard(settle(options, Config.from_env())) as guard:
+        with Guard(adjust(options, Config.from_env())) as guard:
             return int(options.act(options, guard, console))
 
     return run
@@ -70,9 +70,9 @@ def _ledger_option() -> ArgumentParser:
 
 def _with_ledger(options: Namespace, config: Config) -> Config:
     """The ledger that was asked for. It must be there, so that a wrong path does not make an empty one."""
-    settled = replace(config, ledger=options.url or ledger_url(config))
-    require_ledger(ledger_url(settled))
-    return settled
+    adjusted = replace(config, ledger=options.url or ledger_url(config))
+    require_ledger(ledger_url(adjusted))
+    return adjusted
 
 
 if __name__ == "__main__":

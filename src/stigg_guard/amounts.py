@@ -1,4 +1,4 @@
-"""Amounts of usage: numbers that add up as a person reckons.
+"""Amounts of usage in fixed point: numbers that add up as a person reckons.
 
 Users see floats. What is summed and compared is a whole number of *quanta*, a millionth of a unit each, so that three
 times 0.1 fit 0.3 after any number of sums. Up to ``MAX_AMOUNT`` units a number in Lua holds every quantum exactly; a

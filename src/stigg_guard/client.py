@@ -32,8 +32,8 @@ _WITHOUT_EFFECT = ("ws_enabled", "ws_url", "redis", "cache_max_size_bytes")
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
 
-class Answers(Protocol):
-    """Whatever answers the 12 requests: a channel to a sidecar, or an engine in this process."""
+class Answerer(Protocol):
+    """Answers the 12 requests: a channel to a sidecar, or an engine in this process."""
 
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
@@ -85,7 +85,7 @@ class LocalSidecarConfig:
 
 
 class Stigg:
-    """A blocking client of a Stigg sidecar.
+    """A blocking, thread-safe client of a Stigg sidecar.
 
     ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
     elsewhere, without a host that of ``localhost``; the host may be a socket, as in ``unix:/run/sidecar.sock``.
@@ -113,7 +113,7 @@ class Stigg:
         local_sidecar_port: int | str = LOCAL_PORT,
         local_sidecar_catalog: str | os.PathLike[str] | None = None,
         offline_file: str | os.PathLike[str] | None = None,
-        answers: Answers | None = None,
+        answers: Answerer | None = None,
         tls_ca_file: str | os.PathLike[str] | None = None,
         timeout: float = 1.0,
         report_timeout: float = 5.0,
@@ -131,7 +131,7 @@ class Stigg:
         self._closed = False
         self._api: Api | None = None
         self._fallbacks = _fallbacks(fallbacks, local_sidecar_config)
-        self._answers: Answers
+        self._answers: Answerer
         if answers is not None:
             self._answers = answers
         elif offline_file is not None:
@@ -151,7 +151,7 @@ class Stigg:
     def get_entitlement(
         self, request: wire.GetEntitlementRequest, *, timeout: float | None = None
     ) -> wire.GetEntitlementResponse:
-        """The customer's entitlement to one feature of any type.
+        """Returns the customer's entitlement to one feature of any type.
 
         Of ``boolean``, ``numeric``, ``metered`` and ``enum`` the one that the answer has is true, and the others are
         false.
@@ -161,43 +161,43 @@ class Stigg:
     def get_boolean_entitlement(
         self, request: wire.GetBooleanEntitlementRequest, *, timeout: float | None = None
     ) -> wire.GetBooleanEntitlementResponse:
-        """The customer's entitlement to a boolean feature."""
+        """Returns the customer's entitlement to a boolean feature."""
         return self._check("GetBooleanEntitlement", request, timeout, wire.GetBooleanEntitlementResponse)
 
     def get_numeric_entitlement(
         self, request: wire.GetNumericEntitlementRequest, *, timeout: float | None = None
     ) -> wire.GetNumericEntitlementResponse:
-        """The customer's value of a numeric configuration feature."""
+        """Returns the customer's value of a numeric configuration feature."""
         return self._check("GetNumericEntitlement", request, timeout, wire.GetNumericEntitlementResponse)
 
     def get_metered_entitlement(
         self, request: wire.GetMeteredEntitlementRequest, *, timeout: float | None = None
     ) -> wire.GetMeteredEntitlementResponse:
-        """The customer's limit and usage of a metered feature, and whether the requested usage fits."""
+        """Returns the customer's limit and usage of a metered feature, and whether the requested usage fits."""
         return self._check("GetMeteredEntitlement", request, timeout, wire.GetMeteredEntitlementResponse)
 
     def get_enum_entitlement(
         self, request: wire.GetEnumEntitlementRequest, *, timeout: float | None = None
     ) -> wire.GetEnumEntitlementResponse:
-        """The customer's values of an enum configuration feature."""
+        """Returns the customer's values of an enum configuration feature."""
         return self._check("GetEnumEntitlement", request, timeout, wire.GetEnumEntitlementResponse)
 
     def get_entitlements(
         self, request: wire.GetEntitlementsRequest, *, timeout: float | None = None
     ) -> wire.GetEntitlementsResponse:
-        """All entitlements of a customer; credits are only in ``get_entitlements_state_v2``."""
+        """Returns all entitlements of a customer; credits are only in ``get_entitlements_state_v2``."""
         return self._check("GetEntitlements", request, timeout, wire.GetEntitlementsResponse)
 
     def get_entitlement_v2(
         self, request: wire.GetEntitlementV2Request, *, timeout: float | None = None
     ) -> wire.GetEntitlementV2Response:
-        """The customer's entitlement to one feature, or to one credit currency."""
+        """Returns the customer's entitlement to one feature, or to one credit currency."""
         return self._check("GetEntitlementV2", request, timeout, wire.GetEntitlementV2Response)
 
     def get_entitlements_state_v2(
         self, request: wire.GetEntitlementsStateV2Request, *, timeout: float | None = None
     ) -> wire.GetEntitlementsStateV2Response:
-        """All entitlements of a customer with their access, reasons and credits."""
+        """Returns all entitlements of a customer with their access, reasons and credits."""
         return self._check("GetEntitlementsStateV2", request, timeout, wire.GetEntitlementsStateV2Response)
 
     def reload_entitlements(
@@ -241,7 +241,7 @@ class Stigg:
         return self._api
 
     def new_api(self, api_config: ApiConfig | None, on_change: OnChange | None = None) -> Api:
-        """As :attr:`api`, another one for the caller to close, with a key and an address of its own."""
+        """Makes another :attr:`api` for the caller to close, with a key and an address of its own."""
         from stigg_guard.api import Api
 
         config = api_config or self.api_config
@@ -348,7 +348,7 @@ def _or(given: float | None, default: float) -> float:
     return default if given is None else given
 
 
-def _offline_answers(file: str | os.PathLike[str], fallbacks: Mapping[str, Fallback]) -> Answers:
+def _offline_answers(file: str | os.PathLike[str], fallbacks: Mapping[str, Fallback]) -> Answerer:
     from stigg_guard.sidecar.catalog import load_catalog
     from stigg_guard.sidecar.engine import Engine
     from stigg_guard.sidecar.store import Store

@@ -51,7 +51,7 @@ class OnOutage(str, Enum):
 
 
 class OnUncertain(str, Enum):
-    """What becomes of a usage report when nobody knows whether it was counted, and a repetition could count twice."""
+    """What to do with a usage report in doubt: it may have been counted, and sending it again could count it twice."""
 
     RECONCILE = "reconcile"
     RESEND = "resend"
@@ -59,7 +59,7 @@ class OnUncertain(str, Enum):
 
 
 class Anonymous(str, Enum):
-    """What becomes of a request that no customer belongs to."""
+    """How to answer a request that no customer belongs to."""
 
     REFUSE = "refuse"
     LOGIN = "login"
@@ -79,7 +79,7 @@ def _nearest(key: str, prefix: str) -> str:
     return f"did you mean {prefix}{close[0]}?" if close else "the settings are " + ", ".join(sorted(_READERS))
 
 
-def _settled(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _converted(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The values of these settings in their own types, and what is wrong with them."""
     values: dict[str, Any] = {}
     faults = []
@@ -290,7 +290,7 @@ class Config:
         "localhost:80",
         _sidecar,
         "``host:port`` of the sidecar, or a host alone for port 80; ``local`` starts one as a child "
-        "process; ``offline`` asks nobody.",
+        "process; ``offline`` answers from a file.",
     )
     catalog: str | None = _setting(
         None,
@@ -350,7 +350,7 @@ class Config:
     redis_keys_ttl: int = _setting(
         604_800,
         _keys_ttl,
-        "After how many seconds Redis forgets a customer that nobody asked about; negative: never.",
+        "After how many seconds without a request Redis forgets a customer; negative: never.",
     )
     stale_ttl: float = _setting(
         86_400.0,
@@ -405,7 +405,7 @@ class Config:
     anonymous: Anonymous | Customer = _setting(
         Anonymous.REFUSE,
         _anonymous,
-        "What becomes of requests that no customer belongs to: ``refuse`` answers 401, ``login`` sends "
+        "How requests are answered that no customer belongs to: ``refuse`` answers 401, ``login`` sends "
         "browsers to the login page, and ``customer:ID`` lets them have what that customer, such as one "
         "with a free plan, has.",
     )
@@ -458,12 +458,12 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Settles each value into its own type.
+        """Converts each value into its own type.
 
         Raises:
             ConfigError: values are malformed or contradict each other; the message names every one.
         """
-        values, faults = _settled({entry.name: getattr(self, entry.name) for entry in fields(self)})
+        values, faults = _converted({entry.name: getattr(self, entry.name) for entry in fields(self)})
         if faults:
             raise ConfigError("; ".join(sorted(faults)))
         for name, value in values.items():
@@ -479,7 +479,7 @@ class Config:
             ConfigError: a key is unknown or a value malformed; the message names every such key and the remedy.
         """
         given = {str(key)[len(prefix) :]: value for key, value in settings.items() if str(key).startswith(prefix)}
-        values, faults = _settled({key.lower(): value for key, value in given.items() if key in _READERS})
+        values, faults = _converted({key.lower(): value for key, value in given.items() if key in _READERS})
         faults += [f"{key}: unknown setting; {_nearest(key, prefix)}" for key in given if key not in _READERS]
         if faults:
             raise ConfigError("; ".join(sorted(prefix + fault for fault in faults)))

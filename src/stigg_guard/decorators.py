@@ -73,7 +73,7 @@ class Calls:
         return lambda *_args, **_kwargs: given
 
     def held(self, usage: Consumption, *args: Any, **kwargs: Any) -> None:
-        """Told of the units that were held for the call."""
+        """Called with the units that were held for the call."""
 
     def settle(self, result: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
         """What is returned in place of the result, and whether it is a success.
@@ -85,7 +85,7 @@ class Calls:
 
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
         """The function, with the check before each call."""
-        _refuse_coroutine(function)
+        _forbid_coroutine(function)
 
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -96,7 +96,7 @@ class Calls:
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
         """The function, with ``begin`` before each call, and what it began ended after it."""
-        _refuse_coroutine(function)
+        _forbid_coroutine(function)
 
         @wraps(function)
         def settled(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -242,7 +242,7 @@ def releases_usage(
 
 
 def _amount(computed: Any) -> Any:
-    """What was computed as an amount. Text is refused as one, and whoever computed it is told why."""
+    """What was computed as an amount. Text is an error, and whoever computed it is told why."""
     if isinstance(computed, (str, bytes)):
         logger.warning("n is computed as the text %r, where an amount is due: convert it, as by int()", computed)
     return computed
@@ -330,7 +330,7 @@ def is_asynchronous(function: Callable[..., Any]) -> bool:
     return any(check(one) for check in (iscoroutinefunction, isasyncgenfunction) for one in (function, called))
 
 
-def _refuse_coroutine(function: Callable[..., Any]) -> None:
+def _forbid_coroutine(function: Callable[..., Any]) -> None:
     if is_asynchronous(function):
         raise ConfigError(
             f"{_name(function)} is an async function, and this guard is synchronous: guard a synchronous function"

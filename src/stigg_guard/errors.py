@@ -1,4 +1,4 @@
-"""Everything that this library raises.
+"""The exceptions of this library.
 
 ::
 
@@ -13,14 +13,14 @@
     ├── SidecarError                    the sidecar did not answer the question
     │   ├── SidecarUnavailable          nothing answers there, and there is neither data nor fallback
     │   │   └── SidecarTimeout          the deadline passed; whether a report was counted is unknown
-    │   ├── SidecarRefused              the sidecar does not accept our credentials
+    │   ├── SidecarUnauthenticated      the sidecar does not accept our credentials
     │   ├── NotSupported                this sidecar is too old for the call
     │   └── SidecarStartError           the local sidecar did not start
     └── ApiError                        Stigg's API did not do what it was asked to
         ├── ApiUnavailable              it cannot be reached, or fails
         │   ├── ApiTimeout              the deadline passed
         │   └── ApiRateLimited          it takes no more requests for now
-        ├── ApiRefused                  it does not accept our key
+        ├── ApiUnauthenticated          it does not accept our key
         ├── ApiRejected                 it answered with errors, which say what is wrong with the request
         └── ApiUnreadable               what answers there does not answer as the API does
 
@@ -163,7 +163,7 @@ class SidecarTimeout(SidecarUnavailable):
     """The deadline passed before the answer came."""
 
 
-class SidecarRefused(SidecarError):
+class SidecarUnauthenticated(SidecarError):
     """The sidecar does not accept our credentials (UNAUTHENTICATED or PERMISSION_DENIED)."""
 
 
@@ -218,7 +218,7 @@ class ApiRateLimited(ApiUnavailable):
     retry_after: float = 60.0
 
 
-class ApiRefused(ApiError):
+class ApiUnauthenticated(ApiError):
     """Stigg's API does not accept our key; set API_KEY to a server key of this environment."""
 
 

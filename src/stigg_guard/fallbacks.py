@@ -1,4 +1,4 @@
-"""Answers for when there is no data: what a fallback says, where it is read from, and the response that carries it."""
+"""Fallbacks: the answers without data, where they are read from, and the response that carries one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stigg_guard.wire.responses import FEATURE_TYPES, TYPED_METHODS, entitlement
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """What to answer for a feature when there is no data.
+    """The fallback answer for a feature when there is no data.
 
     ``has_access`` decides; the rest only fills in the entitlement that the answer carries.
     """

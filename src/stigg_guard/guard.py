@@ -1,4 +1,4 @@
-"""``Guard``: may this customer use this feature, and how much of it was used?"""
+"""``Guard``: checks entitlements, holds units within a quota, reports usage. Thread-safe and fork-safe."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Workings:
-    """What a guard works with."""
+    """The parts of a guard: lookup, ledger and book."""
 
     lookup: Lookup
     ledger: Ledger
     book: Book
 
 
-StandIn: TypeAlias = Callable[[Workings], Workings]
+ReplaceWorkings: TypeAlias = Callable[[Workings], Workings]
 
-_stand_in: StandIn | None = None
+_stand_in: ReplaceWorkings | None = None
 
 
-def work_with(stand_in: StandIn | None) -> None:
+def work_with(stand_in: ReplaceWorkings | None) -> None:
     """Lets every guard of the process work with what ``stand_in`` makes of its own workings; with None, with its own.
 
     For tests: see ``stigg_guard.testing``.
@@ -56,10 +56,11 @@ def work_with(stand_in: StandIn | None) -> None:
 class Guard:
     """Checks entitlements from a cache, holds what is about to be used, reports what was used.
 
-    One guard serves all threads of a process and survives forks. Nothing is connected, started or opened before the
-    first use. ``config`` defaults to the ``STIGG_GUARD_*`` environment variables; ``stigg`` to a client and ``ledger``
-    to a ledger made from it. ``confirm`` decides when the usage of successful work is certain, ``observer`` is told of
-    what happens. ``is_testing`` says whether tests run, in which the first use of a ledger that outlives them warns.
+    A guard is thread-safe and fork-safe: one serves all threads of a process and its forks. Nothing is connected,
+    started or opened before the first use. ``config`` defaults to the ``STIGG_GUARD_*`` environment variables;
+    ``stigg`` to a client and ``ledger`` to a ledger made from it. ``confirm`` decides when the usage of successful work
+    is certain, ``observer`` is called for what happens. ``is_testing`` says whether tests run, in which the first use
+    of a ledger that outlives them warns.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Guard:
 
     @property
     def ledger(self) -> Ledger:
-        """Where holds and unsent usage are."""
+        """The ledger, an outbox: holds and unsent usage."""
         return self._workings.ledger
 
     def check(
@@ -123,7 +124,7 @@ class Guard:
         requested_values: Sequence[str] = (),
         fallback: Fallback | None = None,
     ) -> Entitlement:
-        """Whether the customer may use the feature, decided from the cache when it is fresh.
+        """Returns whether the customer may use the feature, from the cache while that is fresh.
 
         ``requested_usage`` is in the feature's units, ``requested_values`` for enum features. A credit currency is
         asked for by its own id. ``fallback`` answers when there is no data, before the configured ones.
@@ -151,7 +152,7 @@ class Guard:
         requested_values: Sequence[str] = (),
         fallback: Fallback | None = None,
     ) -> Entitlement:
-        """As :meth:`check`, but a denial is raised.
+        """Checks as :meth:`check`, and raises a denial.
 
         Raises:
             FeatureDenied: the customer may not use the feature.
@@ -170,8 +171,7 @@ class Guard:
         return entitlement
 
     def peek(self, feature: str, *, customer: str | Customer) -> Entitlement:
-        """As :meth:`check`, for what is only shown: a denial too is answered from the cache for as long as that is
-        fresh.
+        """Checks as :meth:`check`, for display only: a denial too is answered from the cache while that is fresh.
 
         Raises:
             SidecarUnavailable: as :meth:`check`.
@@ -181,7 +181,7 @@ class Guard:
         return answer
 
     def entitlements(self, customer: str | Customer) -> Mapping[str, Entitlement]:
-        """All that the customer's plan has, by feature id and currency id; empty without a subscription.
+        """Returns all that the customer's plan has, by feature id and currency id; empty without a subscription.
 
         Raises:
             SidecarUnavailable: there is no data, fresh or stale.
@@ -199,10 +199,10 @@ class Guard:
         return self._workings.lookup.reload(Customer.of(customer))
 
     def forget(self, customer: str | Customer) -> None:
-        """Lets the next request ask for the customer's entitlements again, in all processes that share a ``CACHE``.
+        """Invalidates the customer's cached entitlements, in all processes that share a ``CACHE``.
 
-        For news from elsewhere, say from a webhook: it asks nobody and cannot fail. What is known goes on answering
-        while the sidecar cannot be reached.
+        The next request fetches them again. For news from elsewhere, say from a webhook: it sends nothing to the
+        sidecar and cannot fail. What is known goes on answering while the sidecar cannot be reached.
         """
         self._workings.lookup.cache.forget(Customer.of(customer))
 
@@ -228,7 +228,7 @@ class Guard:
         book.record(Use(_key(feature, customer), amount, is_set=set_total, dimensions=told), book.begin())
 
     def report_later(self, feature: str, *, customer: str | Customer) -> Callable[[Amount], None]:
-        """As :meth:`report`, for work that begins now: what is returned is called with the units when it has succeeded.
+        """Reports as :meth:`report`, for work that begins now. Call the returned function with the units on success.
 
         Raises:
             InvalidRequest: as from :meth:`report`.
@@ -246,7 +246,7 @@ class Guard:
         event: str | None = None,
         dimensions: Dimensions | None = None,
     ) -> Consumption:
-        """Holds ``n`` units while the block runs; reports them when it succeeds, gives them back when it raises.
+        """Holds ``n`` units (a reservation) while the block runs. Success reports them, an exception gives them back.
 
         ::
 
@@ -322,12 +322,12 @@ class Guard:
         return self._workings.book.reporter.flush(timeout)
 
     def stats(self) -> Mapping[str, int]:
-        """How many entries of the ledger are ``held``, ``unsent``, ``sending``, ``uncertain`` and ``dead``, how many
-        holds were committed ``late``, and what this process's reporter did."""
+        """Counts the entries of the ledger that are ``held``, ``unsent``, ``sending``, ``uncertain`` and ``dead`` (dead
+        letters), the holds that were committed ``late``, and what this process's reporter did."""
         return {**self.ledger.counts(), **self.reporter_stats()}
 
     def reporter_stats(self) -> Mapping[str, int]:
-        """The part of :meth:`stats` that needs no ledger: what this process's reporter did."""
+        """Returns the part of :meth:`stats` that needs no ledger: what this process's reporter did."""
         return self._workings.book.reporter.stats()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Finds answers: in the cache, from the sidecar, and when neither has one, from fallbacks and the outage policy."""
+"""Finds answers: in the cache, from the sidecar, else stale if error, from fallbacks or by the outage policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guard counts, as metrics for Prometheus."""
+"""Prometheus metrics of a guard: the figures of its ledger and its reporter."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _ages(ages: Mapping[State, float]) -> Metric:
 
 def _reporter_metrics(stats: Mapping[str, int]) -> Iterator[Metric]:
     reports = CounterMetricFamily("stigg_guard_reports", "Reports of this process by outcome.", labels=["outcome"])
-    for outcome in ("acknowledged", "refused", "doubted"):
+    for outcome in ("acknowledged", "rejected", "doubted"):
         reports.add_metric([outcome], stats[outcome])
     yield reports
     yield GaugeMetricFamily("stigg_guard_report_failures", "Failures to report in a row.", value=stats["failures"])

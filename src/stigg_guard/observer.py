@@ -1,4 +1,4 @@
-"""What happens in a guard, for those who want to know: the seam that a framework's signals are made of."""
+"""Observes a guard: the callbacks that a framework's signals are made of."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ T = TypeVar("T")
 
 
 class Observer:
-    """Told of denials and of reported usage; subclass it and give it to :class:`~stigg_guard.Guard`.
+    """Callbacks for denials and reported usage; subclass it and give it to :class:`~stigg_guard.Guard`.
 
     The methods are called in the thread in which it happened, and do nothing here. What they raise is logged and
     changes nothing.
     """
 
     def denied(self, error: FeatureDenied) -> None:
-        """A customer was denied a feature, in the thread of the request."""
+        """Called when a customer is denied a feature, in the thread of the request."""
 
     def reported(self, answer: Acknowledged) -> None:
-        """The sidecar has counted a report: ``answer.report`` is what it was, ``answer.current_usage`` what it came to.
+        """Called when the sidecar has counted ``answer.report``; ``answer.current_usage`` is the usage then.
 
         Called in the thread that reports: with ``REPORT = "background"`` that is no thread of a request.
         """
 
     def lost_contact(self, error: StiggGuardError) -> None:
-        """Usage cannot be reported any more and waits in the ledger; told once for each outage."""
+        """Called once for each outage: usage cannot be reported any more and waits in the ledger."""
 
 
 def tell(told: Callable[[T], None], what: T) -> None:

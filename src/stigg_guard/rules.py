@@ -52,7 +52,7 @@ class Rule:
 
 
 def guards_method(methods: frozenset[str], method: str) -> bool:
-    """Whether a request of this method is guarded; a CORS preflight (OPTIONS) carries no sign of its sender."""
+    """Returns whether a request of this method is guarded; a CORS preflight (OPTIONS) carries no sign of its sender."""
     return method in methods if methods else method != "OPTIONS"
 
 

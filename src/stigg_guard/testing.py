@@ -1,4 +1,4 @@
-"""Entitlements for tests: customers have what the test says, and no sidecar is asked.
+"""Overrides entitlements in tests: customers have what the test says, and no sidecar runs.
 
 ::
 
@@ -53,7 +53,7 @@ _MARKS_OF_FIXTURES = ("_fixture_function_marker", "_pytestfixturefunction")  # o
 
 
 def override_entitlements(entitlements: Mapping[str, Any]) -> Override:
-    """What every customer has, by feature id, for the time of a block, a function or each test of a class.
+    """Overrides what every customer has, by feature id, for a block, a function or each test of a class.
 
     A value is what a catalog says of a plan's entitlement: ``True``; ``{"value": 100}``, or just the number;
     ``{"values": ["eu"]}``, or just the list; ``{"limit": 6}`` or ``{"unlimited": True}``, with ``reset``, ``soft`` and
@@ -72,7 +72,7 @@ def override_entitlements(entitlements: Mapping[str, Any]) -> Override:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Usage that the sidecar would have been told of: ``amount`` units more, fewer when negative, the new total with
+    """Usage that the sidecar would have got: ``amount`` units more, fewer when negative, the new total with
     ``is_set``. ``event`` is the name of the raw event that told it, if that was one."""
 
     customer: Customer
@@ -90,7 +90,7 @@ class Report:
 class StandIn:
     """Stands in for Stigg while entitlements are overridden. Made by :func:`override_entitlements`.
 
-    What it changes, it changes in the innermost override that is active, until that ends. Safe between threads.
+    What it changes, it changes in the innermost override that is active, until that ends. It is thread-safe.
     """
 
     def __init__(self, given: Mapping[str, Given], outer: StandIn | None) -> None:
@@ -133,12 +133,12 @@ class StandIn:
 
     @property
     def reported(self) -> Sequence[Report]:
-        """What was reported since this override began, in inner ones too."""
+        """Returns what was reported since this override began, in inner ones too."""
         _flush()
         return tuple(self._reports.made[self._first_report :])
 
     def usage(self, feature: str, customer: str | Customer | None = None) -> float:
-        """How much of the feature was reported in total, by one customer or by all."""
+        """Returns how much of the feature was reported in total, by one customer or by all."""
         _flush()
         return self._total(feature, customer)
 

@@ -1,4 +1,4 @@
-"""The URLs of ledgers, caches and APIs. What is wrong in one, and what nobody would heed, is refused.
+"""The URLs of ledgers, caches and APIs. What is wrong in one, or would be ignored, is an error.
 
 The errors are for whoever names the setting. They never quote the URL, which may hold a password.
 """

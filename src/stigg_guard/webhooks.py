@@ -1,4 +1,4 @@
-"""Stigg's webhooks: whoever's entitlements changed is asked about again, everywhere."""
+"""Stigg's webhooks: each invalidates the cache of the customer whose entitlements changed, everywhere."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def receive(guard: Guard, secret: str | None, read: Callable[[int], bytes]) -> H
     """Takes one webhook; the status to answer it with.
 
     ``secret`` is what the request has in ``SECRET_HEADER``. ``read`` gives at most that many bytes of its body, and is
-    not called without the right secret. Every message with a customer in it, whatever its type, lets the next request
-    of that customer ask again, in all processes that share a ``CACHE``; nobody is asked here.
+    not called without the right secret. Every message with a customer in it, whatever its type, invalidates
+    the cache of that customer, in all processes that share a ``CACHE``. Nothing is sent to the sidecar here.
     """
     if not _is_stiggs(guard, secret):
         return HTTPStatus.FORBIDDEN

@@ -23,9 +23,9 @@ from stigg_guard.api.transport import MAX_BYTES, endpoint
 from stigg_guard.errors import (
     ApiError,
     ApiRateLimited,
-    ApiRefused,
     ApiRejected,
     ApiTimeout,
+    ApiUnauthenticated,
     ApiUnavailable,
     ApiUnreadable,
 )
@@ -136,8 +136,8 @@ HOSTILE: dict[str, tuple[Fault, type[ApiError], str, bool]] = {
     "nested too deep": (status(200, b"[" * 100_000), ApiUnreadable, "no GraphQL", True),
     "no data": (status(200, b'{"data": null}'), ApiUnreadable, "no GraphQL", True),
     "404": (status(404, PAGE), ApiUnreadable, "status 404 and no GraphQL", False),
-    "401": (status(401), ApiRefused, "does not accept the key; set API_KEY", False),
-    "unauthenticated": (status(200, errors("UNAUTHENTICATED")), ApiRefused, "does not accept the key", False),
+    "401": (status(401), ApiUnauthenticated, "does not accept the key; set API_KEY", False),
+    "unauthenticated": (status(200, errors("UNAUTHENTICATED")), ApiUnauthenticated, "does not accept the key", False),
     "not found": (status(200, errors("CUSTOMER_NOT_FOUND", "who?")), ApiRejected, "answered: who\\?", False),
     "wrong, with a status": (status(400, errors("ANYTHING", "what?")), ApiRejected, "answered: what\\?", False),
     "errors of its own": (status(200, errors("INTERNAL_SERVER_ERROR")), ApiRejected, "answered: no", True),

@@ -21,8 +21,8 @@ from stigg_guard import (
     ReloadEntitlementsRequest,
     ReportUsageRequest,
     SidecarError,
-    SidecarRefused,
     SidecarTimeout,
+    SidecarUnauthenticated,
     SidecarUnavailable,
     Stigg,
 )
@@ -33,8 +33,8 @@ WRONG = {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION
 KINDS = {
     "UNAVAILABLE": SidecarUnavailable,
     "DEADLINE_EXCEEDED": SidecarTimeout,
-    "UNAUTHENTICATED": SidecarRefused,
-    "PERMISSION_DENIED": SidecarRefused,
+    "UNAUTHENTICATED": SidecarUnauthenticated,
+    "PERMISSION_DENIED": SidecarUnauthenticated,
     "UNIMPLEMENTED": NotSupported,
 }
 

@@ -63,7 +63,7 @@ def ledger(home: str, request: pytest.FixtureRequest, sidecar: Sidecar, settings
 
 @pytest.fixture
 def entries(ledger: Ledger) -> dict[State, str]:
-    """The ids of one entry that is refused, one that is uncertain, and one that is unsent."""
+    """The ids of one entry that is rejected, one that is uncertain, and one that is unsent."""
     taken = []
     for customer in ("ann", "bob"):
         ledger.record(Use(UsageKey(customer, "", "feature-templates"), 2))
@@ -106,7 +106,7 @@ class TestLedgerPage:
     @pytest.mark.parametrize("home", HOMES)
     def test_lists_the_entries_of_any_ledger(self, boss: Client, entries: dict[State, str]) -> None:
         page = text_of(boss.get(LEDGER))
-        assert "refused ann feature-templates +2" in page
+        assert "rejected ann feature-templates +2" in page
         assert "1 no such <feature>" in page
         assert "uncertain bob feature-templates +2" in page
         assert "unsent cid / site-01 feature-seats =7" in page
@@ -122,7 +122,7 @@ class TestLedgerPage:
         page = text_of(boss.get(LEDGER, {"state": "dead"}))
         assert "ann" in page
         assert "bob" not in page
-        assert "all (3) held (0) unsent (1) being sent (0) uncertain (1) refused (1)" in page
+        assert "all (3) held (0) unsent (1) being sent (0) uncertain (1) rejected (1)" in page
 
     def test_shows_all_when_the_state_is_none(self, boss: Client, entries: dict[State, str]) -> None:
         assert "3 entries" in text_of(boss.get(LEDGER, {"state": "lost"}))

@@ -15,8 +15,8 @@ import stigg_guard
 from conftest import full_disk
 from integrations.flask_shop import ESSENTIALS, HTML, NOBODY_LISTENS, TEMPLATES, add_view, client_of, guard_of
 from stigg_guard import InvalidRequest, SidecarError, SignInRequired, StiggGuardError
-from stigg_guard.flask import FeatureDenied, Refused, StiggGuard, consumes_usage, requires_feature
-from stigg_guard.flask.errors import refusing
+from stigg_guard.flask import FeatureDenied, RequestDenied, StiggGuard, consumes_usage, requires_feature
+from stigg_guard.flask.errors import denying
 from stigg_guard.wording import Wording
 
 MakeApp = Callable[..., Flask]
@@ -176,7 +176,7 @@ def test_rate_limits_are_not_told_otherwise(app: Flask) -> None:
 # Handlers of the app
 
 
-@pytest.mark.parametrize("handled", [402, FeatureDenied, Refused, HTTPException, stigg_guard.FeatureDenied])
+@pytest.mark.parametrize("handled", [402, FeatureDenied, RequestDenied, HTTPException, stigg_guard.FeatureDenied])
 @pytest.mark.parametrize("when", ["before init_app", "after it"])
 def test_handler_of_the_app_answers_instead(app: Flask, make_app: MakeApp, handled: Any, when: str) -> None:
     app.register_error_handler(handled, lambda error: (f"no {error.entitlement.feature_id}", 418))
@@ -311,7 +311,7 @@ def test_guard_around_one_that_sends_to_the_login_page_counts_nothing(make_app: 
     def deep() -> None:
         raise SignInRequired("of another kind")
 
-    add_view(app, consumes_usage(1, TEMPLATES), answer=requires_feature(TEMPLATES)(refusing(deep)))
+    add_view(app, consumes_usage(1, TEMPLATES), answer=requires_feature(TEMPLATES)(denying(deep)))
     assert client_of(app).get("/", headers=HTML).status_code == 302
     assert (guard_of(app).flush(), guard_of(app).stats()["held"]) == (0, 0)
     assert guard_of(app).reload(ESSENTIALS)

@@ -17,7 +17,7 @@ from flask_restx import Api, Resource
 
 import stigg_guard
 from integrations.flask_shop import ESSENTIALS, HTML, add_view, client_of, guard_of, signed_in
-from stigg_guard.flask import Refused, StiggGuard, requires_feature
+from stigg_guard.flask import RequestDenied, StiggGuard, requires_feature
 from stigg_guard.sidecar.server import Sidecar
 
 MakeApp = Callable[..., Flask]
@@ -84,7 +84,7 @@ def test_server_sent_events(app: Flask, extension: StiggGuard, used: Used) -> No
 def test_smorest_keeps_problem_json(app: Flask) -> None:
     app.config.update(API_TITLE="Shop", API_VERSION="1", OPENAPI_VERSION="3.0.3")
     flask_smorest.Api(app)
-    follow_recipe("flask-smorest and APIFlask", app=app, Refused=Refused)
+    follow_recipe("flask-smorest and APIFlask", app=app, RequestDenied=RequestDenied)
     add_view(app, requires_feature("feature-analytics"))
     answers = [client_of(app).get(path) for path in ("/", "/nowhere")]
     assert [(answer.status_code, answer.mimetype) for answer in answers] == [(402, PROBLEM), (404, "application/json")]
@@ -96,7 +96,7 @@ def test_apiflask_keeps_problem_json(extension: StiggGuard, sidecar: Sidecar) ->
         STIGG_GUARD_SIDECAR=sidecar.address, STIGG_GUARD_CUSTOMER=signed_in, STIGG_GUARD_LEDGER="memory://"
     )
     extension.init_app(app)
-    follow_recipe("flask-smorest and APIFlask", app=app, Refused=Refused)
+    follow_recipe("flask-smorest and APIFlask", app=app, RequestDenied=RequestDenied)
     add_view(app, requires_feature("feature-analytics"))
     with guard_of(app):
         answers = [client_of(app).get("/"), client_of(app).get("/", headers=HTML), client_of(app).get("/nowhere")]
@@ -104,7 +104,7 @@ def test_apiflask_keeps_problem_json(extension: StiggGuard, sidecar: Sidecar) ->
 
 
 def test_restx_keeps_problem_json(app: Flask) -> None:
-    recipe = follow_recipe("Flask-RESTX", Api=Api, Refused=Refused)
+    recipe = follow_recipe("Flask-RESTX", Api=Api, RequestDenied=RequestDenied)
 
     class Figures(Resource):
         @requires_feature("feature-analytics")

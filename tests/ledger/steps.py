@@ -16,9 +16,9 @@ from stigg_guard.ledger import (
     Event,
     Hold,
     Ledger,
+    LimitExceeded,
     News,
     Period,
-    Refused,
     Ticket,
     UsageKey,
     Use,
@@ -77,7 +77,7 @@ def commit(ledger: Ledger, hold: Hold, amount: float | None = None) -> float:
 def counted(ledger: Ledger, wish: Claim) -> float:
     """What counts against the limit, told by a claim that no limit has room for."""
     answer = ledger.hold([replace(wish, amount=8e9)], 60)
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, LimitExceeded)
     return answer.counted
 
 

@@ -28,23 +28,23 @@ from ledger.steps import (
 )
 from stigg_guard.amounts import MAX_AMOUNT, quanta
 from stigg_guard.clock import microseconds
-from stigg_guard.ledger import Hold, Ledger, Period, Refused, Row, State, Ticket, UsageKey, Use
+from stigg_guard.ledger import Hold, Ledger, LimitExceeded, Period, Row, State, Ticket, UsageKey, Use
 
 
 class TestHold:
     def test_takes_units_until_the_limit_is_reached(self, ledger: Ledger) -> None:
         held(ledger, claim(4))
         held(ledger, claim(3))
-        assert ledger.hold([claim(0.5)], 60) == Refused(claim(0.5), 10, 10)
+        assert ledger.hold([claim(0.5)], 60) == LimitExceeded(claim(0.5), 10, 10)
 
     def test_of_nothing_fits_a_full_limit_and_not_one_that_is_passed(self, ledger: Ledger) -> None:
         held(ledger, claim(0, used=10))
         over = claim(0, used=11, key=OTHER)
-        assert ledger.hold([over], 60) == Refused(over, 11, 10)
+        assert ledger.hold([over], 60) == LimitExceeded(over, 11, 10)
 
     def test_fits_no_limit_that_allows_nothing(self, ledger: Ledger) -> None:
         wish = claim(0, limit=-1, used=0)
-        assert ledger.hold([wish], 60) == Refused(wish, 0, 0)
+        assert ledger.hold([wish], 60) == LimitExceeded(wish, 0, 0)
 
     def test_without_a_limit_always_succeeds(self, ledger: Ledger) -> None:
         held(ledger, claim(MAX_AMOUNT, limit=None))
@@ -106,12 +106,12 @@ class TestHold:
     def test_of_several_keys_takes_none_when_one_does_not_fit(self, ledger: Ledger) -> None:
         too_much = claim(8, key=OTHER)
         wishes = [claim(4), too_much, claim(99, key=UsageKey("ann", "", "x"))]
-        assert ledger.hold(wishes, 60) == Refused(too_much, 3, 10)
+        assert ledger.hold(wishes, 60) == LimitExceeded(too_much, 3, 10)
         assert ledger.counts() == NOTHING
         assert (counts(ledger), counts(ledger, OTHER)) == (3, 3)
 
     def test_of_one_key_twice_takes_both(self, ledger: Ledger) -> None:
-        assert ledger.hold([claim(4), claim(4)], 60) == Refused(claim(4), 7, 10)
+        assert ledger.hold([claim(4), claim(4)], 60) == LimitExceeded(claim(4), 7, 10)
         held(ledger, claim(4), claim(3))
         assert counts(ledger) == 10
 
@@ -297,13 +297,15 @@ class TestFractions:
         wish = claim(0.1, limit=0.3, used=0)
         for _ in range(3):
             commit(ledger, held(ledger, wish))
-        assert ledger.hold([wish], 60) == Refused(wish, 0.3, 0.3)
+        assert ledger.hold([wish], 60) == LimitExceeded(wish, 0.3, 0.3)
 
     def test_ten_holds_of_a_tenth_use_up_one(self, ledger: Ledger) -> None:
         wish = claim(0.1, limit=1, used=0)
         for _ in range(10):
             held(ledger, wish)
-        assert ledger.hold([claim(0.000001, limit=1, used=0)], 60) == Refused(claim(0.000001, limit=1, used=0), 1, 1)
+        assert ledger.hold([claim(0.000001, limit=1, used=0)], 60) == LimitExceeded(
+            claim(0.000001, limit=1, used=0), 1, 1
+        )
 
     def test_many_reports_of_a_tenth_are_exact(self, ledger: Ledger) -> None:
         told(ledger, claim(used=0, limit=None))

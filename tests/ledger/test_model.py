@@ -34,7 +34,7 @@ from stigg_guard.ledger import (
     Entry,
     Hold,
     Ledger,
-    Refused,
+    LimitExceeded,
     State,
     UsageKey,
     Use,
@@ -161,7 +161,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def hold(self, wishes: Sequence[tuple[Claim, int]], ttl: float) -> object:
         claims = [replace(seen, amount=amount) for seen, amount in wishes]
         answer = self.ledger.hold(claims, ttl)
-        if isinstance(answer, Refused):
+        if isinstance(answer, LimitExceeded):
             assert answer.claim in claims
             assert answer.counted + answer.claim.amount > answer.limit
             return multiple()

@@ -32,7 +32,19 @@ from redis_ledgers import (
 from redis_server import RedisServer
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, InvalidRequest
-from stigg_guard.ledger import Acknowledged, Claim, Entry, Event, Hold, News, Period, Refused, State, UsageKey, Use
+from stigg_guard.ledger import (
+    Acknowledged,
+    Claim,
+    Entry,
+    Event,
+    Hold,
+    LimitExceeded,
+    News,
+    Period,
+    State,
+    UsageKey,
+    Use,
+)
 from stigg_guard.ledger.redis import SPLIT_SECONDS, RedisLedger
 from stigg_guard.ledger.redis_fields import PREFIX
 from stigg_guard.ledger.redis_steps import CUSTOMERS_AT_ONCE
@@ -283,7 +295,7 @@ class TestEvents:
     def test_of_one_key_count_without_being_added_up_anew(self, ledger: RedisLedger) -> None:
         for number in range(3):
             ledger.record(Use(KEY, 0.1, event=Event("call", str(number), {})))
-        assert ledger.hold([claim(amount=9.8)], 60) == Refused(claim(amount=9.8), 0.3, 10)
+        assert ledger.hold([claim(amount=9.8)], 60) == LimitExceeded(claim(amount=9.8), 0.3, 10)
         ledger.bury(ledger.entries([State.UNSENT], 1)[0], "bad")
         assert isinstance(ledger.hold([claim(amount=9.8)], 60), Hold)
 
@@ -295,9 +307,9 @@ class TestEvents:
         ledger.record(Use(KEY, 3, event=Event("call", "1", {})))
         clock.advance(100)
         wish = Claim(KEY, 99, News(second, 0, 10_000_000, 2))
-        assert ledger.hold([wish], 60) == Refused(wish, 0, 10)
+        assert ledger.hold([wish], 60) == LimitExceeded(wish, 0, 10)
         ledger.record(Use(KEY, 4, event=Event("call", "2", {})))
-        assert ledger.hold([wish], 60) == Refused(wish, 4, 10)
+        assert ledger.hold([wish], 60) == LimitExceeded(wish, 4, 10)
         ledger.close()
 
 

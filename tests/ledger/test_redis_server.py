@@ -32,7 +32,7 @@ from redis_server import RedisServer
 from stigg_guard import Config, Guard
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ConfigError, LedgerUnavailable
-from stigg_guard.ledger import Entry, Refused, UsageKey, Use
+from stigg_guard.ledger import Entry, LimitExceeded, UsageKey, Use
 from stigg_guard.ledger.redis import RedisLedger
 from stigg_guard.sidecar.server import Sidecar
 
@@ -87,7 +87,7 @@ class TestServer:
         hold = held(ledger, claim(amount=2))
         ledger.commit(held(ledger, claim(amount=3)), [Use(KEY, 3)])
         own_server.restart()
-        assert ledger.hold([claim(amount=6)], 60) == Refused(claim(amount=6), 5, 10)
+        assert ledger.hold([claim(amount=6)], 60) == LimitExceeded(claim(amount=6), 5, 10)
         assert ledger.commit(hold, [Use(KEY, 2)]) == [5]
 
     def test_that_crashed_comes_back_with_the_batch_under_way(

@@ -26,7 +26,7 @@ from ledger.steps import (
 )
 from stigg_guard.amounts import quanta
 from stigg_guard.clock import microseconds
-from stigg_guard.ledger import Claim, Ledger, Period, Refused, Row, State, Ticket, Use
+from stigg_guard.ledger import Claim, Ledger, LimitExceeded, Period, Row, State, Ticket, Use
 from stigg_guard.ledger.accounting import Before, was_counted
 
 HOUR = 3600
@@ -106,7 +106,7 @@ class TestTickets:
         settle(ledger, 10)
         assert ledger.counts() == NOTHING
         wish = claim(1, used=0, ticket=theirs)
-        assert ledger.hold([wish], 60) == Refused(wish, 10, 10)
+        assert ledger.hold([wish], 60) == LimitExceeded(wish, 10, 10)
 
 
 class TestLimits:
@@ -114,14 +114,14 @@ class TestLimits:
         held(ledger, claim(7, limit=10))
         held(ledger, claim(5, limit=20, ticket=ledger.ticket("ann")))
         lower = claim(1, limit=12, ticket=ledger.ticket("ann"))
-        assert ledger.hold([lower], 60) == Refused(lower, 15, 12)
+        assert ledger.hold([lower], 60) == LimitExceeded(lower, 15, 12)
 
     def test_older_snapshot_is_decided_by_the_lower_of_both_limits(self, ledger: Ledger) -> None:
         before = ledger.ticket("ann")
         held(ledger, claim(7, limit=10, ticket=ledger.ticket("ann")))
         for limit, decides in ((99, 10), (None, 10), (5, 5)):
             wish = claim(1, limit=limit, ticket=before)
-            assert ledger.hold([wish], 60) == Refused(wish, 10, decides)
+            assert ledger.hold([wish], 60) == LimitExceeded(wish, 10, decides)
 
     def test_limit_of_an_older_snapshot_is_not_noted(self, ledger: Ledger) -> None:
         before = ledger.ticket("ann")
@@ -138,7 +138,7 @@ class TestLimits:
         told(ledger, claim(limit=12, ticket=ledger.ticket("ann")))
         clock.advance(9.5)
         lagging = claim(10, limit=20, ticket=ledger.ticket("ann"))
-        assert ledger.hold([lagging], 60) == Refused(lagging, 3, 12)
+        assert ledger.hold([lagging], 60) == LimitExceeded(lagging, 3, 12)
         clock.advance(0.5)
         held(ledger, claim(10, limit=20, ticket=ledger.ticket("ann")))
 
@@ -218,7 +218,7 @@ class TestSettleGrace:
         told(settled, claim(used=0, limit=20, period=new, ticket=settled.ticket("ann")))
         clock.advance(self.GRACE - 0.5)
         lagging = claim(20, used=6, limit=12, period=old, ticket=settled.ticket("ann"))
-        assert settled.hold([lagging], 60) == Refused(lagging, 6, 12)
+        assert settled.hold([lagging], 60) == LimitExceeded(lagging, 6, 12)
         row = settled.known(KEY)
         assert row is not None
         assert (row.period, row.used, row.limit, row.added) == (new, quanta(6), quanta(12), quanta(6))
@@ -406,7 +406,7 @@ class TestKnown:
         ledger.record(Use(KEY, 2))
         settle(ledger, float("nan"))
         assert used(ledger) == 9e9
-        assert isinstance(ledger.hold([claim(1, limit=1e9)], 60), Refused)
+        assert isinstance(ledger.hold([claim(1, limit=1e9)], 60), LimitExceeded)
 
 
 class TestReadingBack:

@@ -14,7 +14,7 @@ import pytest
 from conftest import ManualClock
 from ledger.steps import KEY, LEASE, OTHER, WAIT, Make, answers, claim, commit, held, said, taken, told
 from stigg_guard.errors import ConfigError, LedgerUnavailable
-from stigg_guard.ledger import Acknowledged, Ledger, Refused, Use, ledger_from_url, sqlite_database
+from stigg_guard.ledger import Acknowledged, Ledger, LimitExceeded, Use, ledger_from_url, sqlite_database
 
 RECORDS_ON_A_FULL_DISK = """
 import resource, sys
@@ -175,7 +175,7 @@ class TestRemovedFile:
         for file in tmp_path.glob("ledger.db*"):
             file.unlink()
         held(other, claim(7))
-        assert isinstance(one.hold([claim(1)], 60), Refused)
+        assert isinstance(one.hold([claim(1)], 60), LimitExceeded)
         assert "was removed or replaced while in use" in caplog.text
 
 
@@ -188,9 +188,9 @@ class TestWallClockThatIsSetAnew:
         held(ledger, claim(7), ttl=60)
         clock.advance(20)
         clock.set_forward(seconds)
-        assert isinstance(ledger.hold([claim(1)], 60), Refused)
+        assert isinstance(ledger.hold([claim(1)], 60), LimitExceeded)
         clock.advance(39)
-        assert isinstance(ledger.hold([claim(1)], 60), Refused)
+        assert isinstance(ledger.hold([claim(1)], 60), LimitExceeded)
         clock.advance(2)
         assert held(ledger, claim(7))
 
@@ -217,7 +217,7 @@ class TestWallClockThatIsSetAnew:
         ledger.record(Use(KEY, 7))
         ledger.acknowledge([Acknowledged(taken(ledger).reports[0], 10)])
         clock.set_forward(seconds)
-        assert isinstance(ledger.hold([claim(1, used=3, ticket=ledger.ticket("ann"))], 60), Refused)
+        assert isinstance(ledger.hold([claim(1, used=3, ticket=ledger.ticket("ann"))], 60), LimitExceeded)
         clock.advance(16)
         assert held(ledger, claim(1, used=3, ticket=ledger.ticket("ann")))
 
@@ -227,9 +227,9 @@ class TestWallClockThatIsSetAnew:
         one, another = make_ledger(file_url), make_ledger(file_url)
         held(one, claim(7), ttl=60)
         clock.set_forward(seconds)
-        assert isinstance(another.hold([claim(1)], 60), Refused)
+        assert isinstance(another.hold([claim(1)], 60), LimitExceeded)
         one.record(Use(OTHER, 1))
         clock.advance(59)
-        assert isinstance(one.hold([claim(1)], 60), Refused)
+        assert isinstance(one.hold([claim(1)], 60), LimitExceeded)
         clock.advance(2)
         assert held(another, claim(7))

@@ -12,7 +12,7 @@ import requests
 
 from api_server import sample, variable_types
 from conftest import ManualClock
-from stigg_guard import ApiConfig, ApiRefused, ApiRejected, Config, Guard, LocalSidecarConfig, Reason, Stigg
+from stigg_guard import ApiConfig, ApiRejected, ApiUnauthenticated, Config, Guard, LocalSidecarConfig, Reason, Stigg
 from stigg_guard.api import (
     Api,
     BillingPeriod,
@@ -508,7 +508,7 @@ def put(sidecar: Sidecar, plan: str) -> None:
 def test_with_a_key_only_who_has_it_is_answered(engine: Engine) -> None:
     with Sidecar(engine, api_key="right") as running:
         url = f"http://{running.http_address}"
-        with Api("wrong", url) as api, pytest.raises(ApiRefused) as caught:
+        with Api("wrong", url) as api, pytest.raises(ApiUnauthenticated) as caught:
             api.get_products()
         assert (caught.value.status, caught.value.code) == (401, "UNAUTHENTICATED")
         with Api("right", url) as api:

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from stigg_guard.errors import ConfigError
-from stigg_guard.sidecar.store import ANSWERS_KEPT, Answer, EventKey, Store, UsageKey
+from stigg_guard.sidecar.store import ANSWERS_KEPT, CounterKey, EventKey, Store, StoredResponse
 
-KEY = UsageKey("customer", "", "feature", "")
+KEY = CounterKey("customer", "", "feature", "")
 EVENT = EventKey("1.0", "customer", "", "login", "key")
 
 
@@ -87,7 +87,7 @@ def test_seed_touches_only_what_was_never_written(path):
 
 def test_answer_is_kept_for_a_day():
     store = Store(None)
-    answer = Answer(b"digest", b"response")
+    answer = StoredResponse(b"digest", b"response")
     with store.transaction() as transaction:
         transaction.remember("key", answer, now=1000.0)
         assert transaction.answer("key", now=1000.0 + ANSWERS_KEPT - 1) == answer
@@ -109,10 +109,10 @@ def test_store_that_is_dropped_closes_its_file(path):
 
 def test_committed_usage_survives_a_kill(path):
     program = (
-        "import sys; from stigg_guard.sidecar.store import Store, UsageKey\n"
+        "import sys; from stigg_guard.sidecar.store import Store, CounterKey\n"
         "store = Store(sys.argv[1])\n"
         "with store.transaction() as transaction:\n"
-        "    transaction.set_usage(UsageKey('customer', '', 'feature', ''), 7)\n"
+        "    transaction.set_usage(CounterKey('customer', '', 'feature', ''), 7)\n"
         "print('committed', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

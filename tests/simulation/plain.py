@@ -18,8 +18,8 @@ from stigg_guard.ledger import (
     Entry,
     Event,
     Hold,
+    LimitExceeded,
     Period,
-    Refused,
     Row,
     State,
     Ticket,
@@ -100,7 +100,7 @@ class PlainLedger:
     def ticket(self, customer_id: str) -> Ticket:
         return Ticket(next(self._tickets), self._now())
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
+    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
         now, lasts = self._now(), _microseconds(ttl)
         hold = Hold(f"hold-{next(self._ids)}", tuple(claims))
         wanted: dict[UsageKey, int] = {}
@@ -112,7 +112,7 @@ class PlainLedger:
             self.rows[key] = row
             total = accounting.counted(row, self._held(key, now) + wanted.get(key, 0), self._on_its_way(key))
             if refused is None and not accounting.is_free(total, amount, limit):
-                refused = Refused(claim, units(total), units(max(limit or 0, 0)))
+                refused = LimitExceeded(claim, units(total), units(max(limit or 0, 0)))
             wanted[key] = amount + wanted.get(key, 0)
         if refused is not None:
             return refused

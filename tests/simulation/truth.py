@@ -180,7 +180,7 @@ class Meter:
         return sum(amount for at, amount in self.log if account.holds(at))
 
 
-class Answer(NamedTuple):
+class Booked(NamedTuple):
     used: int
     period: Period
 
@@ -191,7 +191,7 @@ class Sidecar:
     def __init__(self, meters: dict[str, Meter], now: int, lag: int) -> None:
         self.meters, self.now, self.lag = meters, now, lag
         self.told: list[tuple[int, dict[str, tuple[Period, int, int | None]]]] = []
-        self.keys: dict[tuple[str, str], Answer | None] = {}
+        self.keys: dict[tuple[str, str], Booked | None] = {}
         self.times: Counter[str] = Counter()
         self.changes: list[int] = []
         self.say()
@@ -220,7 +220,7 @@ class Sidecar:
             first -= 1
         return rng.randint(first, len(self.told) - 1)
 
-    def count(self, feature: str, report: str, key: str | None, arrived: Arrived, *, is_event: bool) -> Answer | None:
+    def count(self, feature: str, report: str, key: str | None, arrived: Arrived, *, is_event: bool) -> Booked | None:
         """Books a report, once for each key; the usage then, and the period. An event is seen later."""
         if key is not None and (report, key) in self.keys:
             return self.keys[report, key]
@@ -233,7 +233,7 @@ class Sidecar:
             meter.book(arrived)
             self.say()
             period, used, _ = meter.shows()
-            answer = None if is_event else Answer(used, period)
+            answer = None if is_event else Booked(used, period)
         if key is not None:
             self.keys[report, key] = answer
         return answer

@@ -23,9 +23,9 @@ from stigg_guard.ledger import (
     Event,
     Hold,
     Ledger,
+    LimitExceeded,
     News,
     Period,
-    Refused,
     State,
     UsageKey,
     Use,
@@ -191,7 +191,7 @@ class World:
         answer = self.ledger.hold(claims, self.seconds(HOLD))
         self.tries += 1
         self.note("hold", amounts, process.news, type(answer).__name__)
-        if isinstance(answer, Refused):
+        if isinstance(answer, LimitExceeded):
             name = answer.claim.key.feature_id
             self.wrongly += self.would_fit(name, amounts[name])
             process.refused_at = self.sidecar.now

@@ -423,6 +423,6 @@ def test_stats_tell_of_the_ledger_and_of_the_reporter(guard: Guard) -> None:
     assert guard.flush() == 0
     assert guard.stats() == {
         **dict.fromkeys(("held", "unsent", "sending", "uncertain", "waiting", "dead", "late"), 0),
-        **dict.fromkeys(("refused", "doubted", "failures", "stranded"), 0),
+        **dict.fromkeys(("rejected", "doubted", "failures", "stranded"), 0),
         "acknowledged": 1,
     }

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import ManualClock
 from stigg_guard.errors import LedgerUnavailable
-from stigg_guard.ledger import Claim, Hold, News, Period, Refused, UsageKey
+from stigg_guard.ledger import Claim, Hold, LimitExceeded, News, Period, UsageKey
 from stigg_guard.ledger.sqlite import SqliteLedger
 from stigg_guard.usage.keeper import HoldKeeper
 
@@ -46,7 +46,7 @@ def ledger(clock: ManualClock) -> Iterator[WatchedLedger]:
     made.close()
 
 
-def taken(ledger: SqliteLedger) -> Hold | Refused:
+def taken(ledger: SqliteLedger) -> Hold | LimitExceeded:
     return ledger.hold([Claim(KEY, 10, News(Period(), 0, 10_000_000, 1))], TTL)
 
 
@@ -57,7 +57,7 @@ def test_a_hold_lasts_as_long_as_its_work(ledger: WatchedLedger, clock: ManualCl
     for _ in range(3):
         clock.advance(TTL - 1)
         keeper._renew()
-        assert isinstance(taken(ledger), Refused)
+        assert isinstance(taken(ledger), LimitExceeded)
     keeper.unwatch(hold)
     clock.advance(TTL - 1)
     keeper._renew()
@@ -71,7 +71,7 @@ def test_a_hold_of_dropped_work_is_given_back(ledger: WatchedLedger, caplog: pyt
     assert isinstance(hold, Hold)
     keeper.watch(hold, owner)
     keeper.give_back_dropped()
-    assert isinstance(taken(ledger), Refused)
+    assert isinstance(taken(ledger), LimitExceeded)
     del owner
     keeper.give_back_dropped()
     assert isinstance(taken(ledger), Hold)

@@ -137,7 +137,7 @@ def test_a_report_that_is_refused_alone_is_set_aside(
     for feature in ("f", "unheard-of"):
         ledger.record(Use(UsageKey("c", "", feature), 2))
     settle(settlement)
-    assert (faulty.used(), settlement.counts["refused"], ledger.counts()["dead"]) == (2, 1, 1)
+    assert (faulty.used(), settlement.counts["rejected"], ledger.counts()["dead"]) == (2, 1, 1)
     assert "the sidecar refuses usage of 'c unheard-of'" in caplog.text
 
 

@@ -24,19 +24,19 @@ from stigg_guard.errors import (
     InvalidRequest,
     LedgerUnavailable,
     SidecarError,
-    SidecarRefused,
     SidecarTimeout,
+    SidecarUnauthenticated,
     SidecarUnavailable,
     SignInRequired,
     StiggGuardError,
 )
 from stigg_guard.web.denial import (
+    DENIED_ERRORS,
     FRAGMENT_TEMPLATE,
     PROBLEM_TYPE,
-    REFUSALS,
     TEMPLATE,
-    Answer,
     Denial,
+    DenialResponse,
     is_answered,
     page_source,
     prefers_html,
@@ -103,7 +103,8 @@ def test_status_table_can_be_overridden_and_the_upgrade_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [SidecarUnavailable("down"), SidecarTimeout("slow"), SidecarRefused("key"), LedgerUnavailable("full")]
+    "error",
+    [SidecarUnavailable("down"), SidecarTimeout("slow"), SidecarUnauthenticated("key"), LedgerUnavailable("full")],
 )
 def test_outage_is_503_with_a_time_to_come_back(error: SidecarError | LedgerUnavailable) -> None:
     denial = Denial.of(error, CONFIG)
@@ -347,7 +348,7 @@ def test_page_needs_nothing_from_elsewhere(template: str) -> None:
 )
 def test_client_is_told_of_what_it_can_do_something_about(error: Exception, answered: bool) -> None:
     assert is_answered(error) is answered
-    assert isinstance(error, REFUSALS) or not answered
+    assert isinstance(error, DENIED_ERRORS) or not answered
 
 
 HTMX = {"HX-Request": "true", "Accept": "*/*"}
@@ -355,7 +356,9 @@ LOGIN = replace(CONFIG, anonymous="login", login_url="/login?theme=dark")
 ANONYMOUS = Denial.of(SignInRequired("nobody"), LOGIN)
 
 
-def answer(denial: Denial, headers: Mapping[str, str] | None = None, address: str = "/reports?page=2") -> Answer:
+def answer(
+    denial: Denial, headers: Mapping[str, str] | None = None, address: str = "/reports?page=2"
+) -> DenialResponse:
     return denial.answer(headers or {}, address)
 
 

@@ -21,9 +21,9 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTime
 from stigg_guard.errors import (
     ApiError,
     ApiRateLimited,
-    ApiRefused,
     ApiRejected,
     ApiTimeout,
+    ApiUnauthenticated,
     ApiUnavailable,
     ApiUnreadable,
     ConfigError,
@@ -39,8 +39,8 @@ PIECE = 64 * 1024
 MAX_MESSAGE = 500
 
 # What is answered with one of these codes was not carried out.
-_REFUSALS = {"UNAUTHENTICATED", "FORBIDDEN"}
-_NOT_DONE = _REFUSALS | {
+_UNAUTHENTICATED = {"UNAUTHENTICATED", "FORBIDDEN"}
+_NOT_DONE = _UNAUTHENTICATED | {
     "BAD_USER_INPUT",
     "CUSTOMER_NOT_FOUND",
     "ENTITLEMENT_LIMIT_EXCEEDED",
@@ -181,9 +181,9 @@ class Transport:
         code = _code(errors)
         if status == 429 or status >= 500:
             return self._failing(reply, request, errors, code)
-        if status in (401, 403) or code in _REFUSALS:
+        if status in (401, 403) or code in _UNAUTHENTICATED:
             problem = "does not accept the key; set API_KEY to a server key of this environment"
-            return self._error(ApiRefused, request, problem, status=status, code=code)
+            return self._error(ApiUnauthenticated, request, problem, status=status, code=code)
         if errors:
             unknown = status < 400 and code not in _NOT_DONE
             said = f"answered: {_said(errors)}"

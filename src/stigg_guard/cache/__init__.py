@@ -1,1 +1,1 @@
-"""What is known of customers: the snapshots of a process, and those that all processes share."""
+"""The cache: snapshots of customers' entitlements, those of a process and those that all processes share."""

@@ -1,4 +1,4 @@
-"""The snapshots that all processes share, in Redis."""
+"""The shared cache: snapshots in Redis that all processes share, and their invalidation."""
 
 from __future__ import annotations
 

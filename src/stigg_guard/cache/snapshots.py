@@ -1,4 +1,4 @@
-"""Snapshots of customers' entitlements, kept for a while and fetched once, however many threads ask.
+"""The TTL cache of customers' entitlements: single flight for threads that miss at once, stale if error.
 
 Readers take no lock: a snapshot is found in a plain dict and its deadline compared. ``cachetools`` bounds how many
 there are and for how long; what falls out of its cache falls out of the dict.
@@ -39,7 +39,7 @@ NO_TICKET = Ticket(0, 0)
 
 
 class Snapshot:
-    """All that is known of a customer since one fetch.
+    """All entitlements of a customer, as one fetch got them.
 
     ``messages`` are the wire's entitlements by feature id or currency id, read when they are first asked for;
     ``denial`` is the reason why the customer has none at all. ``ticket`` orders snapshots and reports of a customer: a
@@ -161,11 +161,13 @@ NOT_SHARED: SharedSnapshots = _NotShared()
 
 
 class SnapshotCache:
-    """The snapshots of a process. ``fetch`` gets one from the sidecar and is never called with a lock held; before
-    that, one is looked for in what is ``shared`` with other processes.
+    """A thread-safe TTL cache of snapshots, with single flight and stale if error.
+
+    ``fetch`` gets a snapshot from the sidecar. It is never called with a lock held. Before that, the cache looks in
+    what is ``shared`` with other processes.
 
     ``ttl`` and ``stale_ttl`` are seconds, ``size`` a number of customers, ``patience`` how many seconds a thread waits
-    for another one's fetch. After a failed fetch nobody asks for ``BACK_OFF`` seconds.
+    for another one's fetch. After a failed fetch no request goes out for ``BACK_OFF`` seconds.
     """
 
     BACK_OFF = 0.5
@@ -193,7 +195,7 @@ class SnapshotCache:
         self._start_process()
 
     def get(self, customer: Customer, max_age: float = inf) -> tuple[Snapshot, Source]:
-        """The customer's snapshot, and where it came from; one older than ``max_age`` seconds only if need be.
+        """Returns the customer's snapshot and its source; one older than ``max_age`` seconds only if need be (stale).
 
         Raises:
             SidecarError: it cannot be fetched, and there is none young enough to serve stale.
@@ -222,8 +224,7 @@ class SnapshotCache:
         return self._fetched(customer, self._shared.invalidate(customer))
 
     def forget(self, whose: Customer | AllOf) -> None:
-        """Lets nobody, in any process, be answered from what was fetched before now, unless nothing newer can be
-        had."""
+        """Invalidates what was fetched before now, in all processes. It answers only where nothing newer can be had."""
         self._enter_process()
         stamp = self._shared.invalidate(whose)
         with self._lock:
@@ -231,7 +232,7 @@ class SnapshotCache:
         self.expire(whose, stamp or inf)
 
     def expire(self, whose: Customer | AllOf, stamp: float) -> None:
-        """Lets nobody be answered from what was fetched before the stamp, unless nothing newer can be had."""
+        """Invalidates what was fetched before the stamp. It answers only where nothing newer can be had."""
         for customer in self.known(whose) if isinstance(whose, AllOf) else [whose]:
             snapshot = self.snapshots.get(cache_key(customer))
             if snapshot is not None and snapshot.stamp < stamp:
@@ -270,7 +271,7 @@ class SnapshotCache:
         snapshot.answers.setdefault(answer.feature_id, kept)
 
     def once(self, key: Hashable, ask: Callable[[], T]) -> T:
-        """Asks the sidecar unless another thread already does so for this key, whose answer is shared then.
+        """Asks the sidecar in single flight: threads that ask for the same key at once share one answer.
 
         Raises:
             SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
@@ -324,7 +325,7 @@ class SnapshotCache:
             self._flights.pop(key, None)
 
     def ask(self, ask: Callable[[], T]) -> T:
-        """Asks the sidecar, unless an attempt failed a moment ago.
+        """Asks the sidecar, with a backoff: not when an attempt failed a moment ago.
 
         Raises:
             SidecarUnavailable: the last attempt failed a moment ago and this one was not made.

@@ -1,4 +1,4 @@
-"""The way to the sidecar: connections of each process, a deadline on every call, and what becomes of each status."""
+"""Calls the sidecar over gRPC: connections of each process, a deadline for every call, an error for each status."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FORK_WARNING = (
 
 
 class Channel:
-    """Answers requests by asking the sidecar at ``host:port``. Safe to share between threads, and across forks.
+    """Answers requests by asking the sidecar at ``host:port``. It is thread-safe and fork-safe.
 
     Nothing is opened before the first call of each process.
 
@@ -69,7 +69,7 @@ class Channel:
         """The sidecar's answer within ``timeout`` seconds.
 
         Raises:
-            InvalidRequest: the request is too large, or is a report that the sidecar refused; the field is named.
+            InvalidRequest: the request is too large, or is a report that the sidecar rejected; the field is named.
             SidecarError: it gave no answer; the subclass says why.
             ClientClosed: this channel was closed.
         """
@@ -82,7 +82,7 @@ class Channel:
         return process.callers.run(partial(self._answered, process.route, call))
 
     def close(self) -> None:
-        """Ends calls in flight and refuses new ones. Closing twice is harmless."""
+        """Ends calls in flight; new ones fail. Closing twice is harmless."""
         with self._lock:
             self._closed = True
             process, self._process = self._process, None

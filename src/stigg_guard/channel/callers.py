@@ -53,7 +53,7 @@ class Callers:
         if sys.is_finalizing() or not (self._threads or self._start()):
             return work()
         outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self._hand_over(partial(_settle, partial(copy_context().run, work), outcomes.put))
+        self._hand_over(partial(_finish, partial(copy_context().run, work), outcomes.put))
         answer, error = outcomes.get()
         if error is None:
             return answer  # type: ignore[no-any-return] # a queue of outcomes of any type
@@ -64,13 +64,13 @@ class Callers:
 
     def post(self, work: Callable[[], None]) -> None:
         """Has ``work`` done by and by. Raises ``ClientClosed`` when they have ended."""
-        self._hand_over(partial(_settle, work, _log_fault))
+        self._hand_over(partial(_finish, work, _log_fault))
 
     def end(self, last: Callable[[], None]) -> None:
         """Ends the threads once all is done that was handed over, and ``last``."""
         with self._handing:
             self._ended = True
-            self._handed.put(partial(_settle, last, _log_fault))
+            self._handed.put(partial(_finish, last, _log_fault))
             self._handed.put(None)
 
     def hold_back(self) -> None:
@@ -130,7 +130,7 @@ class Callers:
             return spare
 
 
-def _settle(work: Callable[[], object], tell: Callable[[tuple[object, BaseException | None]], None]) -> None:
+def _finish(work: Callable[[], object], tell: Callable[[tuple[object, BaseException | None]], None]) -> None:
     try:
         answer = work()
     except BaseException as error:  # noqa: BLE001 - who is told raises or logs it

@@ -1,4 +1,4 @@
-"""The connections of one process: the one in use, and what takes its place when it falls silent."""
+"""The connection of one process, its replacement when it falls silent, and a circuit breaker for a hung sidecar."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Call:
 
 
 class Route:
-    """Takes calls to the sidecar, in threads that nothing interrupts. ``post`` does work beside the calls.
+    """Makes calls to the sidecar behind a circuit breaker. ``post`` does work beside the calls.
 
     A connection can die without a sign: a proxy goes on accepting, and forwards nothing. A hung sidecar looks the same.
     So when a deadline passes, a question that nobody waits for is asked on a new connection, which takes the place of
-    the silent one if there is an answer. After ``TRIPS`` deadlines in a row calls are refused without waiting, until
-    such a question is answered.
+    the silent one if there is an answer. After ``TRIPS`` deadlines in a row the circuit opens:
+    calls fail without waiting, until such a question is answered.
 
     A report is sent only on a connection that has just answered a question. What is not sent was certainly not counted;
     what is sent and not answered may have been, whatever gRPC says of the connection.
@@ -110,7 +110,7 @@ class Route:
             self._post(self._look)
 
     def _find_out(self, call: Call) -> None:
-        """Refuses a call while the sidecar hangs. Who calls after a while of silence waits and finds out."""
+        """Fails a call while the circuit is open. The first call after a while of silence is the probe."""
         left = self._left(call)
         with self._lock:
             looks, self._looking = not self._looking, True

@@ -10,8 +10,8 @@ from stigg_guard.errors import (
     InvalidRequest,
     NotSupported,
     SidecarError,
-    SidecarRefused,
     SidecarTimeout,
+    SidecarUnauthenticated,
     SidecarUnavailable,
     StiggGuardError,
 )
@@ -19,8 +19,8 @@ from stigg_guard.errors import (
 CHECKS: Mapping[grpc.StatusCode, type[SidecarError]] = {
     grpc.StatusCode.UNAVAILABLE: SidecarUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: SidecarTimeout,
-    grpc.StatusCode.UNAUTHENTICATED: SidecarRefused,
-    grpc.StatusCode.PERMISSION_DENIED: SidecarRefused,
+    grpc.StatusCode.UNAUTHENTICATED: SidecarUnauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: SidecarUnauthenticated,
     grpc.StatusCode.UNIMPLEMENTED: NotSupported,
 }
 """What is not in the table is a plain ``SidecarError``: whatever the status, the check has no answer."""
@@ -48,7 +48,7 @@ RESOURCE_EXHAUSTED is also what gRPC makes of an answer that is too large."""
 _REMEDIES: Mapping[type[SidecarError], str] = {
     SidecarUnavailable: "start it, or correct the address",
     SidecarTimeout: "look whether it hangs, or allow it more time",
-    SidecarRefused: "look at the sidecar's API key",
+    SidecarUnauthenticated: "look at the sidecar's API key",
     NotSupported: "update the sidecar",
 }
 
@@ -64,7 +64,7 @@ def error_of(
     code, details = status.code(), _one_line(status.details() or "")
     kind = (REPORTS if is_report else CHECKS).get(code, SidecarError)
     if not issubclass(kind, SidecarError):
-        return _refusal(details)
+        return _rejection(details)
     remedies = [fault or _REMEDIES.get(kind, "")]
     if proxy and kind is SidecarUnavailable:
         what += f", through the proxy {proxy},"
@@ -74,7 +74,7 @@ def error_of(
     return kind(message, code=code.name, outcome_unknown=unknown)
 
 
-def _refusal(details: str) -> InvalidRequest:
+def _rejection(details: str) -> InvalidRequest:
     field, separator, problem = details.partition(": ")
     return InvalidRequest(field, problem) if separator and " " not in field else InvalidRequest("", details)
 

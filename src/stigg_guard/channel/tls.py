@@ -1,4 +1,4 @@
-"""The authority that a sidecar's certificate is checked by, and what is wrong when no connection comes of it."""
+"""The authority that a sidecar's certificate is checked by, and what is wrong when no connection can be made."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def check_features(
     catalog: str | None = None,
     customer: Customer | None = None,
 ) -> int:
-    """Prints what these files and folders name and nobody knows; returns the exit status, 1 if there is any.
+    """Prints the unknown features that these files and folders name; the exit status is 1 if there are any.
 
     Known is what the sidecar knows when it is asked as the customer; without one what the catalog has, which is by
     default the one that the guard answers from.
@@ -65,7 +65,7 @@ class Comparison:
 
     @property
     def unchecked(self) -> Sequence[Mention]:
-        """The places where nobody can tell what is named."""
+        """The places where it cannot be told what is named."""
         return [one for one in self.mentions if one.feature is None]
 
     @property

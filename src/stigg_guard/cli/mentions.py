@@ -23,7 +23,7 @@ TEMPLATE_SUFFIXES = (".html", ".htm", ".xhtml", ".xml", ".txt", ".jinja", ".jinj
 TEXT_SHOWN = 60
 
 _FOREIGN_FOLDERS = frozenset({"site-packages", "dist-packages", "node_modules", "__pycache__"})
-_OWN_PACKAGE = Path(__file__).parent
+_OWN_PACKAGE = Path(__file__).parents[1]
 
 # The position of the feature among the arguments; by keyword it is called feature everywhere.
 _CALLS: Mapping[str, int | None] = {

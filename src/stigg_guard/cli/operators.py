@@ -83,7 +83,7 @@ def check(
 def report(
     guard: Guard, console: Console, customer: Customer, feature: str, value: float, *, set_total: bool = False
 ) -> int:
-    """Reports usage that happened; status 1 if the sidecar did not take it yet, 2 if it refuses it, as the log says.
+    """Reports usage that happened; status 1 if the sidecar did not take it yet, 2 if it rejects it, as the log says.
 
     Raises:
         ConfigError: the guard is one that reports nothing.
@@ -247,7 +247,7 @@ def ledger_url(config: Config) -> str:
 
 
 def require_ledger(url: str) -> None:
-    """Refuses a ledger that nobody has made yet, so that looking at it does not make one.
+    """Raises for a ledger that does not exist yet, so that looking at it does not make one.
 
     Raises:
         ConfigError: there is no file of this ledger, or it is out of reach.

@@ -43,7 +43,7 @@ _STATES = {
     State.UNSENT: pgettext_lazy("stigg_guard", "unsent"),
     State.SENDING: pgettext_lazy("stigg_guard", "being sent"),
     State.UNCERTAIN: pgettext_lazy("stigg_guard", "uncertain"),
-    State.DEAD: pgettext_lazy("stigg_guard", "refused"),
+    State.DEAD: pgettext_lazy("stigg_guard", "rejected"),
 }
 
 
@@ -51,7 +51,7 @@ _STATES = {
 class LedgerEntryAdmin(_ModelAdmin):
     """The usage ledger, and what a customer is entitled to, for those who may view ledger entries.
 
-    What is refused or uncertain can be sent again by those who may change entries, and be forgotten by those who may
+    What is rejected or uncertain can be sent again by those who may change entries, and be forgotten by those who may
     delete them; the admin's log tells who did.
     """
 
@@ -107,7 +107,7 @@ class LedgerEntryAdmin(_ModelAdmin):
             _carry_out(request, action, chosen, ledger)
         else:
             messages.warning(
-                request, pgettext("stigg_guard", "No refused or uncertain entry was chosen, so nothing was changed.")
+                request, pgettext("stigg_guard", "No rejected or uncertain entry was chosen, so nothing was changed.")
             )
         return HttpResponseRedirect(request.get_full_path())
 

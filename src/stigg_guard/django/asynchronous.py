@@ -106,7 +106,7 @@ async def settled_call(call: Callable[[], Awaitable[Any]], settle: Settle, endin
 
 
 async def settled(end: Callable[[], None]) -> None:
-    """Ends something in a thread, whatever becomes of the coroutine."""
+    """Ends something in a thread, also when the coroutine is cancelled."""
     step = _Step(end)
     try:
         await step.outcome()
@@ -168,7 +168,7 @@ class _Step(Generic[T]):
         return self._outcome.result()
 
     def leave(self, then: Callable[[Future[T]], None]) -> None:
-        """For whoever waits no longer: ``then`` is told of the outcome, in the thread that did the work or in this."""
+        """Stops waiting: ``then`` is called with the outcome, in the thread that did the work or in this one."""
         self._outcome.add_done_callback(then)
         with suppress(RuntimeError):  # no event loop runs any more
             self._signal()
@@ -234,7 +234,7 @@ def _give_back(begun: Future[Ending | None]) -> None:
 
 
 def _tell(ended: Future[None]) -> None:
-    """Tells of a failure that nobody waits for."""
+    """Logs a failure that no caller waits for."""
     error = ended.exception()
     if error is not None:
         logger.error("dropped work cannot be ended, and its hold is left to expire", exc_info=error)

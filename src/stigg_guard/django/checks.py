@@ -1,4 +1,4 @@
-"""System checks: what a project forgot, told by ``manage.py check`` and at every start of ``runserver``.
+"""Django's system checks: what a project forgot, told by ``manage.py check`` and at every start of ``runserver``.
 
 =========================  =====================================================================
 ``stigg_guard.E001``       the middleware is missing

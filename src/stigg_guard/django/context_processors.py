@@ -1,4 +1,4 @@
-"""What templates get without asking for it."""
+"""The context processor ``stigg``: the customer's plan in every template."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from stigg_guard.django.pages import page_plan
 
 
 def stigg(request: HttpRequest) -> Mapping[str, object]:
-    """``stigg``: the plan of the request's customer, as ``request.stigg`` has it. Nobody is asked before it is used."""
+    """Returns ``stigg``: the plan of the request's customer, as ``request.stigg``. It is looked up on first use."""
     return {"stigg": page_plan(request, {})}

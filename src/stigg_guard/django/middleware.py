@@ -21,7 +21,7 @@ from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
 from stigg_guard.errors import ApiError, FeatureDenied, SignInRequired
 from stigg_guard.log import logger
-from stigg_guard.web.denial import UNANSWERED, Denial, Refusal, is_answered
+from stigg_guard.web.denial import UNANSWERED, Denial, DeniedError, is_answered
 from stigg_guard.web.rate_limit import rate_limit_headers
 from stigg_guard.web.views import EXEMPT, private_unless_said
 
@@ -56,7 +56,7 @@ class StiggGuardMiddleware:
 
     @property
     def process_view(self) -> Callable[..., Any]:
-        """Refuses a view that rules are for and do not guard; where requests are awaited, a coroutine function."""
+        """Raises for a view that rules are for and do not guard; where requests are awaited, a coroutine function."""
         return _refuse_unruled_awaited if self._is_awaited else _refuse_unruled
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -90,8 +90,8 @@ def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
     return response
 
 
-def denial_of(request: HttpRequest, error: Refusal) -> Denial:
-    """What the error comes to for this request. The log and the ``RateLimit`` headers are told of it."""
+def denial_of(request: HttpRequest, error: DeniedError) -> Denial:
+    """Returns the denial of this request for an error. Notes it for the log and the ``RateLimit`` headers."""
     using = asked_configuration(request)
     config = get_guard(using).config
     if isinstance(error, UNANSWERED):
@@ -112,7 +112,7 @@ def login_page(config: Config) -> str:
     return resolve_url(config.login_url or settings.LOGIN_URL)
 
 
-def _answer(request: HttpRequest, error: Refusal) -> HttpResponse:
+def _answer(request: HttpRequest, error: DeniedError) -> HttpResponse:
     denial = denial_of(request, error)
     answer = denial.answer(request.headers, request.get_full_path())
     if answer.status == 302:

@@ -1,4 +1,4 @@
-"""Refusals in the OpenAPI schema that drf-spectacular makes of an API."""
+"""Denials in the OpenAPI schema that drf-spectacular makes of an API."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AutoSchema(openapi.AutoSchema):
     def get_operation(
         self, path: str, path_regex: str, path_prefix: str, method: str, registry: ComponentRegistry
     ) -> dict[str, Any] | None:
-        """The operation, whose refusals are added to its responses unless it describes them itself."""
+        """The operation, whose denials are added to its responses unless it describes them itself."""
         operation = super().get_operation(path, path_regex, path_prefix, method, registry)
         guards = [guard for guard in self._guards() if guard.calls.applies(self.view.request)]
         if operation is None or not guards:

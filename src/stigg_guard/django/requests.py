@@ -112,7 +112,7 @@ def note_use(request: HttpRequest, used: Consumption | FeatureDenied, using: str
 
 
 def noted_use(request: HttpRequest) -> Sequence[Consumption | FeatureDenied]:
-    """What :func:`note_use` was told of the request."""
+    """Returns what :func:`note_use` noted of the request."""
     used: list[Consumption | FeatureDenied] = vars(request).get(_USED, [])
     return used
 

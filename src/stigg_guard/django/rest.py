@@ -34,7 +34,7 @@ from stigg_guard.decorators import Dimensions, OneOrComputed
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of
-from stigg_guard.web.denial import PROBLEM_TYPE, REFUSALS, Refusal, is_answered
+from stigg_guard.web.denial import DENIED_ERRORS, PROBLEM_TYPE, DeniedError, is_answered
 from stigg_guard.web.views import private_unless_said
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 
 class Problem(APIException):
-    """A refusal as the framework's own exception, whose ``detail`` has all that RFC 9457 calls the problem."""
+    """A denial as the framework's own exception, whose ``detail`` has all that RFC 9457 calls the problem."""
 
-    def __init__(self, error: Refusal, request: Request, view: APIView) -> None:
+    def __init__(self, error: DeniedError, request: Request, view: APIView) -> None:
         denial = denial_of(request, error)
         self.status_code = denial.status
         # Not through the framework's constructor, which turns numbers into texts.
@@ -97,7 +97,7 @@ class HasFeature(OperationHolderMixin, BasePermission):
             return self._would_permit(request, view)
         try:
             self._check(request, *view.args, **view.kwargs)
-        except REFUSALS as error:
+        except DENIED_ERRORS as error:
             if not is_answered(error):
                 raise
             raise Problem(error, request, view) from error
@@ -106,13 +106,13 @@ class HasFeature(OperationHolderMixin, BasePermission):
         return True
 
     def _would_permit(self, request: Request, view: APIView) -> bool:
-        """What :meth:`has_permission` comes to, with nobody told of a denial."""
+        """Returns what :meth:`has_permission` would, without an event for a denial."""
         if not self.calls.applies(request):
             return True
         try:
             customer = self.calls.customer(request, *view.args, **view.kwargs)
             return bool(self.calls.guard().peek(self._feature, customer=customer))
-        except REFUSALS:
+        except DENIED_ERRORS:
             return False
 
 
@@ -154,7 +154,7 @@ class ConsumesUsage(BaseThrottle):
         return self
 
     def allow_request(self, request: Request, view: APIView) -> bool:
-        """True; the handler, which is called next, is told of its price."""
+        """Returns True, and notes the price for the handler, which is called next."""
         name = (request.method or "").lower()
         # A client may send any word as the method, such as the name of another method of the view.
         handler = getattr(view, name, None) if name in view.http_method_names else None
@@ -164,7 +164,7 @@ class ConsumesUsage(BaseThrottle):
 
 
 def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | None:
-    """For ``REST_FRAMEWORK["EXCEPTION_HANDLER"]``: answers refusals by the API's own renderers, as problems (RFC 9457).
+    """For ``REST_FRAMEWORK["EXCEPTION_HANDLER"]``: answers denials by the API's own renderers, as problems (RFC 9457).
 
     Without it those of :class:`HasFeature` are rendered, too, and all others are answered by the middleware.
     """

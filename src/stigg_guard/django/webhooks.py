@@ -16,7 +16,7 @@ from stigg_guard.webhooks import SECRET_HEADER, receive
 @csrf_exempt
 @require_POST
 def webhooks(request: HttpRequest, using: str = DEFAULT) -> HttpResponse:
-    """Lets the customer of a webhook be asked about again; the setting ``WEBHOOK_SECRET`` says whose webhooks count.
+    """Invalidates the cache of a webhook's customer; the setting ``WEBHOOK_SECRET`` says whose webhooks count.
 
     The configuration is another one with ``include("stigg_guard.django.webhooks"), {"using": "name"}``.
     """

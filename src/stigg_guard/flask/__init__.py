@@ -12,7 +12,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("flask", "stigg_guard.flask") from error
 
 from stigg_guard.flask.decorators import consumes_usage, releases_usage, requires_feature
-from stigg_guard.flask.errors import FeatureDenied, Refused
+from stigg_guard.flask.errors import FeatureDenied, RequestDenied
 from stigg_guard.flask.extension import StiggGuard
 from stigg_guard.flask.groups import protect
 from stigg_guard.flask.signals import feature_denied, usage_lost_contact, usage_reported
@@ -20,7 +20,7 @@ from stigg_guard.web.views import exempt
 
 __all__ = [
     "FeatureDenied",
-    "Refused",
+    "RequestDenied",
     "StiggGuard",
     "consumes_usage",
     "exempt",

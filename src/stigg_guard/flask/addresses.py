@@ -41,7 +41,7 @@ def upgrade_url(feature: str = "") -> str | None:
 
 def login_pages() -> Iterator[str]:
     """The pages that requests of nobody are redirected to: our own, and those that Flask-Login is told. One that is not
-    there is told to whom it would be shown, and leads nobody anywhere."""
+    there leads nowhere."""
     manager = getattr(current_app, "login_manager", None)
     views = getattr(manager, "login_view", None), getattr(manager, "refresh_view", None)
     of_blueprints = getattr(manager, "blueprint_login_views", {}).values()

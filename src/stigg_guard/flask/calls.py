@@ -1,4 +1,4 @@
-"""How Flask's views are called, and what comes of what they return. That passes through as it is."""
+"""Calls Flask's views, and tells success by what they return. That passes through as it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask.addresses import login_pages
 from stigg_guard.flask.current import app_guard, of_request, this_request
-from stigg_guard.flask.errors import refusing
+from stigg_guard.flask.errors import denying
 from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.streams import SettlingStream
@@ -47,14 +47,14 @@ class FlaskCalls(ViewCalls):
         of_request().noted.append(usage)
 
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
-        return super().check_first(synchronous(function), refusing(check))
+        return super().check_first(synchronous(function), denying(check))
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
-        run, begin = synchronous(function), refusing(begin)
+        run, begin = synchronous(function), denying(begin)
 
         @wraps(function)
         def settled(*args: P.args, **kwargs: P.kwargs) -> R:
-            _refuse_before_request(settled)
+            _forbid_before_request(settled)
             ending = begin(*args, **kwargs)
             if ending is None:
                 return run(*args, **kwargs)
@@ -159,7 +159,7 @@ def _generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) 
     return returned
 
 
-def _refuse_before_request(guarded: Callable[..., Any]) -> None:
+def _forbid_before_request(guarded: Callable[..., Any]) -> None:
     for name in (None, *request.blueprints):
         for function in current_app.before_request_funcs.get(name, ()):
             if unwrap(function, stop=lambda one: one is guarded) is guarded:

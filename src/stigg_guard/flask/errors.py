@@ -1,4 +1,4 @@
-"""Refused requests as werkzeug's HTTP exceptions, so that an app's own error handlers find them."""
+"""Denied requests as werkzeug's HTTP exceptions, so that an app's own error handlers find them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stigg_guard import errors
 from stigg_guard.flask.addresses import login_url, upgrade_url
 from stigg_guard.flask.current import app_guard, of_request
 from stigg_guard.flask.templating import rendered
-from stigg_guard.web.denial import UNANSWERED, Denial, Refusal, is_answered
+from stigg_guard.web.denial import UNANSWERED, Denial, DeniedError, is_answered
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,12 +29,12 @@ class PaymentRequired(HTTPException):
     description = "Your plan does not include this."
 
 
-# Flask looks up here what errorhandler(402) is for, and refuses it otherwise.
+# Flask looks up here what errorhandler(402) is for, and raises otherwise.
 default_exceptions.setdefault(402, PaymentRequired)
 
 
-class Refused(HTTPException, errors.StiggGuardError):
-    """A request that the guard refused, for the error handlers of an app.
+class RequestDenied(HTTPException, errors.StiggGuardError):
+    """A request that the guard denied, as an HTTP exception for the error handlers of an app.
 
     ``code``, ``name`` and ``description`` are its status and words, :meth:`get_response` is the built-in answer.
     ``denial`` has the figures for templates, and ``error`` is what the guard raised, whose class it has too. Handlers
@@ -43,7 +43,7 @@ class Refused(HTTPException, errors.StiggGuardError):
 
     response = None
 
-    def __init__(self, error: Refusal, denial: Denial) -> None:
+    def __init__(self, error: DeniedError, denial: Denial) -> None:
         Exception.__init__(self, str(error))  # werkzeug's own constructor is not made for a second base
         vars(self).update(vars(error))
         self.error = error
@@ -70,30 +70,30 @@ class Refused(HTTPException, errors.StiggGuardError):
         return current_app.response_class(body, answer.status, dict(answer.headers), content_type=answer.content_type)
 
 
-class FeatureDenied(errors.FeatureDenied, Refused):
+class FeatureDenied(errors.FeatureDenied, RequestDenied):
     """A denial, as error handlers get it: ``entitlement`` says why, with the figures; ``customer`` says who.
 
     In a view, what is caught is :class:`stigg_guard.FeatureDenied`, which it is one of.
     """
 
-    __init__ = Refused.__init__
+    __init__ = RequestDenied.__init__
 
 
 def answer(error: errors.StiggGuardError) -> ResponseReturnValue | HTTPException:
-    """Answers what a request is refused for, by the app's handlers or else by itself.
+    """Answers a denied request, by the app's handlers or else by itself.
 
     It is registered for the root of the errors, so that an app's own handlers of single ones go first, whenever they
     were registered.
     """
-    if isinstance(error, Refused):  # no handler of the app wanted it
+    if isinstance(error, RequestDenied):  # no handler of the app wanted it
         return error
     if not is_answered(error):
         raise error  # not the client's doing
-    return current_app.handle_http_exception(refused(error))
+    return current_app.handle_http_exception(denied(error))
 
 
-def refusing(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which raises :class:`Refused` where the guard refuses the request.
+def denying(function: Callable[P, R]) -> Callable[P, R]:
+    """Wraps the function: it raises :class:`RequestDenied` where the guard denies the request.
 
     An errorhandler of all exceptions, or an extension, tells what is to be answered by ``HTTPException``.
     """
@@ -103,15 +103,15 @@ def refusing(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except errors.StiggGuardError as error:
-            if isinstance(error, Refused) or not is_answered(error):
+            if isinstance(error, RequestDenied) or not is_answered(error):
                 raise
-            raise refused(error) from error
+            raise denied(error) from error
 
     return called
 
 
-def refused(error: Refusal) -> Refused:
-    """What the error comes to for the current request. The log and the ``RateLimit`` headers are told of it."""
+def denied(error: DeniedError) -> RequestDenied:
+    """Returns the denial of the current request for an error. Notes it for the log and the ``RateLimit`` headers."""
     this = app_guard()
     signs_in = isinstance(error, errors.SignInRequired)
     denial = Denial.of(error, this.guard.config, this.wording, login_url=login_url() if signs_in else None)
@@ -124,15 +124,15 @@ def refused(error: Refusal) -> Refused:
     return _made(error, denial)
 
 
-def _made(error: Refusal, denial: Denial) -> Refused:
+def _made(error: DeniedError, denial: Denial) -> RequestDenied:
     made = _class_of(type(error), denial.status)  # type: ignore[arg-type] # mypy: the hash of a class is no hash
     return made(error, denial)
 
 
 @cache
-def _class_of(error: type[errors.StiggGuardError], status: int) -> type[Refused]:
+def _class_of(error: type[errors.StiggGuardError], status: int) -> type[RequestDenied]:
     """One of the error's own class, and of werkzeug's of the status: by these Flask finds the app's handlers."""
-    kind: type[Refused] = FeatureDenied
+    kind: type[RequestDenied] = FeatureDenied
     if not issubclass(error, errors.FeatureDenied):
-        kind = type(Refused.__name__, (error, Refused), {"__init__": Refused.__init__})
+        kind = type(RequestDenied.__name__, (error, RequestDenied), {"__init__": RequestDenied.__init__})
     return type(kind.__name__, (kind, default_exceptions.get(status, HTTPException)), {"code": status})

@@ -16,7 +16,7 @@ from stigg_guard.decorators import Begin, Ending
 from stigg_guard.entitlements import require_id
 from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource, settled_view, synchronous
 from stigg_guard.flask.current import app_guard, of_request, this_request
-from stigg_guard.flask.errors import refusing
+from stigg_guard.flask.errors import denying
 from stigg_guard.rules import Rule, rule_of
 from stigg_guard.web.views import EXEMPT
 
@@ -73,11 +73,11 @@ def put_in_force(app: Flask) -> None:
 def _group(feature: str, n: AmountOfRequest | None, calls: FlaskCalls) -> Begin:
     """What a group does before a view."""
     if n is None:
-        return refusing(decorators.feature_check(feature, calls=calls))
+        return denying(decorators.feature_check(feature, calls=calls))
     require_id(feature, "feature_id")
     if not callable(n):
         usage_amount(n)
-    return refusing(decorators.usage_hold(n, lambda: feature, calls=calls))
+    return denying(decorators.usage_hold(n, lambda: feature, calls=calls))
 
 
 def _come_last() -> None:
@@ -114,7 +114,7 @@ def _put_view_in_force() -> None:
 
 def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
     """The view, with which the groups of the request end. Denials deep in it are raised as those of guards are."""
-    run = refusing(synchronous(view))
+    run = denying(synchronous(view))
 
     @wraps(view)
     def ending(*args: Any, **kwargs: Any) -> Any:

@@ -58,7 +58,7 @@ def is_write(sql: str) -> bool:
 
 
 class _History:
-    """What became of the transactions that wrote within one application context."""
+    """How the transactions ended that wrote within one application context."""
 
     def __init__(self) -> None:
         self.commits = 0

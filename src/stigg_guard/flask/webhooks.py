@@ -16,7 +16,7 @@ the app, ``csrf.exempt(webhooks)``."""
 @webhooks.post("/stigg/webhooks")
 @exempt
 def receive_webhook() -> Response:
-    """Lets the customer of a webhook be asked about again; ``STIGG_GUARD_WEBHOOK_SECRET`` says whose webhooks count."""
+    """Invalidates the cache of a webhook's customer; ``STIGG_GUARD_WEBHOOK_SECRET`` says whose webhooks count."""
     status = receive(app_guard().guard, request.headers.get(SECRET_HEADER), _read)
     return current_app.response_class(status=status)
 

@@ -1,4 +1,4 @@
-"""The ledger: holds on units that are being used, and usage that the sidecar has not acknowledged yet."""
+"""The ledger, an outbox: holds (reservations) on units, and usage that the sidecar has not acknowledged yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stigg_guard.ledger.entries import (
     Event,
     Hold,
     Ledger,
-    Refused,
+    LimitExceeded,
     State,
     Ticket,
     UsageKey,
@@ -30,9 +30,9 @@ __all__ = [
     "Event",
     "Hold",
     "Ledger",
+    "LimitExceeded",
     "News",
     "Period",
-    "Refused",
     "Row",
     "State",
     "Ticket",

@@ -1,4 +1,4 @@
-"""What a ledger is: pure functions over frozen values. No storage, no clock, and no order between two periods.
+"""The rules of quotas and of reconciliation: pure functions over frozen values, without storage and without a clock.
 
 Amounts are whole numbers of quanta (see ``stigg_guard.amounts``). Periods and the times of uses are whole nanoseconds
 since the epoch, as the wire has them. Instants of the ledger's own clock, by which holds, leases and the grace are

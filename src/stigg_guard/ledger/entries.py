@@ -1,9 +1,9 @@
-"""What a ledger keeps and what it promises: the protocol of all its homes, and how its values are written as text.
+"""The protocol of the ledger, an outbox: its entries, its steps, and how its values are written as text.
 
 An entry is *held* while the work runs, *unsent* once it succeeded, *sending* while a report is under way, *uncertain*
-when nobody knows whether a report was counted, and gone once it is settled; a report that the sidecar refuses is *dead*
-and stays visible. What is held, unsent, being sent or uncertain counts against the limit, together with the last known
-usage of the key. ``accounting`` has the rules of that, one for all homes.
+when nobody knows whether a report was counted, and gone once it is settled. A report that the sidecar rejects is
+*dead*, a dead letter, and stays visible. What is held, unsent, being sent or uncertain counts against the limit,
+together with the last known usage of the key. ``accounting`` has the rules of that, one for all homes.
 
 Users see amounts as floats; the homes store and add up whole quanta.
 """
@@ -63,16 +63,15 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Units taken off the limits of one or more keys until the hold is committed, released or expires."""
+    """A reservation: units taken off the limits of one or more keys until it is committed, released or expires."""
 
     id: str
     claims: tuple[Claim, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """There was not enough left for one of the claims: ``counted`` of ``limit`` units are used, held or on their
-    way."""
+class LimitExceeded:
+    """The answer to a claim beyond its limit: ``counted`` of ``limit`` units are used, held or on their way."""
 
     claim: Claim
     counted: float
@@ -153,18 +152,18 @@ class Acknowledged:
 
 
 class Ledger(Protocol):
-    """Where holds and unsent usage live. Every method is one step: it happens wholly or not at all.
+    """An outbox of holds and unsent usage. Every method is one step: it happens wholly or not at all.
 
     Each may raise ``LedgerUnavailable`` when the step could not be made and nothing happened, and ``ClientClosed``
     after ``close``. Seconds are floats; each step has a deadline of its own.
     """
 
     def ticket(self, customer_id: str) -> Ticket:
-        """A number higher than all that this customer had before, and the present time of the ledger's clock."""
+        """Draws a sequence number, higher than all that this customer had before. Its time is the ledger's clock's."""
         ...
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
-        """Takes the claimed units for ``ttl`` seconds, if used + held + on their way + amount <= limit for each key.
+    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
+        """Reserves the claimed units for ``ttl`` seconds, if used + held + on their way + amount <= limit for each key.
 
         All of them, or none: the first claim that does not fit is returned. What the claims' news tell is noted either
         way.
@@ -184,7 +183,7 @@ class Ledger(Protocol):
         ...
 
     def release(self, hold: Hold) -> None:
-        """Gives the units back."""
+        """Releases the hold: gives the units back."""
         ...
 
     def record(self, use: Use) -> float:
@@ -192,7 +191,7 @@ class Ledger(Protocol):
         ...
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
-        """The next reports to send, for ``lease`` seconds this caller's own; None when there is nothing to send.
+        """Leases the next reports to send to this caller for ``lease`` seconds; None when there is nothing to send.
 
         Usages come one report of each key, the oldest first, and no key has two reports under way. Events come in
         batches of their own. A batch whose lease ended comes again, unchanged. Unsent usage of one key is added up
@@ -218,38 +217,38 @@ class Ledger(Protocol):
         ...
 
     def doubt(self, reports: Sequence[Entry], seconds: float | None, reason: str) -> None:
-        """Makes the reports uncertain. After ``seconds`` they are due for a decision; with None only for a person.
+        """Puts the reports in doubt. After ``seconds`` they are due for a decision; with None only for a person.
 
         Until they are due or decided, no other report of the key is sent; with None others go on.
         """
         ...
 
     def take_uncertain(self, size: int, lease: float) -> Sequence[Entry]:
-        """Uncertain reports that are due for a decision, for ``lease`` seconds this caller's own."""
+        """Leases the reports in doubt that are due for a decision to this caller for ``lease`` seconds."""
         ...
 
     def bury(self, report: Entry, reason: str) -> None:
-        """Sets aside a report that the sidecar refuses; it is kept, and no longer counts."""
+        """Makes a report that the sidecar rejects a dead letter: it is kept, and no longer counts."""
         ...
 
     def known(self, key: UsageKey) -> Row | None:
-        """What the ledger believes of a key; None if nobody ever asked for it."""
+        """Returns what the ledger believes of a key; None if it never had the key."""
         ...
 
     def outstanding(self, key: UsageKey) -> float:
-        """The units of a key that are held, unsent, being sent or uncertain, whatever their period."""
+        """Sums the units of a key that are held, unsent, being sent or uncertain, whatever their period."""
         ...
 
     def entries(self, states: Sequence[State], limit: int) -> Sequence[Entry]:
-        """Entries in these states, those whose first use is oldest first."""
+        """Lists entries in these states, those whose first use is oldest first."""
         ...
 
     def retry(self, ids: Sequence[str]) -> int:
-        """Makes dead and uncertain entries unsent again; how many there were."""
+        """Makes dead letters and uncertain entries unsent again; how many there were."""
         ...
 
     def discard(self, ids: Sequence[str]) -> int:
-        """Forgets dead and uncertain entries for good; how many there were."""
+        """Deletes dead letters and uncertain entries for good; how many there were."""
         ...
 
     def counts(self) -> Mapping[str, int]:

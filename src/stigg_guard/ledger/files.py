@@ -64,7 +64,7 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise ConfigError(f"LEDGER: the folder {path} cannot be made ({error.strerror}); name another") from error
     if not _may(path, os.W_OK | os.X_OK):
-        raise ConfigError(f"LEDGER: {_refusal(path)}")
+        raise ConfigError(f"LEDGER: {_no_permission(path)}")
 
 
 def make_file(file: LedgerFile) -> None:
@@ -114,16 +114,16 @@ def obstacle(path: str) -> str | None:
         if not os.path.isdir(folder):
             return f"there is no folder {folder}; make it, or name another file"
         if not _may(folder, os.X_OK):
-            return _refusal(folder)
+            return _no_permission(folder)
     if file.is_dir():
         return f"{file} is a folder; name a file"
     for one in (f"{file}{end}" for end in ("", *COMPANIONS)):
         if os.path.exists(one) and not _may(one, os.R_OK | os.W_OK):
-            return _refusal(one)
-    return None if _may(file.parent, os.W_OK) else _refusal(file.parent)
+            return _no_permission(one)
+    return None if _may(file.parent, os.W_OK) else _no_permission(file.parent)
 
 
-def _refusal(path: str | os.PathLike[str]) -> str:
+def _no_permission(path: str | os.PathLike[str]) -> str:
     """Who owns what this process may not use, and what to do about it."""
     status = os.stat(path)
     if os.statvfs(path).f_flag & os.ST_RDONLY:

@@ -17,7 +17,7 @@ function steps.hold()
     local again = refusal()
     if again then return again end
     reckon_holds()
-    local parts, refused = {}, nil
+    local parts, exceeded = {}, nil
     for i = 6, #ARGV, 7 do
         local key, amount = at('k', ARGV[i]), tonumber(ARGV[i + 1])
         local period = period_of(key)
@@ -29,17 +29,17 @@ function steps.hold()
         bring_back_holds(key)
         local before = parts[key] or 0
         local total = counted(row, key.held + before, on_its_way(key))
-        if not refused and not is_free(total, amount, limit) then refused = {(i - 6) / 7, total, math.max(limit, 0)} end
+        if not exceeded and not is_free(total, amount, limit) then exceeded = {(i - 6) / 7, total, math.max(limit, 0)} end
         parts[key] = before + amount
     end
-    for key, amount in pairs(refused and {} or parts) do
+    for key, amount in pairs(exceeded and {} or parts) do
         local part = {amount = amount, period = key.row.period, taken_at = now, ends = now + lasts, lasts = lasts}
         part.id = key.name .. '/' .. id
         loaded.h[part.id] = part
         weigh_hold(part, 1)
     end
     write()
-    return refused or {}
+    return exceeded or {}
 end
 
 -- lasts, id...

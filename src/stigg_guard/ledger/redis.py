@@ -1,4 +1,4 @@
-"""The distributed ledger: one Redis that the processes of all hosts share."""
+"""The distributed ledger, an outbox in one Redis that the processes of all hosts share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stigg_guard.ledger.entries import (
     Claim,
     Entry,
     Hold,
-    Refused,
+    LimitExceeded,
     State,
     Ticket,
     UsageKey,
@@ -79,7 +79,7 @@ class RedisLedger:
     def ticket(self, customer_id: str) -> Ticket:
         return Ticket(*self._steps.on(quoted(customer_id), "ticket"))
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
+    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
         """As the protocol says, for claims of one customer.
 
         Raises:
@@ -93,7 +93,7 @@ class RedisLedger:
         if not answer:
             return hold
         number, counted, limit = answer
-        return Refused(claims[number], units(counted), units(limit))
+        return LimitExceeded(claims[number], units(counted), units(limit))
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
         parts: defaultdict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The embedded ledger: one SQLite database, in memory or in a file that all processes of a host share."""
+"""The embedded ledger, an outbox in SQLite: in memory, or in a file that all processes of a host share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stigg_guard.ledger.entries import (
     Claim,
     Entry,
     Hold,
-    Refused,
+    LimitExceeded,
     State,
     Ticket,
     UsageKey,
@@ -59,7 +59,7 @@ class SqliteLedger(SqliteDatabase):
     def ticket(self, customer_id: str) -> Ticket:
         return Ticket(self._read(next_ticket), self._time())
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
+    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
         hold, now, lasts = Hold(secrets.token_hex(8), tuple(claims)), self._time(), microseconds_of(ttl)
         return self._write(lambda db: self._take(db, hold, now, lasts))
 
@@ -215,9 +215,9 @@ class SqliteLedger(SqliteDatabase):
 
         return self._read(step)
 
-    def _take(self, db: sqlite3.Connection, hold: Hold, now: int, lasts: int) -> Hold | Refused:
+    def _take(self, db: sqlite3.Connection, hold: Hold, now: int, lasts: int) -> Hold | LimitExceeded:
         parts: dict[Key, tuple[int, Row]] = {}
-        refused = None
+        exceeded = None
         for claim in hold.claims:
             key = columns_of(claim.key)
             held, is_more, known = standing(db, key, now)
@@ -226,11 +226,11 @@ class SqliteLedger(SqliteDatabase):
                 note(db, key, row)
             amount, before = quanta(claim.amount), parts.get(key, (0, row))[0]
             total = counted(row, held + before, pending_of(db, key, row.period) if is_more else ())
-            if refused is None and not is_free(total, amount, limit):
-                refused = Refused(claim, units(total), units(max(limit or 0, 0)))
+            if exceeded is None and not is_free(total, amount, limit):
+                exceeded = LimitExceeded(claim, units(total), units(max(limit or 0, 0)))
             parts[key] = amount + before, row
-        if refused is not None:
-            return refused
+        if exceeded is not None:
+            return exceeded
         rows = [
             (*key, hold.id, amount, period_text(row.period), now, now + lasts, lasts)
             for key, (amount, row) in parts.items()

@@ -81,7 +81,7 @@ _OLD_TABLES = {
 
 
 def prepare(db: sqlite3.Connection, path: str | None) -> None:
-    """Makes an empty database a ledger, brings an older one up to date, and refuses every other one.
+    """Makes an empty database a ledger, brings an older one up to date, and raises for every other one.
 
     Raises:
         ConfigError: it is the database of another program, or a ledger of a newer version.

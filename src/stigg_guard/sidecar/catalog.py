@@ -116,8 +116,8 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Customer:
-    """A customer, whose resources have plans and usage of their own."""
+class CatalogCustomer:
+    """A customer as the catalog has it, whose resources have plans and usage of their own."""
 
     id: str
     account: Account
@@ -142,7 +142,7 @@ class Catalog:
     features: Mapping[str, Feature] = field(default_factory=dict)
     currencies: Mapping[str, Currency] = field(default_factory=dict)
     plans: Mapping[str, Plan] = field(default_factory=dict)
-    customers: Mapping[str, Customer] = field(default_factory=dict)
+    customers: Mapping[str, CatalogCustomer] = field(default_factory=dict)
     meters: Mapping[str, Meter] = field(default_factory=dict)
     coupons: Mapping[str, Coupon] = field(default_factory=dict)
 
@@ -200,7 +200,7 @@ def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
     root, faults = read_json(text, source)
     features: dict[str, Feature] = {}
     plans: dict[str, Plan] = {}
-    customers: dict[str, Customer] = {}
+    customers: dict[str, CatalogCustomer] = {}
     for customer_id, table in root.tables("customers"):
         entitlements: dict[str, Grant] = {}
         for feature_id, given in table.tables("entitlements"):
@@ -212,7 +212,7 @@ def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
                 given.end()
         table.end()
         plans[customer_id] = Plan(customer_id, entitlements=entitlements)
-        customers[customer_id] = Customer(customer_id, Account(plan=customer_id))
+        customers[customer_id] = CatalogCustomer(customer_id, Account(plan=customer_id))
     root.end()
     faults.raise_any()
     return Catalog(features=features, plans=plans, customers=customers)
@@ -325,13 +325,13 @@ def _some_values(table: Table, key: str) -> tuple[str, ...]:
     return table.texts(key, at_least=1)
 
 
-def _customer(id_: str, table: Table, names: Catalog) -> Customer:
+def _customer(id_: str, table: Table, names: Catalog) -> CatalogCustomer:
     account = _account(table, names, inherited_anchor=None)
     resources = {}
     for resource_id, resource in table.tables("resources"):
         resources[resource_id] = _account(resource, names, inherited_anchor=account.anchor)
         resource.end()
-    customer = Customer(id_, account, table.flag("archived"), resources)
+    customer = CatalogCustomer(id_, account, table.flag("archived"), resources)
     table.end()
     return customer
 

@@ -51,7 +51,7 @@ class Table:
         self._faults.add((*self._path, key) if key else self._path, problem)
 
     def end(self) -> None:
-        """Refuse the keys that nobody has read."""
+        """Note every key that was not read as a fault."""
         for key in self._data.keys() - self._known:
             self.fault(key, f"unknown key; {nearest(key, self._known)}")
 

@@ -16,10 +16,10 @@ from stigg_guard.errors import InvalidRequest
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.sidecar.accounts import Accounts
 from stigg_guard.sidecar.catalog import Catalog
-from stigg_guard.sidecar.checks import Checks
 from stigg_guard.sidecar.document import nearest
+from stigg_guard.sidecar.entitlement_checks import Checks
 from stigg_guard.sidecar.reports import Reports
-from stigg_guard.sidecar.store import RecordKey, Store, UsageKey
+from stigg_guard.sidecar.store import CounterKey, RecordKey, Store
 from stigg_guard.sidecar.subscriptions import SUBSCRIPTION, Subscriber, Subscriptions, without_plan
 from stigg_guard.sidecar.wallets import Wallets
 
@@ -38,7 +38,7 @@ class _Rules:
 
 
 class Engine:
-    """Answers requests as a sidecar does; safe to share between threads. It owns the store and closes it.
+    """Answers requests as a sidecar does. It is thread-safe. It owns the store and closes it.
 
     ``now`` tells the present instant, aware and in UTC. ``fallbacks`` answer, by feature id, for features that the
     catalog does not know. With ``reporting=False`` reports are checked and answered, and nothing is counted.
@@ -99,7 +99,7 @@ class Engine:
 
     @property
     def honours_keys(self) -> bool:
-        """Reports under one idempotency key count once."""
+        """Whether reports under one idempotency key count once: they do."""
         return True
 
     def replace_catalog(self, catalog: Catalog) -> None:
@@ -146,7 +146,7 @@ class Engine:
         return _Rules(catalog, accounts, subscriptions, wallets, checks, reports, of_customers)
 
 
-def _initial_usage(rules: _Rules, now: datetime) -> Iterator[tuple[UsageKey, float]]:
+def _initial_usage(rules: _Rules, now: datetime) -> Iterator[tuple[CounterKey, float]]:
     for customer in rules.catalog.customers.values():
         for resource, account in (("", customer.account), *customer.resources.items()):
             subscriber = Subscriber(customer.id, resource, account)

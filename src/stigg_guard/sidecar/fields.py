@@ -1,4 +1,4 @@
-"""What the fields of a request must be; those that are not are refused by their wire name."""
+"""Validates the fields of a request; a fault names the field by its wire name."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 
 from stigg_guard.errors import ConfigError
-from stigg_guard.sidecar.catalog import Account, Catalog, Customer, Feature, Grant, Plan, read_grant
+from stigg_guard.sidecar.catalog import Account, Catalog, CatalogCustomer, Feature, Grant, Plan, read_grant
 from stigg_guard.sidecar.document import Faults, Table
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.store import Store
@@ -120,13 +120,13 @@ class OnePlan:
             customers={who.customer: self._customer(who.customer) for who in self.everybody},
         )
 
-    def _customer(self, customer_id: str) -> Customer:
+    def _customer(self, customer_id: str) -> CatalogCustomer:
         accounts = {
             who.resource: Account(plan=_PLAN, usage=usage)
             for who, usage in self._begun.items()
             if who.customer == customer_id
         }
-        return Customer(customer_id, accounts.pop(""), resources=accounts)
+        return CatalogCustomer(customer_id, accounts.pop(""), resources=accounts)
 
 
 def parse_plan(entitlements: Mapping[str, Any], *, source: str) -> Mapping[str, Given]:

@@ -1,4 +1,4 @@
-"""The three requests that write: usage, usage in bulk, and raw events."""
+"""Usage reports to the local sidecar, with idempotency keys: usage, usage in bulk, and raw events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stigg_guard.errors import InvalidRequest
 from stigg_guard.sidecar.catalog import Catalog, Meter
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.fields import require_count, require_finite, require_finite_dimensions, require_ids
-from stigg_guard.sidecar.store import Answer, EventKey, Store, Transaction, UsageKey
+from stigg_guard.sidecar.store import CounterKey, EventKey, Store, StoredResponse, Transaction
 from stigg_guard.sidecar.subscriptions import Denied, Offer, Subscriber, Subscriptions, without_plan
 from stigg_guard.sidecar.wallets import Wallets
 from stigg_guard.wire import METHODS
@@ -79,7 +79,7 @@ class Reports:
             first = transaction.answer(idempotency_key, now)
             if first is None:
                 response = write(transaction)
-                transaction.remember(idempotency_key, Answer(digest, response.SerializeToString()), now)
+                transaction.remember(idempotency_key, StoredResponse(digest, response.SerializeToString()), now)
                 return response
         if first.request != digest:
             raise InvalidRequest("idempotency-key", "was used for a different report; take a new key for each report")
@@ -187,7 +187,7 @@ class Reports:
                 self._set_usage(transaction, subscriber, offer, key, amount)
 
     def _set_usage(
-        self, transaction: Transaction, subscriber: Subscriber, offer: Offer, key: UsageKey, amount: float
+        self, transaction: Transaction, subscriber: Subscriber, offer: Offer, key: CounterKey, amount: float
     ) -> None:
         """Set the usage; credits pay for what is more than before, where they do."""
         before = transaction.usage(key)
@@ -225,7 +225,7 @@ def _dimension(event: pb.Event, name: str | None) -> str | float | bool | None:
     return getattr(dimension, given) if given else None
 
 
-def _aggregate(transaction: Transaction, key: UsageKey, meter: Meter, value: str | float | bool | None) -> float:
+def _aggregate(transaction: Transaction, key: CounterKey, meter: Meter, value: str | float | bool | None) -> float:
     """The usage after an event; unchanged when the event lacks the meter's dimension, or has it as another type."""
     used = transaction.usage(key)
     if meter.aggregation == "count":

@@ -1,4 +1,4 @@
-"""Where the local sidecar keeps usage: one SQLite database, of which this process is the only user."""
+"""Stores the local sidecar's usage: one SQLite database, of which this process is the only user."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ ANSWERS_KEPT = 24 * 60 * 60.0
 """How long the answer to an idempotency key is repeated, in seconds."""
 
 
-class UsageKey(NamedTuple):
-    """What usage is counted by; ``resource`` and ``period`` are empty where there is none."""
+class CounterKey(NamedTuple):
+    """The key of a usage counter; ``resource`` and ``period`` are empty where there is none."""
 
     customer: str
     resource: str
@@ -101,8 +101,8 @@ class CreditEvent(NamedTuple):
     at: str
 
 
-class Answer(NamedTuple):
-    """What was answered under an idempotency key, and a digest of the request that it answered."""
+class StoredResponse(NamedTuple):
+    """The response kept under an idempotency key, and a digest of the request that it answered."""
 
     request: bytes
     response: bytes
@@ -121,8 +121,8 @@ class Store:
         self._lock = Lock()
         self._connection = _connect(path)
         weakref.finalize(self, self._connection.close).atexit = False  # a forked child leaves its parent's alone
-        self._usage: dict[UsageKey, float] = {
-            UsageKey(*key): amount
+        self._usage: dict[CounterKey, float] = {
+            CounterKey(*key): amount
             for *key, amount in self._connection.execute(
                 "SELECT customer, resource, feature, period, amount FROM usage"
             )
@@ -137,7 +137,7 @@ class Store:
             for customer, resource, plan in self._connection.execute("SELECT customer, resource, plan FROM plans")
         }
 
-    def usage(self, key: UsageKey) -> float:
+    def usage(self, key: CounterKey) -> float:
         """The committed usage; 0 if nothing was ever counted."""
         return self._usage.get(key, 0.0)
 
@@ -192,7 +192,7 @@ class Store:
             )
             return [CreditEvent(*row) for row in rows]
 
-    def seed(self, amounts: dict[UsageKey, float]) -> None:
+    def seed(self, amounts: dict[CounterKey, float]) -> None:
         """Set usage to begin with, for those customers' features of which nothing was ever written in any period."""
         with self.transaction() as transaction:
             written = {key[:3] for key in self._usage}
@@ -229,21 +229,21 @@ class Transaction:
     def __init__(
         self,
         connection: sqlite3.Connection,
-        committed: dict[UsageKey, float],
+        committed: dict[CounterKey, float],
         records: dict[RecordKey, Mapping[str, Any]],
     ) -> None:
         self._connection = connection
         self._committed = committed
         self._records = records
-        self.written: dict[UsageKey, float] = {}
+        self.written: dict[CounterKey, float] = {}
         self.kept: dict[RecordKey, Mapping[str, Any]] = {}
 
-    def usage(self, key: UsageKey) -> float:
+    def usage(self, key: CounterKey) -> float:
         """The usage with what this transaction has written."""
         amount = self.written.get(key)
         return self._committed.get(key, 0.0) if amount is None else amount
 
-    def set_usage(self, key: UsageKey, amount: float) -> None:
+    def set_usage(self, key: CounterKey, amount: float) -> None:
         """Write usage, which others see once the transaction is committed; ten times 0.1 are 1."""
         amount = round(amount, DECIMALS)
         self._connection.execute("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)", (*key, amount))
@@ -266,19 +266,19 @@ class Transaction:
         """Remember the event; false if it was known."""
         return self._inserted("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", key)
 
-    def is_new_value(self, key: UsageKey, value: str) -> bool:
+    def is_new_value(self, key: CounterKey, value: str) -> bool:
         """Remember a value of a dimension that is counted once; false if it was known."""
         return self._inserted("INSERT OR IGNORE INTO unique_values VALUES (?, ?, ?, ?, ?)", (*key, value))
 
-    def answer(self, idempotency_key: str, now: float) -> Answer | None:
+    def answer(self, idempotency_key: str, now: float) -> StoredResponse | None:
         """The answer given under the key, unless it is too old. ``now`` is in seconds since 1970."""
         row = self._connection.execute(
             "SELECT request, response FROM answers WHERE idempotency_key = ? AND given_at > ?",
             (idempotency_key, now - ANSWERS_KEPT),
         ).fetchone()
-        return row and Answer(*row)
+        return row and StoredResponse(*row)
 
-    def remember(self, idempotency_key: str, answer: Answer, now: float) -> None:
+    def remember(self, idempotency_key: str, answer: StoredResponse, now: float) -> None:
         """Keep the answer for 24 hours; older ones go."""
         self._connection.execute("DELETE FROM answers WHERE given_at <= ?", (now - ANSWERS_KEPT,))
         self._connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (idempotency_key, *answer, now))

@@ -12,10 +12,10 @@ from google.protobuf.message import Message
 
 from stigg_guard.amounts import quanta, units
 from stigg_guard.errors import ConfigError
-from stigg_guard.sidecar.catalog import Account, Catalog, CreditRate, Currency, Customer, Feature, Grant, Plan
+from stigg_guard.sidecar.catalog import Account, Catalog, CatalogCustomer, CreditRate, Currency, Feature, Grant, Plan
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
-from stigg_guard.sidecar.store import RecordKey, Store, UsageKey
+from stigg_guard.sidecar.store import CounterKey, RecordKey, Store
 from stigg_guard.wire import sidecar_pb2 as pb
 from stigg_guard.wire.responses import FEATURE_TYPES
 
@@ -154,13 +154,13 @@ class Subscriptions:
             return _NOTHING
         return self._with_additions(plan, additions) if additions else self._offers[plan]
 
-    def customer(self, customer_id: str) -> Customer | None:
+    def customer(self, customer_id: str) -> CatalogCustomer | None:
         """The customer as the catalog has it, or as it was made since."""
         customer = self._catalog.customers.get(customer_id)
         kept = self._store.record(RecordKey(CUSTOMER, customer_id, ""))
         if kept is None:
             return customer
-        customer = customer or Customer(customer_id, Account())
+        customer = customer or CatalogCustomer(customer_id, Account())
         archived = kept.get("archived")
         return customer if archived in (None, customer.archived) else replace(customer, archived=archived)
 
@@ -207,11 +207,11 @@ class Subscriptions:
                 )
         return _offers(replace(sold, entitlements=entitlements, credits=credits_), self._catalog)
 
-    def usage_key(self, subscriber: Subscriber, offer: Offer, instant: datetime) -> tuple[UsageKey, Window | None]:
+    def usage_key(self, subscriber: Subscriber, offer: Offer, instant: datetime) -> tuple[CounterKey, Window | None]:
         """What usage of that instant is counted by, and its window if there is one."""
         reset = offer.grant.reset
         window = self._window(reset, subscriber.account.anchor or DEFAULT_ANCHOR, instant) if reset else None
-        return UsageKey(subscriber.customer, subscriber.resource, offer.id, window.name if window else ""), window
+        return CounterKey(subscriber.customer, subscriber.resource, offer.id, window.name if window else ""), window
 
     def _window(self, reset: str, anchor: datetime, instant: datetime) -> Window:
         window = self._windows.get((reset, anchor))

@@ -12,7 +12,7 @@ from typing import Any
 from stigg_guard.amounts import quanta, units
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR
-from stigg_guard.sidecar.store import Answer, CreditEvent, RecordKey, Store, Transaction, UsageKey
+from stigg_guard.sidecar.store import CounterKey, CreditEvent, RecordKey, Store, StoredResponse, Transaction
 from stigg_guard.sidecar.subscriptions import CREDITS, Subscriber, Subscriptions, is_usable, without_plan
 
 GRANTED, CONSUMED, VOIDED, EXPIRED = "CREDITS_GRANTED", "CREDITS_CONSUMED", "CREDITS_VOIDED", "CREDITS_EXPIRED"
@@ -29,7 +29,7 @@ class Source:
 
     id: str
     content: Mapping[str, Any]
-    usage: UsageKey | None = None
+    usage: CounterKey | None = None
 
     @property
     def left(self) -> int:
@@ -126,7 +126,7 @@ class Wallets:
             first = transaction.answer(key, now)
             if first is None:
                 self.debit(transaction, subscriber, currency, amount, "")
-                transaction.remember(key, Answer(digest, b""), now)
+                transaction.remember(key, StoredResponse(digest, b""), now)
             elif first.request != digest:
                 raise InvalidRequest("idempotencyKey", "was used for something else; take a new key each time")
 
@@ -172,7 +172,7 @@ class Wallets:
         transaction.note(_event(subscriber.customer, source, CONSUMED, amount, at, feature))
 
     def _of_plan(
-        self, usage: Callable[[UsageKey], float], subscriber: Subscriber, currency: str, now: datetime
+        self, usage: Callable[[CounterKey], float], subscriber: Subscriber, currency: str, now: datetime
     ) -> Source | None:
         offer = self._subscriptions.offers_of_plan(subscriber).credits.get(currency)
         if offer is None:
@@ -183,7 +183,9 @@ class Wallets:
         ends = window.period.end.isoformat() if window else None
         return _recurring(subscriber, currency, amount, quanta(usage(key)), key, begins, ends)
 
-    def _debt(self, usage: Callable[[UsageKey], float], subscriber: Subscriber, currency: str, now: datetime) -> Source:
+    def _debt(
+        self, usage: Callable[[CounterKey], float], subscriber: Subscriber, currency: str, now: datetime
+    ) -> Source:
         """What was used of credits that are not there; grants that come pay for it."""
         key, _ = self._subscriptions.usage_key(subscriber, without_plan(currency), now)
         return _recurring(subscriber, currency, 0, quanta(usage(key)), key, DEFAULT_ANCHOR, None)
@@ -202,7 +204,7 @@ def _recurring(
     currency: str,
     amount: int,
     consumed: int,
-    usage: UsageKey,
+    usage: CounterKey,
     begins: datetime,
     ends: str | None,
 ) -> Source:

@@ -1,1 +1,1 @@
-"""Usage of metered features: held, settled, reported to the sidecar."""
+"""Usage of metered features: held within the quota, settled, reported to the sidecar."""

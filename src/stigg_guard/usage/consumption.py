@@ -1,4 +1,4 @@
-"""Using units of a feature: held while the work runs, reported when it succeeds, given back when it does not."""
+"""Reservations of units: held while the work runs, reported when it succeeds, given back when it does not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stigg_guard.errors import (
     SidecarError,
     SidecarTimeout,
 )
-from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, News, Period, Refused, UsageKey, Use
+from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, LimitExceeded, News, Period, UsageKey, Use
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.observer import Observer, tell
@@ -43,7 +43,7 @@ as by a transaction that was rolled back."""
 
 
 def confirm_now(end: Callable[[bool], None]) -> None:
-    """For work that nothing undoes."""
+    """Confirms at once, for work that nothing undoes."""
     end(True)
 
 
@@ -52,7 +52,7 @@ class ConfirmSince(ABC):
 
     @abstractmethod
     def begin(self) -> Confirm:
-        """How work that begins now becomes certain."""
+        """Returns how work that begins now becomes certain."""
 
     def __call__(self, end: Callable[[bool], None]) -> None:
         self.begin()(end)
@@ -90,7 +90,7 @@ class Book:
             weakref.finalize(self, thread.leave).atexit = False
 
     def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
-        """Takes the amounts of all features, or of none; there is no hold where nothing is counted.
+        """Takes reservations for the amounts of all features, or for none; there is no hold where nothing is counted.
 
         Raises:
             FeatureDenied: one of them is not to be had.
@@ -118,7 +118,7 @@ class Book:
         event: Event | None,
         dimensions: Mapping[str, str | float | bool],
     ) -> None:
-        """The work succeeded: its usage is in the ledger when this returns, or on other ways to the sidecar."""
+        """Turns the hold of successful work into usage: it is in the ledger, or on other ways to the sidecar."""
         uses = [
             Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions) for claim in hold.claims
         ]
@@ -147,12 +147,12 @@ class Book:
             self.send(hold.claims[0].key.customer_id)
 
     def watch(self, hold: Hold, owner: object) -> None:
-        """The hold lasts until it is committed or released, or its owner is dropped."""
+        """Renews the hold until it is committed or released, or its owner is dropped."""
         self.keeper.watch(hold, owner)
         self.reporter.start()
 
     def release(self, hold: Hold) -> None:
-        """The work failed: nothing was used. What cannot be given back now comes back when the hold expires."""
+        """Gives back the hold of failed work. What cannot be given back now comes back when the hold expires."""
         try:
             if hold.id:
                 self._ledger.release(hold)
@@ -161,7 +161,7 @@ class Book:
         self.keeper.unwatch(hold)
 
     def begin(self) -> Confirm:
-        """How work that begins now becomes certain."""
+        """Returns how work that begins now becomes certain."""
         return self.confirm.begin() if isinstance(self.confirm, ConfirmSince) else self.confirm
 
     def record(self, use: Use, confirm: Confirm) -> None:
@@ -250,7 +250,7 @@ class Book:
             held = self._ledger.hold(claims, self._config.hold_ttl)
         except LedgerUnavailable as error:
             return self._without_ledger(claims, customer, error)
-        if isinstance(held, Refused):
+        if isinstance(held, LimitExceeded):
             asked, _ = found[held.claim.key.feature_id]
             counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
             raise FeatureDenied(counted.allows(held.claim.amount), customer)
@@ -285,7 +285,7 @@ def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True)
 
 
 class Consumption:
-    """Units held for a block of work. Made by :meth:`Guard.consume`, entered once.
+    """A reservation for a block of work: the units held. Made by :meth:`Guard.consume`, entered once.
 
     ``entitlements`` are the answers that allowed the hold, by feature id, once it is entered. The process that entered
     it ends it: what a forked child does is not counted, and gives nothing back.

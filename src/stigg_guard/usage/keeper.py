@@ -1,4 +1,4 @@
-"""Keeps the holds of work that goes on: a thread of its own, since reporting may take longer than a hold lasts."""
+"""Renews the holds (reservations) of work that goes on, in a thread of its own: reporting may outlast a hold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HoldKeeper:
         self._start_process()
 
     def watch(self, hold: Hold, owner: object) -> None:
-        """The hold is to last as long as its work does: until :meth:`unwatch`, or until its owner is dropped."""
+        """Renews the hold while its work goes on: until :meth:`unwatch`, or until its owner is dropped."""
         if self._pid != os.getpid():
             self._start_process()
         self._holds[hold.id] = hold, weakref.ref(owner)
@@ -36,11 +36,11 @@ class HoldKeeper:
             self._start_thread()
 
     def unwatch(self, hold: Hold) -> None:
-        """The work of the hold ended."""
+        """Stops renewing the hold: its work ended."""
         self._holds.pop(hold.id, None)
 
     def give_back_dropped(self) -> None:
-        """Ends the holds of work that nobody can end any more: an exception from outside tore it, or it was dropped.
+        """Ends the holds of abandoned work: an exception from outside tore it, or it was dropped.
 
         Raises:
             LedgerUnavailable: the ledger takes nothing; they stay.

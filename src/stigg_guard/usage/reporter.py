@@ -1,4 +1,4 @@
-"""Reports what was used, in the background: the one thread of a process that does it, from first use to exit."""
+"""Drains the outbox in the background: one thread for each process, with exponential backoff and jitter."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ class Reporter:
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody reports in the background any more: the process ends, or the guard was closed."""
+        """Whether the background thread is over: the process ends, or the guard was closed."""
         return self._is_over
 
     def start(self) -> None:
-        """Something may have to be reported or given back."""
+        """Starts the thread: something may have to be reported or given back."""
         self._ensure_thread()
 
     def notify(self) -> None:
-        """There is something to send. Returns at once."""
+        """Wakes the thread: there is something to send. Returns at once."""
         self._ensure_thread()
         if self._wake.empty():
             self._wake.put(True)
@@ -139,12 +139,12 @@ class Reporter:
         return self._left()
 
     def stats(self) -> Mapping[str, int]:
-        """What this process did since it started: reports ``acknowledged``, ``refused``, ``doubted``,
+        """Counts what this process did since it started: reports ``acknowledged``, ``rejected``, ``doubted``,
         ``failures`` in a row, and uses ``stranded`` in its memory."""
         self._enter_process()
         settled, rescued = self._settlement.counts, self._stranded.counts
         return {
-            **{outcome: settled[outcome] + rescued[outcome] for outcome in ("acknowledged", "refused", "doubted")},
+            **{outcome: settled[outcome] + rescued[outcome] for outcome in ("acknowledged", "rejected", "doubted")},
             "failures": self._failures,
             "stranded": len(self._stranded),
         }
@@ -162,7 +162,7 @@ class Reporter:
         return left
 
     def leave(self) -> None:
-        """Lets the thread end, after a last attempt to report: nobody has the guard any more. A finalizer may call it,
+        """Lets the thread end, after a last attempt to report, when the guard was dropped. A finalizer may call it,
         anywhere."""
         self._is_left = True
         self._end_thread()

@@ -1,4 +1,4 @@
-"""Sends reports to the sidecar, and tells what can be known of one that was not answered."""
+"""Sends reports with an idempotency key, and tells what can be known of one that was not answered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Sender:
         ``timeout`` is in seconds; None is the client's own for reports.
 
         Raises:
-            InvalidRequest: one of the reports is refused, or cannot be written as a message, and none was counted.
+            InvalidRequest: one of the reports is rejected, or cannot be written as a message, and none was counted.
             SidecarError: there is no answer; ``outcome_unknown`` tells whether the reports may have been counted.
         """
         reports, stigg = batch.reports, self._stigg()
@@ -47,7 +47,7 @@ class Sender:
         return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
 
     def may_repeat(self, report: Entry) -> bool:
-        """Whether a report that may have been counted may be sent again: it cannot count twice, or is allowed to.
+        """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to.
 
         Raises:
             SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
@@ -65,7 +65,7 @@ class Sender:
         return bool(stigg.honours_keys)
 
     def read_back(self, key: UsageKey) -> wire.MeteredEntitlement | None:
-        """The usage of the key in the sidecar's books, now; None if it tells none of this very feature.
+        """Reads the usage of the key back from the sidecar; None if it tells none of this very feature.
 
         Raises:
             SidecarError: it does not answer, or only a fallback does.

@@ -1,4 +1,4 @@
-"""Settles what the ledger has to report: each report once it was sent, answered or not."""
+"""Settles reports once they were sent: acknowledged, sent again, in doubt, or a dead letter."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ REFUSED_TIME = "its time was refused; it is sent again with a time that does not
 
 
 class Settlement:
-    """Sends the ledger's reports, notes in it what came of them, and decides those whose outcome nobody knows.
+    """Sends the ledger's reports, notes the outcome of each, and decides those in doubt.
 
     ``acknowledged`` is called with every report that was counted and the usage it led to. ``counts`` are the reports
-    ``acknowledged``, ``refused`` and ``doubted`` here.
+    ``acknowledged``, ``rejected`` and ``doubted`` here.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Settlement:
 
     def send_batch(self, timeout: float) -> tuple[Batch | None, SidecarError | None]:
         """Sends the next batch, waiting ``timeout`` seconds for its answer. None when there is nothing to send, and the
-        error when the sidecar got it and did not say what came of it; it comes again, and others are sent meanwhile.
+        error when the sidecar got it and did not tell the outcome; it comes again, and others are sent meanwhile.
 
         Whoever was paused between taking a batch and sending it for so long that somebody else may have it, sends
         nothing.
 
         Raises:
             SidecarError: the sidecar does not answer, or takes nothing now; the batch stays in the ledger.
-            LedgerUnavailable: the ledger cannot be read, or not be told what came of the batch.
+            LedgerUnavailable: the ledger cannot be read, or the outcome not be noted in it.
         """
         taken_at = self._monotonic()
         batch = self._ledger.take_batch(BATCH_SIZE, LEASE_SECONDS)
@@ -72,7 +72,7 @@ class Settlement:
         return batch, None
 
     def decide_uncertain(self) -> None:
-        """Reads the usage back: it shows whether a report was counted, unless somebody else reported too.
+        """Reconciles reports in doubt: the usage read back shows whether one was counted, unless others reported too.
 
         Each report is decided alone. One that cannot be decided is looked at again once, and then waits for a person.
         While the sidecar answers nobody, none loses its second look.
@@ -154,7 +154,7 @@ class Settlement:
             self._acknowledged(answer)
 
     def _doubt(self, reports: Sequence[Entry]) -> None:
-        """Only totals and events are sent again; of the others ``ON_UNCERTAIN`` decides."""
+        """Sends totals and events again; for other reports in doubt ``ON_UNCERTAIN`` decides."""
         self._ledger.put_back([report for report in reports if report.is_set or report.event])
         deltas = [report for report in reports if not (report.is_set or report.event)]
         self.counts["doubted"] += len(deltas)
@@ -166,8 +166,8 @@ class Settlement:
             self._ledger.doubt(deltas, self._config.settle_grace, UNANSWERED)
 
     def _single_out(self, batch: Batch, error: StiggGuardError) -> None:
-        """Finds the report for which a batch is refused: each is sent alone, and what is refused alone is set aside. A
-        time that is refused may be that of a clock that was wrong, which has one more chance."""
+        """Finds the report for which a batch is rejected: each is sent alone, and is a dead letter if it is
+        rejected alone. A time that is rejected may be that of a clock that was wrong, which has one more chance."""
         if len(batch.reports) > 1:
             self._ledger.split(batch)
             return
@@ -177,7 +177,7 @@ class Settlement:
             logger.error("the time of usage of %r is refused: is this host's clock right? %s", str(report.key), error)
             return
         self._ledger.bury(report, str(error))
-        self.counts["refused"] += 1
+        self.counts["rejected"] += 1
         logger.error("the sidecar refuses usage of %r, which is set aside: %s", str(report.key), error)
 
 

@@ -1,4 +1,4 @@
-"""Usage that the ledger could not take: sent at once, or kept in this process's memory until something takes it."""
+"""A spill queue in memory for usage that the ledger could not take: sent at once, or kept until something takes it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StrandedUses:
     """A spill queue: uses that neither ledger nor sidecar takes, and steps of the ledger that it did not answer.
 
     Its length is the number of both. ``acknowledged`` is called with every use that was counted and the usage it led
-    to. ``counts`` are the uses ``acknowledged``, ``refused`` and ``doubted`` here.
+    to. ``counts`` are the uses ``acknowledged``, ``rejected`` and ``doubted`` here.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class StrandedUses:
         return True
 
     def _is_sent(self, kept: _KeptUse) -> bool:
-        """Sends the use; whether the sidecar counted it, or refused it for good."""
+        """Sends the use; whether the sidecar counted it, or rejected it for good."""
         try:
             (answer,) = self._sender.send(kept.batch)
         except InvalidRequest as error:
             logger.error("the sidecar refuses usage of %r, and no ledger can keep it: %s", str(kept.use.key), error)
-            self.counts["refused"] += 1
+            self.counts["rejected"] += 1
             return True
         except SidecarError as error:
             kept.maybe_counted |= error.outcome_unknown

@@ -27,13 +27,13 @@ def end_dropped(end: Callable[[], None]) -> None:
 def _end_logged(end: Callable[[], None]) -> None:
     try:
         end()
-    except Exception:  # whatever it is, nobody else is told of it
+    except Exception:  # whatever it is, no caller gets it
         logger.exception("dropped work cannot be ended, and its hold is left to expire")
 
 
 class SettlingStream(Iterator[Item]):
     """A stream that tells ``end`` how it ended, once: by itself, which is a success, or else cut off. It ends in the
-    process that made it, whatever becomes of its copy in a forked child."""
+    process that made it; its copy in a forked child does nothing."""
 
     def __init__(self, items: Iterable[Item], end: Callable[[bool], None]) -> None:
         self._unended: Callable[[bool], None] | None = end

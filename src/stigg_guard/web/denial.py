@@ -1,5 +1,4 @@
-"""What a refused request is answered with, by any framework: one status table, one negotiation, one page; and the
-headers that tell the others what is left."""
+"""The response to a denied request, in any framework: one status table, one content negotiation, one page."""
 
 from __future__ import annotations
 
@@ -37,8 +36,8 @@ Unanswered: TypeAlias = SidecarError | LedgerUnavailable | ApiError
 UNANSWERED = (SidecarError, LedgerUnavailable, ApiError)
 """What is answered 503: somebody else did not do what the request needs."""
 
-Refusal: TypeAlias = FeatureDenied | Unanswered | SignInRequired | InvalidRequest
-REFUSALS = (FeatureDenied, *UNANSWERED, SignInRequired, InvalidRequest)
+DeniedError: TypeAlias = FeatureDenied | Unanswered | SignInRequired | InvalidRequest
+DENIED_ERRORS = (FeatureDenied, *UNANSWERED, SignInRequired, InvalidRequest)
 
 _HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "Vary": "Accept, HX-Request"}
 _TITLES: Mapping[Reason, Text] = {
@@ -72,8 +71,8 @@ class Headers(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The HTTP response to a refused request.
+class DenialResponse:
+    """The HTTP response to a denied request.
 
     With ``template`` the framework renders that template with ``{"denial": denial}``; else ``body`` is sent as it is.
     """
@@ -87,7 +86,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denial:
-    """A refused request: its HTTP ``status``, and the words, in the reader's language.
+    """A denied request: its HTTP ``status``, and the words, in the reader's language.
 
     ``entitlement`` has the figures; it is None when nothing was decided. ``facts`` are the same figures as labels and
     texts. ``upgrade_url`` is where more can be bought, with ``upgrade_label`` to click on; ``login_url`` is where a
@@ -108,8 +107,10 @@ class Denial:
     language: str = "en"
 
     @classmethod
-    def of(cls, error: Refusal, config: Config, wording: Wording = ENGLISH, *, login_url: str | None = None) -> Denial:
-        """The denial that an error of a guarded view comes to.
+    def of(
+        cls, error: DeniedError, config: Config, wording: Wording = ENGLISH, *, login_url: str | None = None
+    ) -> Denial:
+        """Makes the denial for an error of a guarded view.
 
         ``login_url`` is the address of the login page, where the framework finds it otherwise than in ``LOGIN_URL``.
         """
@@ -155,8 +156,8 @@ class Denial:
         fraction = self.entitlement.used_fraction if self.entitlement is not None else None
         return "" if fraction is None else f"{fraction:.4g}"
 
-    def answer(self, headers: Headers, address: str) -> Answer:
-        """What a client that sends these headers is answered.
+    def answer(self, headers: Headers, address: str) -> DenialResponse:
+        """Returns the response for a client that sends these headers: content negotiation.
 
         htmx gets ``HX-Redirect``, which it follows at any status, or a fragment, which it shows if its own
         ``responseHandling`` has it swap error responses; a browser gets a page, or is sent to sign in; everybody else
@@ -167,7 +168,7 @@ class Denial:
             return self._fragment(headers.get("HX-Current-URL", "") or address)
         if by_htmx or prefers_html(headers.get("Accept", "") or ""):
             return self._page(address)
-        return Answer(self.status, self.headers, body=json.dumps(self.problem()), content_type=PROBLEM_TYPE)
+        return DenialResponse(self.status, self.headers, body=json.dumps(self.problem()), content_type=PROBLEM_TYPE)
 
     def problem(self) -> dict[str, Any]:
         """The members of the body by RFC 9457."""
@@ -193,25 +194,25 @@ class Denial:
         detail = f"{self.title}. {self.detail}"
         return {"type": "about:blank", "title": phrase, "status": self.status, "detail": detail}
 
-    def _page(self, address: str) -> Answer:
+    def _page(self, address: str) -> DenialResponse:
         if self.login_url is not None:
-            return Answer(302, {**self.headers, "Location": _with_next(self.login_url, address)})
-        return Answer(self.status, self.headers, template=TEMPLATE)
+            return DenialResponse(302, {**self.headers, "Location": _with_next(self.login_url, address)})
+        return DenialResponse(self.status, self.headers, template=TEMPLATE)
 
-    def _fragment(self, address: str) -> Answer:
+    def _fragment(self, address: str) -> DenialResponse:
         if self.login_url is not None:
-            return Answer(self.status, {**self.headers, "HX-Redirect": _with_next(self.login_url, address)})
+            return DenialResponse(self.status, {**self.headers, "HX-Redirect": _with_next(self.login_url, address)})
         if self.upgrade_url is not None:
-            return Answer(self.status, {**self.headers, "HX-Redirect": quote(self.upgrade_url, safe=_URL_SAFE)})
-        return Answer(self.status, self.headers, template=FRAGMENT_TEMPLATE)
+            return DenialResponse(self.status, {**self.headers, "HX-Redirect": quote(self.upgrade_url, safe=_URL_SAFE)})
+        return DenialResponse(self.status, self.headers, template=FRAGMENT_TEMPLATE)
 
 
-def is_answered(error: BaseException) -> TypeGuard[Refusal]:
-    """Whether the client is told of the error. What is computed from a request may be bad because of the client; every
-    other bad value is the application's, and stays an error 500."""
+def is_answered(error: BaseException) -> TypeGuard[DeniedError]:
+    """Whether the client gets a denial for the error. A value that is computed from a request may be bad because of the
+    client; every other bad value is the application's, and stays an error 500."""
     if isinstance(error, InvalidRequest):
         return error.field.partition("[")[0] in _OF_REQUEST
-    return isinstance(error, REFUSALS)
+    return isinstance(error, DENIED_ERRORS)
 
 
 def upgrade_url(config: Config, feature: str = "") -> str | None:

@@ -14,7 +14,7 @@ from integrations.django_ledger.helpers import NOTHING, WAIT, Open, claim, commi
 from postgres_server import PostgresServer
 from stigg_guard.django.ledger.ledger import DjangoLedger, django_ledger_from_url
 from stigg_guard.errors import LedgerUnavailable
-from stigg_guard.ledger import Refused
+from stigg_guard.ledger import LimitExceeded
 
 
 def are_open(server: PostgresServer, expected: int) -> bool:
@@ -90,5 +90,5 @@ class TestConnections:
     def test_of_a_parent_are_left_alone_by_its_child(self, on_postgres: DjangoLedger, postgres_alias: str) -> None:
         held(on_postgres, claim(3))
         connections[postgres_alias].close()
-        assert in_child(lambda: on_postgres.hold([claim(8)], 60) == Refused(claim(8), 3, 10))
-        assert on_postgres.hold([claim(8)], 60) == Refused(claim(8), 3, 10)
+        assert in_child(lambda: on_postgres.hold([claim(8)], 60) == LimitExceeded(claim(8), 3, 10))
+        assert on_postgres.hold([claim(8)], 60) == LimitExceeded(claim(8), 3, 10)

@@ -18,7 +18,7 @@ from django_databases import django_database, empty_ledger_tables
 from integrations.django_ledger.helpers import KEY, LEASE, Open, claim
 from postgres_server import PostgresServer
 from stigg_guard.django.ledger.ledger import DjangoLedger
-from stigg_guard.ledger import Entry, Event, Hold, Period, Refused, State, UsageKey, Use
+from stigg_guard.ledger import Entry, Event, Hold, LimitExceeded, Period, State, UsageKey, Use
 
 APP = "stigg_guard_ledger"
 TAKEN = 1_700_000_000.25
@@ -99,7 +99,7 @@ def test_what_is_on_its_way_is_brought_over(ledger: DjangoLedger) -> None:
 
 def test_what_is_held_and_on_its_way_counts_and_what_was_known_is_told_anew(ledger: DjangoLedger) -> None:
     assert ledger.known(KEY) is None
-    assert ledger.hold([claim(8, limit=10)], 60) == Refused(claim(8, limit=10), 2.3, 10)
+    assert ledger.hold([claim(8, limit=10)], 60) == LimitExceeded(claim(8, limit=10), 2.3, 10)
     assert ledger.outstanding(KEY) == 2.3
 
 

@@ -35,7 +35,7 @@ from postgres_server import PostgresServer
 from stigg_guard.django.ledger.database import Database
 from stigg_guard.django.ledger.ledger import DjangoLedger
 from stigg_guard.errors import LedgerUnavailable
-from stigg_guard.ledger import Hold, Refused, State, Use
+from stigg_guard.ledger import Hold, LimitExceeded, State, Use
 
 
 def lose_connection(server: PostgresServer, alias: str) -> None:
@@ -61,7 +61,7 @@ class TestPostgres:
             hold = held(on_postgres, claim(7))
             commit(on_postgres, hold)
             assert elsewhere(on_postgres.counts) == {**NOTHING, "held": 1}
-            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7, 10)
+            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == LimitExceeded(claim(4), 7, 10)
 
     def test_keeps_its_books_when_the_transaction_is_rolled_back(
         self, on_postgres: DjangoLedger, postgres_alias: str
@@ -138,8 +138,8 @@ class TestPostgres:
         with transaction.atomic(using=postgres_alias):
             commit(on_postgres, held(on_postgres, claim(7)))
             clock.advance(3600)
-            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == Refused(claim(4), 7, 10)
-        assert on_postgres.hold([claim(4)], 60) == Refused(claim(4), 7, 10)
+            assert elsewhere(lambda: on_postgres.hold([claim(4)], 60)) == LimitExceeded(claim(4), 7, 10)
+        assert on_postgres.hold([claim(4)], 60) == LimitExceeded(claim(4), 7, 10)
 
     def test_lets_a_hold_expire_when_it_was_closed_before_a_rollback(
         self, on_postgres: DjangoLedger, postgres_alias: str, caplog: pytest.LogCaptureFixture

@@ -30,7 +30,7 @@ from integrations.django_ledger.helpers import (
 from stigg_guard.amounts import quanta
 from stigg_guard.django.ledger.ledger import DjangoLedger
 from stigg_guard.errors import LedgerUnavailable
-from stigg_guard.ledger import Acknowledged, Hold, Refused, Use
+from stigg_guard.ledger import Acknowledged, Hold, LimitExceeded, Use
 
 
 class TestTransaction:
@@ -72,7 +72,7 @@ class TestTransaction:
     def test_counts_its_own_uses(self, ledger: DjangoLedger, alias: str) -> None:
         with transaction.atomic(using=alias):
             commit(ledger, held(ledger, claim(7)))
-            assert ledger.hold([claim(4)], 60) == Refused(claim(4), 7, 10)
+            assert ledger.hold([claim(4)], 60) == LimitExceeded(claim(4), 7, 10)
 
     def test_has_the_usage_that_was_recorded_in_it(self, ledger: DjangoLedger, alias: str) -> None:
         with suppress(WorkFailed), transaction.atomic(using=alias):

@@ -1,4 +1,4 @@
-"""System checks of a ledger in a database: which tables its connections lead to, and how many there have to be."""
+"""Django's system checks of a ledger in a database: which tables its connections lead to, how many there must be."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def router_faults(alias: str, place: str) -> Iterator[CheckMessage]:
 
 
 def connection_notes(address: Address, place: str) -> Iterator[CheckMessage]:
-    """How many connections it takes, which nobody can tell who has not read of it."""
+    """Tells how many connections the ledger takes."""
     if connections[address.alias].vendor == "postgresql" and address.via is None:
         text = f"A request that uses units needs two connections to the database {address.alias!r}."
         yield Info(text, hint=_HINT.format(alias=address.alias), obj=place, id="stigg_guard.I001")

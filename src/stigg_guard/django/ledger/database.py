@@ -31,8 +31,8 @@ class Database:
     """The database of an alias, as the ledger uses it.
 
     On PostgreSQL a step runs on a connection of the ledger's own, to the alias ``via``: it is committed at once,
-    whatever becomes of the user's transaction. SQLite has one writer, so that a second connection would only wait for
-    the user's: there a step is part of the user's transaction if one is open. Time is the server's, unless there is
+    also when the user's transaction is rolled back. SQLite has one writer, so that a second connection would only wait
+    for the user's: there a step is part of the user's transaction if one is open. Time is the server's, unless there is
     none or the clock is not the usual one.
 
     Nothing that threads share is changed while a step lasts, so that an exception from outside costs no more than it.
@@ -108,7 +108,7 @@ class Database:
         return users is not None and (self._is_sqlite or _blocks(users, of_tests=True))
 
     def was_committed(self, transaction_id: int) -> bool:
-        """What became of a step whose commit was not answered.
+        """Returns whether a step was committed whose commit was not answered.
 
         Raises:
             LedgerUnavailable: the server cannot be asked, or does not know yet.
@@ -215,7 +215,7 @@ class Database:
 
 
 def _writing(step: Step, work: Callable[[Step], T]) -> T:
-    """Whoever reads before he writes is refused if somebody wrote in between; whoever writes first, waits."""
+    """Writes before it reads: who writes first waits, who reads first fails if another one wrote in between."""
     step.run("DELETE FROM stigg_guard_ledger_tickets WHERE id = 0")
     return work(step)
 

@@ -1,4 +1,4 @@
-"""Steps with holds: units taken off limits until they are used or given back.
+"""Steps with holds (reservations): units taken off limits until they are used or given back.
 
 Nobody but the user's transaction that ends a hold waits for its rows, and nobody waits for that transaction.
 """
@@ -12,7 +12,7 @@ from stigg_guard.amounts import quanta, units
 from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.django.ledger.usages import Locked, Standing, note, standings
-from stigg_guard.ledger import Claim, Hold, Period, Refused, Row, UsageKey
+from stigg_guard.ledger import Claim, Hold, LimitExceeded, Period, Row, UsageKey
 from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, UNTOLD, believed, counted, is_free
 from stigg_guard.ledger.entries import period_of, period_text
 
@@ -56,7 +56,7 @@ class Part(NamedTuple):
     until: int
 
 
-def take(step: Step, locked: Locked, hold: Hold, lasts: int, grace: int) -> Hold | Refused:
+def take(step: Step, locked: Locked, hold: Hold, lasts: int, grace: int) -> Hold | LimitExceeded:
     """Takes all the claims of the hold, or none. What their news tell is noted either way."""
     now, rows = locked
     rows, changed = dict(rows), {}
@@ -74,7 +74,7 @@ def take(step: Step, locked: Locked, hold: Hold, lasts: int, grace: int) -> Hold
         key, amount = text_of(claim.key), quanta(claim.amount)
         total = counted(row, found[key].held + taken.get(key, 0), found[key].pending)
         if not is_free(total, amount, limit):
-            return Refused(claim, units(total), units(max(limit or 0, 0)))
+            return LimitExceeded(claim, units(total), units(max(limit or 0, 0)))
         taken[key] = taken.get(key, 0) + amount
     periods = {text_of(claim.key): period_text(row.period) for claim, row, _ in wishes}
     parts = [(hold.id, key, amount, periods[key], now, now + lasts, lasts, True) for key, amount in taken.items()]
@@ -111,7 +111,7 @@ def release(step: Step, hold: Hold) -> None:
 
 
 def clear(step: Step, now: int) -> None:
-    """Forgets the holds that nobody will end any more."""
+    """Deletes the holds that are long expired: their work will not end them."""
     step.run(_CLEAR, now=now, kept=EXPIRED_HOLDS_KEPT)
 
 

@@ -1,4 +1,4 @@
-"""The ledger in the site's own database: usage commits and rolls back with the data that it pays for."""
+"""A transactional outbox in the site's own database: usage commits and rolls back with the data that it pays for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.settling import SettlingLedger
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.errors import ConfigError
-from stigg_guard.ledger import Acknowledged, Batch, Claim, Entry, Hold, Refused, Row, State, Ticket, UsageKey
+from stigg_guard.ledger import Acknowledged, Batch, Claim, Entry, Hold, LimitExceeded, Row, State, Ticket, UsageKey
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class DjangoLedger(SettlingLedger):
     def ticket(self, customer_id: str) -> Ticket:
         return self._database.step(usages.next_ticket)
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | Refused:
+    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
         hold, lasts = Hold(secrets.token_hex(8), tuple(claims)), _microseconds(ttl)
         taken = self._take(hold, lasts)
         users = self._database.users_transaction()
@@ -133,12 +133,12 @@ class DjangoLedger(SettlingLedger):
     def _alone(self, work: Callable[[Step], T]) -> T:
         return self._database.step(work, alone=True)
 
-    def _take(self, hold: Hold, lasts: int) -> Hold | Refused:
+    def _take(self, hold: Hold, lasts: int) -> Hold | LimitExceeded:
         """Takes the units in a step that has the limits of all keys to itself. Rows that are missing are made in a step
         before, so that nobody waits for a new row while he has a lock."""
         keys = {text_of(claim.key) for claim in hold.claims}
 
-        def take(step: Step) -> Hold | Refused | None:
+        def take(step: Step) -> Hold | LimitExceeded | None:
             locked = usages.lock(step, keys)
             return holding.take(step, locked, hold, lasts, self._grace) if len(locked.rows) == len(keys) else None
 

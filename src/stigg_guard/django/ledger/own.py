@@ -1,4 +1,4 @@
-"""Connections of the ledger's own to PostgreSQL: its books are kept whatever becomes of users' transactions."""
+"""Connections of the ledger's own to PostgreSQL: its books are kept also when users' transactions are rolled back."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class OwnConnections:
                 own.hang_up()
 
     def _begun(self, deadline: float) -> _Own:
-        """A connection with a new transaction. One that was lost while nobody used it is made anew."""
+        """A connection with a new transaction. One that was lost while it was idle is made anew."""
         own = self._popped()
         if own is not None:
             try:
@@ -173,7 +173,7 @@ class _Own:
             raise
 
     def _connected(self, deadline: float) -> socket.socket:
-        """As Django connects, with an end to its waiting, and nobody told of it."""
+        """Connects as Django does, with an end to its waiting, and without Django's signals."""
         database = self._database
         with database.wrap_database_errors:
             connection = database.connection = database.get_new_connection(database.get_connection_params())

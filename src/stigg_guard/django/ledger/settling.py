@@ -156,7 +156,7 @@ class SettlingLedger:
             self._give_back(hold)
 
     def _give_back(self, hold: Hold) -> None:
-        """As :meth:`release`, where nobody can be told of a failure."""
+        """As :meth:`release`, where no caller can get the failure."""
         try:
             self.release(hold)
         except (LedgerUnavailable, ClientClosed) as error:

@@ -1,4 +1,4 @@
-"""The nine requests that read: what a customer may use, and why not."""
+"""Entitlement checks of the local sidecar: the nine requests that read what a customer may use, and why not."""
 
 from __future__ import annotations
 
