@@ -158,7 +158,7 @@ def consumes_usage(
         require_id(feature, "feature_id")
     if not callable(n):
         usage_amount(n)
-    calls.computed(n)  # it refuses at once what cannot be called with a request
+    calls.computed(n)  # it raises at once for what cannot be called with a request
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         named: list[str] = [feature] if feature is not None else []

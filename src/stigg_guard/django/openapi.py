@@ -26,7 +26,7 @@ _PROBLEM = ResolvedComponent(  # type: ignore[no-untyped-call] # drf-spectacular
     object="FeatureProblem",
     schema={
         "type": "object",
-        "description": "Why a request was refused (RFC 9457).",
+        "description": "Why a request was denied (RFC 9457).",
         "properties": {
             "type": {"type": "string", "format": "uri"},
             "title": {"type": "string"},
@@ -49,7 +49,7 @@ _PROBLEM = ResolvedComponent(  # type: ignore[no-untyped-call] # drf-spectacular
 
 class AutoSchema(openapi.AutoSchema):
     """For ``REST_FRAMEWORK["DEFAULT_SCHEMA_CLASS"]``: operations that :class:`~stigg_guard.django.rest.HasFeature` or
-    :class:`~stigg_guard.django.rest.ConsumesUsage` guards show what they may be refused with.
+    :class:`~stigg_guard.django.rest.ConsumesUsage` guards show the denials that they may answer with.
 
     What decorators guard can be described by drf-spectacular's own ``extend_schema``.
     """

@@ -294,7 +294,7 @@ class RedisLedger:
         return self._change(steps, queues)
 
     def _change(self, steps: Mapping[str, Step], queues: Collection[str]) -> int:
-        """Changes entries of customers, and notes what is left of their batches; how many entries it were."""
+        """Changes entries of customers, and notes what is left of their batches; how many entries there were."""
         changed = 0
         left: defaultdict[str, dict[str, str]] = defaultdict(dict)
         for customer, (number, *batches) in self._steps.queued(steps, queues).items():

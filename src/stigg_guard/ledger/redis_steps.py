@@ -74,7 +74,7 @@ class Steps:
         return answer
 
     def queued(self, steps: Mapping[str, Step], queues: Collection[str] = ()) -> dict[str, Any]:
-        """Queues the customers and makes the step of each, until none is refused; the answers by customer."""
+        """Queues the customers and makes the step of each, until none fails; the answers by customer."""
         answers: dict[str, Any] = {}
         while steps:
             self._token = token = max(time.time_ns() // 1000, self._token + 1)
