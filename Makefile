@@ -40,14 +40,14 @@ demo: $(READY)
 	@$(BIN)/python example_projects/demo.py $(ARGS)
 
 test: $(READY) pgbouncer
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 $(OLD)/.ready: pyproject.toml
 	$(call install,$(PYTHON),'django==4.2.*')
 
 # The example shop is written for the newest Django.
 test-django42: $(OLD)/.ready
-	@$(OLD)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/integrations -k "django and not shop" $(ARGS)
+	@$(OLD)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integrations -k "django and not shop" $(ARGS)
 
 # Where Python 3.X is: python3.X of the PATH, or one that pyenv has installed. Nothing if it is in neither.
 found = $(firstword $(shell for python in python$(1) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1).*/bin/python; do \
@@ -60,7 +60,7 @@ found = $(firstword $(shell for python in python$(1) "$${PYENV_ROOT:-$$HOME/.pye
 
 test-3.%: .venv-3.%/.ready
 	@echo "Python 3.$*"
-	@.venv-3.$*/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@.venv-3.$*/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A Python that is not installed is left out: who must have it asks for its own target.
 installed = $(foreach version,$(MATRIX),$(if $(call found,$(version)),$(version)))

@@ -96,7 +96,7 @@ class TestWithoutLedger:
         with full_disk(ledger):
             guard.report("unheard-of", 3, customer="c")
         assert "the sidecar refuses usage of 'c unheard-of'" in caplog.text
-        assert (guard.stats()["stranded"], guard.stats()["refused"]) == (0, 1)
+        assert (guard.stats()["stranded"], guard.stats()["rejected"]) == (0, 1)
 
     def test_a_failure_leaves_the_hold_to_expire(
         self, guard: Guard, ledger: Path, clock: ManualClock, caplog: pytest.LogCaptureFixture
