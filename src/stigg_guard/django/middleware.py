@@ -94,9 +94,10 @@ def denial_of(request: HttpRequest, error: DeniedError) -> Denial:
     """Returns the denial of this request for an error. Notes it for the log and the ``RateLimit`` headers."""
     using = asked_configuration(request)
     config = get_guard(using).config
-    if isinstance(error, UNANSWERED):
-        what = "served" if isinstance(error, ApiError) else "guarded"
-        logger.warning("the request for %s cannot be %s: %s", request.path, what, error)
+    if isinstance(error, ApiError):
+        logger.warning("the request for %s cannot be served: %s", request.path, error)
+    elif isinstance(error, UNANSWERED):
+        logger.warning("the request for %s cannot be guarded: %s", request.path, error)
     if isinstance(error, FeatureDenied):
         note_use(request, error, using)
     signs_in = isinstance(error, SignInRequired) and config.anonymous is Anonymous.LOGIN
