@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from stigg_guard.cli.commands import configure_check, configure_features, configure_ledger, configure_report
+from stigg_guard.cli.arguments import configure_check, configure_features, configure_ledger, configure_report
 from stigg_guard.cli.console import Console
 from stigg_guard.cli.operators import ledger_url, require_ledger
 from stigg_guard.config import Config, ReportMode

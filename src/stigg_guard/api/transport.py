@@ -29,6 +29,7 @@ from stigg_guard.errors import (
     ConfigError,
 )
 from stigg_guard.foreign import quoted
+from stigg_guard.threads import start
 from stigg_guard.urls import is_api_key, is_http_url
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -256,7 +257,7 @@ def _in_thread(work: Callable[[], _Reply], deadline: float) -> _Outcome:
         except Exception as error:  # noqa: BLE001 - whoever waits looks at it
             done.put(error)
 
-    threading.Thread(target=run, name="stigg-guard-api", daemon=True).start()
+    start(threading.Thread(target=run, name="stigg-guard-api", daemon=True))
     try:
         return done.get(timeout=max(deadline - time.monotonic(), 0.0))
     except queue.Empty:

@@ -31,6 +31,7 @@ except ImportError as error:
     raise MissingExtra("redis", "A Redis cache") from error
 
 from stigg_guard.ledger.redis_server import Packer  # it needs redis-py, too
+from stigg_guard.threads import start
 
 ANSWER_SECONDS = 0.05
 REST_SECONDS = 1.0
@@ -234,7 +235,7 @@ class RedisSnapshots:
         self._rests_until = 0.0
         self._redis = _client(self._url)
         self._listener = _Listener(self._url, self._channel, self._heard)
-        self._listener.start()
+        start(self._listener)
         self._pid = os.getpid()
 
     def _snapshot(self, key: str, value: bytes | None, customer: Customer, now: int) -> Snapshot | None:

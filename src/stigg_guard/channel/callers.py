@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed
+from stigg_guard.threads import start
 
 logger = logging.getLogger("stigg_guard")
 
@@ -92,7 +93,7 @@ class Callers:
 
     def _start(self) -> bool:
         try:
-            threading.Thread(target=self._serve, name="stigg-calls", daemon=True).start()
+            start(threading.Thread(target=self._serve, name="stigg-calls", daemon=True))
         except RuntimeError:  # the interpreter is ending, or there are too many threads
             return False
         return True

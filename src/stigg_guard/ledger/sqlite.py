@@ -23,7 +23,7 @@ from stigg_guard.ledger.entries import (
     period_text,
 )
 from stigg_guard.ledger.sqlite_database import SqliteDatabase, microseconds_of
-from stigg_guard.ledger.sqlite_rows import (
+from stigg_guard.ledger.sqlite_statements import (
     DOUBTED,
     DUE_BATCH,
     HELD_REPORT,

@@ -17,8 +17,8 @@ from stigg_guard.clock import Clock, microseconds
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
 from stigg_guard.ledger.entries import Hold
 from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
-from stigg_guard.ledger.sqlite_rows import end
 from stigg_guard.ledger.sqlite_schema import prepare
+from stigg_guard.ledger.sqlite_statements import end
 from stigg_guard.log import logger
 from stigg_guard.urls import LedgerFile
 

@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.ledger import Hold, Ledger
 from stigg_guard.log import logger
+from stigg_guard.threads import start
 
 CLOSE_SECONDS = 2.0
 
@@ -74,7 +75,7 @@ class HoldKeeper:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="stigg-guard-holds", daemon=True)
                 self._thread = thread
-                thread.start()
+                start(thread)
 
     def _run(self) -> None:
         while not self._is_over(self._ttl / 3):

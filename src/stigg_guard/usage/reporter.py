@@ -20,6 +20,7 @@ from stigg_guard.config import Config
 from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Ledger, Use
 from stigg_guard.log import logger
+from stigg_guard.threads import start
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.sender import Sender
 from stigg_guard.usage.settlement import RECHECK_SECONDS, Settlement
@@ -197,7 +198,7 @@ class Reporter:
                 atexit.register(self._at_exit)
                 thread = threading.Thread(target=self._run, name="stigg-guard-reporter", daemon=True)
                 self._thread = thread
-                thread.start()
+                start(thread)
 
     def _run(self) -> None:
         pause = IDLE_SECONDS

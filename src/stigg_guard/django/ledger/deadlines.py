@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
+from stigg_guard.threads import start
+
 _steps: dict[object, tuple[float, socket.socket]] = {}  # changed and read by single operations only
 _lock = threading.Lock()
 _is_watched = False
@@ -38,7 +40,7 @@ def _ensure_watch() -> None:
     global _is_watched
     with _lock, suppress(RuntimeError):  # there are no new threads when the interpreter ends
         if not _is_watched:
-            threading.Thread(target=_run, name="stigg-guard-deadlines", daemon=True).start()
+            start(threading.Thread(target=_run, name="stigg-guard-deadlines", daemon=True))
             _is_watched = True
 
 

@@ -17,13 +17,13 @@ from stigg_guard.errors import StiggGuardError
 
 
 class GuardCommand(BaseCommand):
-    """Does what the arguments of :mod:`stigg_guard.cli.commands` say, with the site's guard.
+    """Does what the arguments of :mod:`stigg_guard.cli.arguments` say, with the site's guard.
 
     A command's exit status is that of what it does; an error of ours is a ``CommandError`` with status 2.
     """
 
     configure: Callable[[ArgumentParser], None]
-    """The function of :mod:`stigg_guard.cli.commands` that gives this command its arguments."""
+    """The function of :mod:`stigg_guard.cli.arguments` that gives this command its arguments."""
 
     def add_arguments(self, parser: CommandParser) -> None:
         self.configure(parser)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stigg_guard.cli.commands import configure_check
+from stigg_guard.cli.arguments import configure_check
 from stigg_guard.django.management.guard_command import GuardCommand
 
 

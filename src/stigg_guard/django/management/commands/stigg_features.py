@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stigg_guard.cli.commands import configure_features
+from stigg_guard.cli.arguments import configure_features
 from stigg_guard.cli.mentions import own_folders
 from stigg_guard.django.folders import project_folders
 from stigg_guard.django.management.guard_command import GuardCommand

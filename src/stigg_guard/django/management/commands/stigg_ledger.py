@@ -6,7 +6,7 @@ from argparse import SUPPRESS, ArgumentParser
 
 from django.core.management.base import CommandParser
 
-from stigg_guard.cli.commands import configure_ledger
+from stigg_guard.cli.arguments import configure_ledger
 from stigg_guard.django.management.guard_command import GuardCommand, add_using
 
 

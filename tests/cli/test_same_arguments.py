@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 import click
 import pytest
 
-from stigg_guard.cli import commands
+from stigg_guard.cli import arguments
 from stigg_guard.flask.cli import stigg
 
 CONFIGURES: Mapping[str, Callable[[ArgumentParser], None]] = {
-    "check": commands.configure_check,
-    "report": commands.configure_report,
-    "features": commands.configure_features,
-    "ledger": commands.configure_ledger,
+    "check": arguments.configure_check,
+    "report": arguments.configure_report,
+    "features": arguments.configure_features,
+    "ledger": arguments.configure_ledger,
 }
 
 
