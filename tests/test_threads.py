@@ -43,6 +43,11 @@ def test_another_error_is_raised_as_it_is() -> None:
 
     with pytest.raises(KeyError, match="another"):
         start(Wrong())
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        with pytest.raises(KeyError, match="another"):
+            start(Wrong())
     done = threading.Event()
     start(threading.Thread(target=done.set))
     assert done.wait(30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 
@@ -11,9 +12,11 @@ def start(thread: threading.Thread) -> None:
     ``threading`` takes a thread that was torn so out of its books, where the thread itself has been before: it would
     raise a ``KeyError`` in place of that exception.
     """
+    handled = sys.exc_info()[1]
     try:
         thread.start()
     except KeyError as error:
-        if error.__context__ is None:
+        struck_by = error.__context__
+        if struck_by is None or struck_by is handled:
             raise
-        raise error.__context__ from None
+        raise struck_by from None

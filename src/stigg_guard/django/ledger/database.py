@@ -78,8 +78,8 @@ class Database:
             raise LedgerUnavailable(f"the ledger in the database {self.alias!r} {self._fault(error)}") from error
         finally:
             self._thread.is_stepping = False
-            with suppress(IndexError):
-                while True:
+            with suppress(IndexError):  # another thread may be faster
+                while self._dropped:
                     self._dropped.popleft()()
 
     def put_off(self, work: Callable[[], object]) -> bool:
