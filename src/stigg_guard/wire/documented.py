@@ -5,6 +5,7 @@ Its messages are always true, absent parts as well, and read a datetime without 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -46,7 +47,8 @@ class _Stand:
         setattr(self.message, name, value)
 
     def __eq__(self, other: object) -> bool:
-        return bool(self.message == (other.message if issubclass(type(other), _Stand) else other))  # type: ignore[attr-defined]
+        compared = cast(_Stand, other).message if issubclass(type(other), _Stand) else other
+        return bool(self.message == compared)
 
     __hash__ = None  # type: ignore[assignment] # nor has a message one
 
@@ -69,9 +71,9 @@ class _Stand:
     def __deepcopy__(self, _memo: object) -> Any:
         return self.__copy__()
 
+    @abstractmethod
     def _remade(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """What makes an equal one, and of what."""
-        raise NotImplementedError
 
 
 class _Answer(_Stand):
