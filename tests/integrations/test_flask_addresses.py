@@ -44,7 +44,7 @@ def mounted(app: Flask, headers: dict[str, str]) -> Any:
 
 
 def behind_a_proxy(app: Flask, headers: dict[str, str]) -> Any:
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_prefix=1)  # type: ignore[method-assign]
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_prefix=1)  # type: ignore[method-assign] # as its manual has it
     return Client(app).get("/", headers={**headers, "X-Forwarded-Prefix": "/eu"})
 
 

@@ -81,7 +81,7 @@ def test_text_from_the_catalog_is_escaped_in_the_denial_page(app: Flask) -> None
 
 
 def escape_nothing(app: Flask) -> None:
-    app.select_jinja_autoescape = lambda _name: False  # type: ignore[method-assign]
+    app.select_jinja_autoescape = lambda _name: False  # type: ignore[method-assign] # as an app switches it off
 
 
 def escape_nothing_by_option(app: Flask) -> None:

@@ -54,16 +54,16 @@ def dispatching_anew(shop: Shop) -> None:
         view = shop.app.view_functions[request.endpoint or ""]
         return shop.app.ensure_sync(view)(**(request.view_args or {}))
 
-    shop.app.dispatch_request = dispatch  # type: ignore[method-assign]
+    shop.app.dispatch_request = dispatch  # type: ignore[method-assign] # what is tested
 
 
 def dispatching_views_that_were_found_before(shop: Shop) -> None:
     views = dict(shop.app.view_functions)
-    shop.app.dispatch_request = lambda: views[request.endpoint or ""]()  # type: ignore[method-assign]
+    shop.app.dispatch_request = lambda: views[request.endpoint or ""]()  # type: ignore[method-assign] # what is tested
 
 
 def dispatching_by_a_handler_of_its_own(shop: Shop) -> None:
-    shop.app.dispatch_request = shop.view  # type: ignore[method-assign]
+    shop.app.dispatch_request = shop.view  # type: ignore[method-assign] # what is tested
 
 
 def debugging(shop: Shop) -> None:
@@ -141,7 +141,7 @@ def test_stream_of_a_view_that_was_called_by_other_means_is_held_until_its_end(
     make_app: MakeApp, change: Callable[[Shop], None], guard: Any
 ) -> None:
     shop = Shop(make_app, TEMPLATES, 1)
-    shop.view = lambda: Response(iter(["se", "cret"]))  # type: ignore[method-assign]
+    shop.view = lambda: Response(iter(["se", "cret"]))  # type: ignore[method-assign] # what is tested
     shop.app.view_functions["paid.view"] = shop.view
     change(shop)
     with client_of(shop.app).get("/paid") as streamed:

@@ -393,7 +393,7 @@ def test_redirect_to_our_own_login_page_is_no_use_in_any_form(make_app: MakeApp,
 @pytest.mark.parametrize("manager", [LoginManager(), object()])
 def test_login_page_that_is_not_there_breaks_no_redirect(make_app: MakeApp, manager: Any) -> None:
     app = make_app(LOGIN_URL="no.such")
-    app.login_manager = manager  # type: ignore[attr-defined]
+    app.login_manager = manager  # type: ignore[attr-defined] # as Flask-Login does
     if isinstance(manager, LoginManager):
         manager.login_view, manager.blueprint_login_views = "nor.this", {"shop": "nor.that"}
     add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: redirect("/elsewhere"))

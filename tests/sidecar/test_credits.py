@@ -324,7 +324,7 @@ def test_what_is_wrong_grants_nothing(api: Api, wrong: dict[str, Any], code: str
 
 
 def test_a_cursor_is_one_of_the_list(api: Api) -> None:
-    call = lambda: api.get_credit_grants({"customer_id": "w", "paging": {"after": "x"}})  # noqa: E731
+    call = lambda: api.get_credit_grants({"customer_id": "w", "paging": {"after": "x"}})  # noqa: E731 - asked more than once
     assert refused(call) == "VALIDATION_ERROR"
     assert refused(lambda: api.get_credit_grants({"customer_id": "w", "paging": {"last": 1}})) == "NOT_MODELLED"
 

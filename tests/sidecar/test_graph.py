@@ -300,7 +300,7 @@ def test_promotional_entitlements_add_to_the_plan_until_they_end(guard: Guard, c
     assert limit(guard, DEMO) == 60
     api.revoke_promotional_entitlement({"customer_id": DEMO, "feature_id": TEMPLATES})
     assert limit(guard, DEMO) == 6
-    revoke = lambda: api.revoke_promotional_entitlement({"customer_id": DEMO, "feature_id": TEMPLATES})  # noqa: E731
+    revoke = lambda: api.revoke_promotional_entitlement({"customer_id": DEMO, "feature_id": TEMPLATES})  # noqa: E731 - asked more than once
     assert refused(revoke) == "VALIDATION_ERROR"
 
 

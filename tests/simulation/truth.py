@@ -146,7 +146,7 @@ class Meter:
     def _judge(self, account: Hashable, used_at: int, arrived: Arrived, amount: int) -> None:
         life = self.lives.setdefault(account, Life(max(self.limit or 0, 0)))
         life.excused += max(0, amount - sum(sale.amount for sale in arrived.sales))  # nobody asked whether it fits
-        start = None if self.manner.books == "window" else account[1].start  # type: ignore[index]
+        start = None if self.manner.books == "window" else account[1].start  # type: ignore[index] # a pair, then
         is_late = start is not None and used_at < start
         for sale in arrived.sales:
             if is_late or sale.sold_at <= self.blind_until or sale.heard < self.epoch:

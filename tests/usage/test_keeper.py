@@ -33,7 +33,7 @@ class WatchedLedger(SqliteLedger):
         try:
             if self.is_broken:
                 raise LedgerUnavailable("the disk is full")
-            super().renew(holds, ttl)  # type: ignore[arg-type]
+            super().renew(holds, ttl)  # type: ignore[arg-type] # whatever it was given
         finally:
             self.renewed.set()
 

@@ -352,7 +352,7 @@ def _formatted(source: str) -> str:
     """The source as ruff writes it, with its unused imports gone."""
     for arguments in (["check", "--quiet", "--fix-only", "--select", "F401,I,E3"], ["format", "--quiet"]):
         command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", str(API / "generated" / "new.py"), "-"]
-        source = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout  # noqa: S603
+        source = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout  # noqa: S603 # ruff
     return source
 
 
