@@ -100,6 +100,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield "OFFLINE_FILE: SIDECAR is 'offline', so name the file to answer from"
     if sidecar != "offline" and values.get("offline_file"):
         yield "OFFLINE_FILE: it is read only with SIDECAR = 'offline'"
+    if sidecar == "cloud" and not values.get("api_key"):
+        yield "API_KEY: SIDECAR is 'cloud', so set the server key of Stigg's app that it is asked with"
     if sidecar == "offline" and values.get("catalog"):
         yield "CATALOG: with SIDECAR = 'offline' answers come from OFFLINE_FILE, which may be a catalog"
 
@@ -118,7 +120,7 @@ def _optional_text(value: Any) -> str | None:
 
 def _sidecar(value: Any) -> str:
     address = _text(value)
-    if address not in ("local", "offline"):
+    if address not in ("local", "offline", "cloud"):
         split_address(address)
     return address
 
@@ -132,7 +134,7 @@ def split_address(address: str) -> tuple[str, int]:
     found = _ADDRESS.fullmatch(f"[{address}]" if _is_ipv6(address) else address)
     port = int((found and found["port"]) or 80)
     if found is None or not 0 < port < 65536 or not _is_ipv6(found["numeric"] or "::"):
-        raise ConfigError(f"expected host:port, host, 'local' or 'offline', not {address!r}")
+        raise ConfigError(f"expected host:port, host, 'local', 'offline' or 'cloud', not {address!r}")
     return found["numeric"] or found["host"], port
 
 
@@ -152,6 +154,13 @@ def _seconds(value: Any) -> float:
     if not 0 < seconds <= YEAR:
         raise ValueError(f"expected a number of seconds above 0 and up to a year, not {quoted(value)}")
     return seconds
+
+
+def _share(value: Any) -> float:
+    share = _number(value)
+    if not 0 < share <= 1:
+        raise ValueError(f"expected a number above 0 and up to 1, not {quoted(value)}")
+    return share
 
 
 def _keys_ttl(value: Any) -> int:
@@ -290,7 +299,7 @@ class Config:
         "localhost:80",
         _sidecar,
         "``host:port`` of the sidecar, or a host alone for port 80; ``local`` starts one as a child "
-        "process; ``offline`` answers from a file.",
+        "process; ``offline`` answers from a file; ``cloud`` asks Stigg's own API and needs ``API_KEY``.",
     )
     catalog: str | None = _setting(
         None,
@@ -306,13 +315,20 @@ class Config:
     api_key: str | None = _setting(
         None,
         _optional_text,
-        "The server key for Stigg's GraphQL API, which ``Guard.api`` asks.",
+        "The server key for Stigg's GraphQL API, which ``Guard.api`` asks, and with ``SIDECAR = cloud`` checks and "
+        "reports too.",
         shown=False,
     )
     api_url: str | None = _setting(
         None,
         _optional_text,
         "Where that API is; none means Stigg's own.",
+    )
+    api_share: float = _setting(
+        1.0,
+        _share,
+        "With ``SIDECAR = cloud``, which part of the API's documented rate limits may be used: by the processes of "
+        "this host, or by all that share ``CACHE``.",
     )
     tls_ca_file: str | None = _setting(
         None,
