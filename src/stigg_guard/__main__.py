@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from stigg_guard.cli.arguments import configure_check, configure_features, confi
 from stigg_guard.cli.console import Console
 from stigg_guard.cli.operators import ledger_url, require_ledger
 from stigg_guard.config import Config, ReportMode
-from stigg_guard.errors import StiggGuardError
+from stigg_guard.errors import ConfigError, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.sidecar import __main__ as sidecar
 
@@ -23,7 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     local = commands.add_parser("sidecar", help="run a local Stigg sidecar that needs no account")
     sidecar.configure(local)
-    local.set_defaults(run=sidecar.run)
+    local.add_argument(
+        "--upstream",
+        choices=["cloud"],
+        help="ask Stigg's API with the key of SERVER_API_KEY, instead of a catalog (beta)",
+    )
+    local.set_defaults(run=_sidecar)
 
     check = commands.add_parser("check", help="ask what a customer may use")
     configure_check(check)
@@ -47,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except StiggGuardError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _sidecar(options: Namespace) -> int:
+    if options.upstream is None:
+        return sidecar.run(options)
+    if options.catalog is not None or options.state is not None:
+        raise ConfigError("--upstream: Stigg has what is sold and used; leave out --catalog and --state")
+    from stigg_guard.cloud.cached import CachedAnswers, upstream_config  # a library takes its time
+
+    config = upstream_config(os.environ)
+    return sidecar.run(options, lambda: CachedAnswers(config))
 
 
 def _acting(adjust: Callable[[Namespace, Config], Config]) -> Callable[[Namespace], int]:

@@ -318,7 +318,7 @@ class Lookup:
         return entitlement_from_wire(answer, feature_id=feature)
 
 
-def _cloud(config: Config, clock: Clock) -> Answerer:
+def cloud_answers(config: Config, clock: Clock) -> Answerer:
     """Stigg's API in the place of a sidecar, within its rate limits."""
     from stigg_guard.api import Api  # the library that it is asked with takes a tenth of a second
     from stigg_guard.cloud.answers import Cloud
@@ -339,7 +339,7 @@ def _client(config: Config, clock: Clock) -> Stigg:
     if config.sidecar == "offline":
         return Stigg(api, offline_file=config.offline_file, **options)
     if config.sidecar == "cloud":
-        return Stigg(api, answers=_cloud(config, clock), **options)
+        return Stigg(api, answers=cloud_answers(config, clock), **options)
     host, port = split_address(config.sidecar)
     return Stigg(api, remote_sidecar_host=host, remote_sidecar_port=port, tls_ca_file=config.tls_ca_file, **options)
 

@@ -44,12 +44,13 @@ def _numbers(enum: Any, prefix: str) -> Mapping[str, Any]:
     return {name.removeprefix(prefix): number for name, number in enum.items()}
 
 
-_REASONS = _numbers(pb.AccessDeniedReason, "ACCESS_DENIED_REASON_")
+REASONS = _numbers(pb.AccessDeniedReason, "ACCESS_DENIED_REASON_")
+"""The numbers of reasons by their names."""
 _METERS = _numbers(pb.MeterType, "METER_TYPE_")
 _RESETS = _numbers(pb.EntitlementResetPeriod, "ENTITLEMENT_RESET_PERIOD_")
 
 NOT_THERE = frozenset(
-    _REASONS[name]
+    REASONS[name]
     for name in (
         "CUSTOMER_NOT_FOUND",
         "CUSTOMER_IS_ARCHIVED",
@@ -126,14 +127,14 @@ def decided(answer: pb.EntitlementV2, usage: float | None, values: Iterable[str]
     made.has_access = asked.has_access
     made.ClearField("access_denied_reason")
     if asked.reason is not None:
-        made.access_denied_reason = _REASONS[str(asked.reason)]
+        made.access_denied_reason = REASONS[str(asked.reason)]
     return made
 
 
 def reason_number(name: str) -> pb.AccessDeniedReason:
     """The wire's number of a reason in the API's spelling; one that is not known is ``UNKNOWN``."""
     spelled = "_".join(re.findall("[A-Z][a-z]*", name)).upper()
-    number: pb.AccessDeniedReason = _REASONS.get(spelled, pb.ACCESS_DENIED_REASON_UNKNOWN)
+    number: pb.AccessDeniedReason = REASONS.get(spelled, pb.ACCESS_DENIED_REASON_UNKNOWN)
     return number
 
 
