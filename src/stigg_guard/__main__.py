@@ -8,7 +8,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from stigg_guard.cli.arguments import configure_check, configure_features, configure_ledger, configure_report
+from stigg_guard.cli.arguments import (
+    configure_check,
+    configure_doctor,
+    configure_features,
+    configure_ledger,
+    configure_report,
+)
 from stigg_guard.cli.console import Console
 from stigg_guard.cli.operators import ledger_url, require_ledger
 from stigg_guard.config import Config, ReportMode
@@ -18,7 +24,8 @@ from stigg_guard.sidecar import __main__ as sidecar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status. An error of ours is one message on stderr and status 2."""
+    """Run one subcommand; returns the exit status. An error of ours is one message on stderr and status 2, or 1 where 2
+    means something else."""
     parser = ArgumentParser(prog="stigg-guard", description="Guard views by what a customer has paid for.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -48,11 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_features(features)
     features.set_defaults(run=_acting(lambda _, config: replace(config, ledger="memory://")), paths=["."])
 
+    doctor = commands.add_parser("doctor", help="tell what of the settings works, and what to do")
+    configure_doctor(doctor)
+    doctor.set_defaults(run=_acting(lambda _, config: config))
+
     options = parser.parse_args(argv)
     try:
         return int(options.run(options))
     except StiggGuardError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(getattr(options, "error_status", 2), f"{parser.prog}: {error}\n")
 
 
 def _sidecar(options: Namespace) -> int:

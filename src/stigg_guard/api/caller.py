@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 
 from stigg_guard.api.customers import changed_customers
@@ -53,6 +54,11 @@ class Caller:
         self._transport = Transport(api_key, api_url or STIGG, gate)
         self._timeout = _checked_timeout(timeout)
         self._on_change = on_change
+
+    @property
+    def server_time(self) -> datetime | None:
+        """What the API's clock showed at its last answer; None before that, or when it does not tell."""
+        return self._transport.server_time
 
     def close(self) -> None:
         """Closes the connections of this process."""

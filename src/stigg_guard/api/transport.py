@@ -11,6 +11,8 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
@@ -115,6 +117,7 @@ class Transport:
     def __init__(self, api_key: str, api_url: str, gate: Gate | None = None) -> None:
         self._key = _checked_key(api_key)
         self._gate = gate
+        self._told_time = ""
         self.url = endpoint(api_url)
         self._host = urlsplit(self.url).netloc
         self._sessions: dict[int, requests.Session] = {}  # by process
@@ -138,6 +141,14 @@ class Transport:
             if wait is None or time.monotonic() + wait > deadline:
                 raise answer
             time.sleep(wait)
+
+    @property
+    def server_time(self) -> datetime | None:
+        """The time of the server's last answer by its own clock, if it told one."""
+        try:
+            return parsedate_to_datetime(self._told_time)
+        except (TypeError, ValueError):
+            return None
 
     def close(self) -> None:
         """Closes the connections of this process; a later request opens others."""
@@ -181,6 +192,7 @@ class Transport:
             allow_redirects=False,  # the key would go along, to whatever host
             stream=True,
         ) as response:
+            self._told_time = response.headers.get("Date", "")
             return _Reply(response.status_code, response.headers, b"".join(_pieces(response, deadline)))
 
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
