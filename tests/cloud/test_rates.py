@@ -128,6 +128,18 @@ def test_where_there_can_be_no_file_a_process_keeps_to_the_limit_alone(
     assert "each process alone" in caplog.messages[0]
 
 
+def test_on_a_full_disk_a_process_keeps_to_the_limit_alone(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    buckets = HostBuckets("rates.json", clock.monotonic)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        assert [buckets.take("entitlements", Pace(5.0, 0.0)) for _ in range(2)] == [0, 5.0]
+    assert buckets.take("entitlements", Pace(5.0, 0.0)) == 5.0
+
+
 def test_who_holds_the_file_for_ever_blocks_nobody(clock: ManualClock, state_folder: Path) -> None:
     buckets = HostBuckets("rates.json", clock.monotonic)
     buckets.take("entitlements", Pace(5.0, 0.0))

@@ -151,12 +151,20 @@ class HostBuckets:
             yield self._own
             return
         try:
-            buckets = _read(file)
+            known = _read(file)
+            buckets = {name: max(known.get(name, 0.0), self._own.get(name, 0.0)) for name in {*known, *self._own}}
             yield buckets
-            os.pwrite(file, json.dumps(buckets).ljust(256).encode(), 0)
+            self._write(file, buckets)
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)  # a child that was forked meanwhile has the file open, too
             os.close(file)
+
+    def _write(self, file: int, buckets: dict[str, float]) -> None:
+        try:
+            os.pwrite(file, json.dumps(buckets).ljust(256).encode(), 0)
+        except OSError as error:  # the disk is full
+            self._own = buckets
+            self._warn(error)
 
     def _open(self) -> int:
         folder = user_state_folder()
