@@ -296,6 +296,15 @@ def test_a_question_that_is_rejected_has_no_answer(server: ApiServer, cloud: Clo
         cloud.answer("GetEntitlementV2", ASKED)
 
 
+def test_a_server_that_echoes_the_key_does_not_get_it_into_an_error(server: ApiServer, cloud: Cloud) -> None:
+    server.faults += [rejecting("VALIDATION_ERROR", f"the key {KEY} is nice")] * 2
+    with pytest.raises(InvalidRequest, match="the key … is nice") as rejected:
+        cloud.answer("ReportUsage", USAGE)
+    with pytest.raises(SidecarError, match="the key … is nice") as failed:
+        cloud.answer("GetEntitlementsStateV2", STATE)
+    assert KEY not in f"{rejected.value} {failed.value}"
+
+
 def test_a_time_that_no_calendar_has_is_refused(cloud: Cloud) -> None:
     usage = pb.ReportUsageRequest(customer_id="c", feature_id="f", value=1)
     usage.timestamp.seconds = 10**15

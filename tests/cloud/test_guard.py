@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from api_server import ApiServer
-from conftest import ManualClock
+from conftest import ManualClock, in_child
 from stigg_guard import Config, ConfigError, Customer, FeatureDenied, Guard, SidecarUnavailable
 from stigg_guard.entitlements import Source
 from stigg_guard.errors import SidecarUnauthenticated
@@ -69,6 +71,33 @@ def test_what_is_changed_through_api_shows_at_once(make: Callable[..., Guard]) -
     assert guard.check(TEMPLATES, customer=FREE).usage_limit == 2
     guard.api.provision_subscription({"customerId": FREE, "planId": "growth"})
     assert guard.check(TEMPLATES, customer=FREE).usage_limit == 50
+
+
+def test_a_forked_process_asks_by_itself(make: Callable[..., Guard]) -> None:
+    guard = make()
+    assert guard.check(TEMPLATES, customer=FREE)
+    assert in_child(lambda: guard.check(TEMPLATES, customer="customer-demo-02").usage_limit == 50)
+    assert guard.check(TEMPLATES, customer="customer-demo-01")
+
+
+GREENLETS = """
+from gevent import monkey; monkey.patch_all()
+import sys, gevent
+from stigg_guard import Config, Guard
+guard = Guard(Config(sidecar="cloud", api_key="any", api_url=sys.argv[1], ledger="memory://", timeout=20))
+jobs = [gevent.spawn(guard.check, "feature-templates", customer=f"customer-demo-0{1 + n % 3}") for n in range(30)]
+gevent.joinall(jobs, raise_error=True)
+with guard.consume("feature-templates", 1, customer="customer-demo-03"):
+    pass
+assert guard.flush(20) == 0
+print(sum(bool(job.value) for job in jobs))
+"""
+
+
+def test_greenlets_share_a_guard(sidecar: Sidecar) -> None:
+    command = [sys.executable, "-c", GREENLETS, f"http://{sidecar.http_address}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "30\n"
 
 
 def test_beyond_the_limit_what_is_known_answers(make: Callable[..., Guard], clock: ManualClock) -> None:

@@ -231,6 +231,7 @@ class Transport:
             said = f"answered: {_said(errors)}"
             rejected = self._error(ApiRejected, request, said, status=status, code=code, unknown=unknown)
             rejected.errors, rejected.data = errors, answer.get("data")
+            rejected.said = self._without_key(str(errors[0].get("message")))
             return rejected
         data = answer.get("data")
         if status >= 400 or not isinstance(data, dict):
@@ -261,14 +262,18 @@ class Transport:
         code: str = "",
         unknown: bool = False,
     ) -> _AnyApiError:
-        message = f"{self._host} {problem}".replace(self._key, "…")
         return kind(
-            message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…",
+            self._without_key(f"{self._host} {problem}"),
             operation=request.operation,
             status=status,
             code=code,
             outcome_unknown=unknown and request.changes,
         )
+
+    def _without_key(self, said: str) -> str:
+        """A text of bounded length that does not give the key away, whoever wrote it."""
+        message = said.replace(self._key, "…")
+        return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
 
 
 def endpoint(api_url: str) -> str:

@@ -33,6 +33,7 @@ ASSUMPTIONS = (
     "a missing resource is told by the code RESOURCE_NOT_FOUND",
     "validUntil is in seconds, milliseconds or ISO 8601",
     "the code of an error stands in its extensions",
+    "30 mutations a minute per customer is no limit of reports",
 )
 
 

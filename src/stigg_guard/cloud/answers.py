@@ -224,7 +224,7 @@ def exists(state: pb.GetEntitlementsStateV2Response) -> bool:
 def _told(said: Any, kind: str | None) -> pb.EntitlementV2:
     """What the API told of one feature or currency; without any answer it knows none."""
     answer = entitlement_message(said)
-    if answer is None or said is None:
+    if answer is None:
         unknown = pb.ACCESS_DENIED_REASON_ENTITLEMENT_NOT_FOUND
         return missing(kind or "boolean", unknown if kind == "credit" else pb.ACCESS_DENIED_REASON_FEATURE_NOT_FOUND)
     reason, is_known = answer.access_denied_reason, getattr(said, "feature", None) is not None
@@ -267,19 +267,12 @@ def _error_of(error: ApiError, *, is_report: bool) -> StiggGuardError:
     if isinstance(error, ApiUnauthenticated):
         return SidecarUnauthenticated(str(error), code="UNAUTHENTICATED")
     if isinstance(error, ApiRejected) and not unknown:
-        said = _said(error)
-        if is_report:
-            return _rejection(said, error.code)
-        return SidecarError(said, code="INVALID_ARGUMENT")
+        return _rejection(error) if is_report else SidecarError(error.said, code="INVALID_ARGUMENT")
     return SidecarError(str(error), code="UNAVAILABLE", outcome_unknown=unknown)
 
 
-def _said(error: ApiRejected) -> str:
-    return str(error.errors[0].get("message")) if error.errors else str(error)
-
-
-def _rejection(said: str, code: str) -> InvalidRequest:
-    field, separator, problem = said.partition(": ")
+def _rejection(error: ApiRejected) -> InvalidRequest:
+    field, separator, problem = error.said.partition(": ")
     if separator and " " not in field:
         return InvalidRequest(field, problem)
-    return InvalidRequest(_FIELDS.get(code, ""), said)
+    return InvalidRequest(_FIELDS.get(error.code, ""), error.said)
