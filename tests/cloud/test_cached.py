@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from conftest import ManualClock
 from stigg_guard import Config, ConfigError, Guard, InvalidRequest, SidecarUnavailable
 from stigg_guard.cloud.cached import CachedAnswers, upstream_config
 from stigg_guard.errors import StiggGuardError
+from stigg_guard.sidecar.catalog import load_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.sidecar.store import Store
 from stigg_guard.wire import sidecar_pb2 as pb
 
 FREE, BIG = "customer-demo-03", "customer-demo-01"
@@ -92,6 +95,22 @@ def test_reports_go_at_once_and_show_at_once(make: Callable[..., CachedAnswers],
     assert answers.answer("ReportEvents", pb.ReportEventsRequest(events=[event])).ByteSize() == 0
     with pytest.raises(InvalidRequest, match="customer_id"):
         answers.answer("ReportUsage", pb.ReportUsageRequest(customer_id="nobody", feature_id=TEMPLATES, value=1))
+
+
+def test_what_a_wallet_paid_for_shows_at_once(clock: ManualClock) -> None:
+    catalog = load_catalog(str(Path(__file__).parents[1] / "data" / "requests.toml"))
+    with Sidecar(Engine(catalog, Store(None), now=clock.now)) as server:
+        config = Config(sidecar="cloud", api_key="key", api_url=f"http://{server.http_address}", timeout=20)
+        answers = CachedAnswers(config, clock.clock)
+        asked = pb.GetEntitlementV2Request(customer_id="big", currency_id="credits")
+        before: Any = answers.answer("GetEntitlementV2", asked)
+        report = pb.ReportUsageRequest(customer_id="big", feature_id="letters", value=5)
+        answers.answer("ReportUsage", report)
+        after: Any = answers.answer("GetEntitlementV2", asked)
+        assert (before.entitlement.credit.remaining, after.entitlement.credit.remaining) == (90, 80)
+        assert metered(answers, "big", "letters", requested_usage=40).has_access
+        assert not metered(answers, "big", "letters", requested_usage=41).has_access
+        answers.close()
 
 
 def test_reload_reads_the_source(make: Callable[..., CachedAnswers], engine: Engine) -> None:

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -146,9 +146,10 @@ class Transport:
     def server_time(self) -> datetime | None:
         """The time of the server's last answer by its own clock, if it told one."""
         try:
-            return parsedate_to_datetime(self._told_time)
+            told = parsedate_to_datetime(self._told_time)
         except (TypeError, ValueError):
             return None
+        return told if told.tzinfo is not None else told.replace(tzinfo=timezone.utc)
 
     def close(self) -> None:
         """Closes the connections of this process; a later request opens others."""

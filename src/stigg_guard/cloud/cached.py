@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from stigg_guard.cache.snapshots import Snapshot
+from stigg_guard.cache.snapshots import Snapshot, cache_key
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.cloud.answers import asked_for, enveloped, exists, of_kind, older_list
@@ -26,7 +26,8 @@ class CachedAnswers:
     """Answers from what is known of customers, which Stigg's API is asked for; reports go there at once.
 
     Snapshots, single flight, stale if error and the cache in Redis are those of a guard with this configuration. They
-    show the usage that was reported here. A denial is given from none that is older than a second.
+    show the usage that was reported here. A denial is given from none that is older than a second. That of a customer
+    who has nothing is a boolean entitlement where the question does not say what kind it is about.
     """
 
     honours_keys = True
@@ -96,9 +97,17 @@ class CachedAnswers:
         told = getattr(answer, "usages", [answer] if "feature_id" in answer.DESCRIPTOR.fields_by_name else [])
         for usage in told:
             if usage.HasField("current_usage"):
-                customer = Customer(usage.customer_id, usage.resource_id or None)
-                self._lookup.cache.correct(customer, usage.feature_id, usage.current_usage)
+                self._counted(Customer(usage.customer_id, usage.resource_id or None), usage)
         return answer  # type: ignore[no-any-return]
+
+    def _counted(self, customer: Customer, usage: pb.ReportUsageResponse) -> None:
+        cache = self._lookup.cache
+        snapshot = cache.snapshots.get(cache_key(customer))
+        known = snapshot.find(usage.feature_id) if snapshot is not None else None
+        if known is not None and known.needs_fresh_check:
+            cache.forget(customer)  # it was paid from a wallet, whose new balance the answer does not tell
+        else:
+            cache.correct(customer, usage.feature_id, usage.current_usage)
 
 
 _OF_CUSTOMERS = {"GetEntitlementsStateV2": "_state", "GetEntitlements": "_list", "ReloadEntitlements": "_reload"}

@@ -233,6 +233,7 @@ class RedisBuckets:
         self._monotonic = monotonic
         self._others = others
         self._rests_until = 0.0
+        self._fails = False
         self._clients: dict[int, Any] = {}  # by process
 
     def take(self, name: str, pace: Pace) -> float:
@@ -252,11 +253,15 @@ class RedisBuckets:
         client = self._clients.get(pid) or self._clients.setdefault(pid, redis_client(self._url))
         figures = (f"{seconds * 1e6:.0f}" for seconds in (pace.interval, pace.ahead, close_for))
         try:
-            return float(client.eval(_SCRIPT, 1, f"{self._prefix}:{name}", *figures)) / 1e6
+            told = float(client.eval(_SCRIPT, 1, f"{self._prefix}:{name}", *figures)) / 1e6
         except FAULTS as error:
             self._rests_until = self._monotonic() + REST_SECONDS
-            logger.warning("the rate limit is not kept in Redis while it fails: %s", error)
+            if not self._fails:
+                logger.warning("the rate limit is not kept in Redis while it fails: %s", error)
+            self._fails = True
             return None
         except BaseException:  # from outside: an answer may be under way that nobody waits for
             client.connection_pool.disconnect()
             raise
+        self._fails = False
+        return told
