@@ -71,11 +71,15 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class LimitExceeded:
-    """The answer to a claim beyond its limit: ``counted`` of ``limit`` units are used, held or on their way."""
+    """The answer to a claim beyond its limit: ``counted`` of ``limit`` units are used, held or on their way.
+
+    With ``is_perhaps_free`` a report under way may count twice among them, until it is acknowledged.
+    """
 
     claim: Claim
     counted: float
     limit: float
+    is_perhaps_free: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, Period, Row, believed, counted, is_free
+from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, Period, Row, believed, counted, is_free, is_perhaps_free
 from stigg_guard.ledger.entries import (
     Acknowledged,
     Batch,
@@ -42,6 +42,7 @@ from stigg_guard.ledger.sqlite_statements import (
     pending_of,
     record,
     row_of_key,
+    sending_of,
     settle,
     standing,
     usage_of,
@@ -227,7 +228,8 @@ class SqliteLedger(SqliteDatabase):
             amount, before = quanta(claim.amount), parts.get(key, (0, row))[0]
             total = counted(row, held + before, pending_of(db, key, row.period) if is_more else ())
             if exceeded is None and not is_free(total, amount, limit):
-                exceeded = LimitExceeded(claim, units(total), units(max(limit or 0, 0)))
+                perhaps = is_perhaps_free(row, total, amount, limit, sending_of(db, key))
+                exceeded = LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
             parts[key] = amount + before, row
         if exceeded is not None:
             return exceeded

@@ -57,6 +57,9 @@ _PENDING = f"""
 SELECT sum(CASE WHEN is_set THEN 0 ELSE max(amount, 0) END), max(CASE WHEN is_set THEN amount END), period, max(used_at)
 FROM entries WHERE {KEY} AND {_ON_ITS_WAY} GROUP BY period, used_at < ?
 """
+_SENDING = f"""
+SELECT amount, period, used_at, is_set, ticket FROM entries WHERE {KEY} AND state = 'sending' AND attempts = 1
+"""
 _NEWEST = f"""
 SELECT id, amount, period, used_at, is_set, ticket, dimensions FROM entries
 WHERE {KEY} AND state = 'unsent' AND event = '' ORDER BY id DESC LIMIT 1
@@ -130,6 +133,12 @@ def pending_of(db: sqlite3.Connection, key: Key, period: Period) -> Iterable[Pen
         yield Pending(more, period_of(told), instant_of(used_at))
         if total is not None:
             yield Pending(total, period_of(told), instant_of(used_at), is_set=True)
+
+
+def sending_of(db: sqlite3.Connection, key: Key) -> Iterable[Pending]:
+    """The reports of the key that are under way for the first time: an acknowledgement is likely to come soon."""
+    for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key):
+        yield Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket)
 
 
 def usage_of(db: sqlite3.Connection, key: UsageKey) -> float:

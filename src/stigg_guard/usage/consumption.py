@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
-from time import monotonic
+from time import monotonic, sleep
 from types import MappingProxyType, TracebackType
 from typing import TypeAlias, TypeVar
 
@@ -34,6 +34,8 @@ from stigg_guard.observer import Observer, tell
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.processes import may_end_at_once
 from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # in seconds, between two tries to hold what is perhaps free
 
 Item = TypeVar("Item")
 
@@ -247,7 +249,7 @@ class Book:
                 raise FeatureDenied(asked, customer)
         claims = [_claim(asked, snapshot, customer) for asked, snapshot in found.values()]
         try:
-            held = self._ledger.hold(claims, self._config.hold_ttl)
+            held = self._held(claims)
         except LedgerUnavailable as error:
             return self._without_ledger(claims, customer, error)
         if isinstance(held, LimitExceeded):
@@ -255,6 +257,16 @@ class Book:
             counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
             raise FeatureDenied(counted.allows(held.claim.amount), customer)
         return held
+
+    def _held(self, claims: Sequence[Claim]) -> Hold | LimitExceeded:
+        """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit."""
+        deadline, pause = monotonic() + self._config.timeout, _FIRST_PAUSE
+        while True:
+            held = self._ledger.hold(claims, self._config.hold_ttl)
+            if isinstance(held, Hold) or not held.is_perhaps_free or monotonic() >= deadline:
+                return held
+            sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _without_ledger(self, claims: list[Claim], customer: Customer, error: LedgerUnavailable) -> Hold:
         if self._config.on_outage is OnOutage.ERROR:
