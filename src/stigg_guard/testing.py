@@ -44,7 +44,7 @@ __all__ = ["Override", "RealLedgerWarning", "Report", "StandIn", "override_entit
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-SETTLE_SECONDS = 1.0
+FLUSH_SECONDS = 1.0
 """How long an assertion waits for work in another thread, such as a live server's, to end."""
 
 _CONFIG = Config(report=ReportMode.INLINE, settle_grace=0.0)
@@ -152,7 +152,7 @@ class StandIn:
             return isclose(self._total(feature, customer), amount, abs_tol=1e-9)
 
         _flush()
-        if not self._reports.wait_until(is_reported, SETTLE_SECONDS if _held() else 0.0):
+        if not self._reports.wait_until(is_reported, FLUSH_SECONDS if _held() else 0.0):
             raise AssertionError(self._difference(feature, float(amount), customer))
 
     def _workings(self, own: Workings) -> Workings:
@@ -179,7 +179,7 @@ class StandIn:
 
     def _flush(self) -> None:
         for book in list(self._books.values()):
-            book.reporter.flush(SETTLE_SECONDS)
+            book.reporter.flush(FLUSH_SECONDS)
 
     def _innermost(self) -> StandIn:
         if self not in _standing:
