@@ -21,7 +21,8 @@ from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Observer, tell
-from stigg_guard.usage.consumption import Book, Confirm, Consumption, checked_dimensions, confirm_now, make_event
+from stigg_guard.usage.book import Book, Confirm, confirm_now
+from stigg_guard.usage.consumption import Consumption, checked_dimensions, make_event
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api

@@ -215,7 +215,7 @@ class Lookup:
             outstanding, held = 0.0, False
         wanted = outstanding if held else outstanding + amount
         try:
-            answer = _about(feature, self.cache.ask(lambda: self._single(feature, customer, wanted)))
+            answer = _about(feature, self.cache.backoff.ask(lambda: self._single(feature, customer, wanted)))
         except SidecarError as error:
             fallback = fallback or self._config.fallbacks.get(feature)
             return self._without_data(feature, fallback, error).allows(amount)

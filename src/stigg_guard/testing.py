@@ -37,7 +37,7 @@ from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Observer
 from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan
-from stigg_guard.usage.consumption import Book
+from stigg_guard.usage.book import Book
 from stigg_guard.usage.messages import usage_of
 
 __all__ = ["Override", "RealLedgerWarning", "Report", "StandIn", "override_entitlements"]

@@ -1,4 +1,4 @@
-"""Settles holds when work ends: usage is a part of the user's transaction, if he has one open, or else has one of its own."""
+"""Settles holds when work ends: in the user's transaction, if he has one open, or else in one of its own."""
 
 from __future__ import annotations
 
