@@ -192,14 +192,18 @@ class _Step(Generic[T]):
         try:
             await self._calls.in_thread(self._do)
         except asyncio.CancelledError:  # by an event loop that closes
-            if not self._is_dropped:
-                self._calls.elsewhere(self._do)
-            elif self._first.acquire(blocking=False):
-                self._outcome.cancel()
+            if not self._outcome.done():
+                self._hand_on()
             while waiting := [signal for signal in self._signals if not signal.done()]:
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait(waiting)
             raise
+
+    def _hand_on(self) -> None:
+        if not self._is_dropped:
+            self._calls.elsewhere(self._do)
+        elif self._first.acquire(blocking=False):
+            self._outcome.cancel()
 
     def _do(self) -> None:
         if not self._first.acquire(blocking=False):

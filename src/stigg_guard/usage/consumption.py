@@ -13,7 +13,7 @@ from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import FeatureDenied, InvalidRequest
 from stigg_guard.ledger import Event, Hold
 from stigg_guard.observer import tell
-from stigg_guard.usage.book import Book, Confirm, confirm_now
+from stigg_guard.usage.holds import Confirm, Holds, confirm_now
 
 
 class Consumption:
@@ -26,12 +26,12 @@ class Consumption:
     __slots__ = (
         "__weakref__",
         "_amounts",
-        "_book",
         "_confirm",
         "_customer",
         "_dimensions",
         "_event",
         "_hold",
+        "_holds",
         "_pid",
         "entitlements",
     )
@@ -40,13 +40,13 @@ class Consumption:
 
     def __init__(
         self,
-        book: Book,
+        holds: Holds,
         amounts: dict[str, float],
         customer: Customer,
         event: Event | None,
         dimensions: Mapping[str, str | float | bool],
     ) -> None:
-        self._book = book
+        self._holds = holds
         self._amounts = amounts
         self._customer = customer
         self._event = event
@@ -113,10 +113,10 @@ class Consumption:
         if self._pid != os.getpid():
             return
         if certain:
-            self._book.commit(hold, self._amounts, self._event, self._dimensions)
+            self._holds.commit(hold, self._amounts, self._event, self._dimensions)
         else:
             self._amounts = dict.fromkeys(self._amounts, 0.0)
-            self._book.release(hold)
+            self._holds.release(hold)
 
     def begin(self) -> Consumption:
         """Takes the hold, for work that is no ``with`` block, which does it by itself. Once: each use needs a
@@ -132,14 +132,14 @@ class Consumption:
             raise InvalidRequest("", "a use is entered once; call consume() again for another one, as for a second try")
         self._pid = os.getpid()
         try:
-            answers, hold = self._book.hold(self._amounts, self._customer)
+            answers, hold = self._holds.hold(self._amounts, self._customer)
         except FeatureDenied as error:
-            tell(self._book.observer.denied, error)
+            tell(self._holds.observer.denied, error)
             raise
         self.entitlements = MappingProxyType(answers)
         if hold is not None and hold.id:
-            self._book.watch(hold, self)
-        self._confirm = self._book.begin()
+            self._holds.watch(hold, self)
+        self._confirm = self._holds.begin()
         self._hold = hold
         return self
 

@@ -1,4 +1,4 @@
-"""The book of holds: takes reservations of units, commits them when work succeeds, gives them back when it fails."""
+"""Reservations of units: taken while quota is left, committed when work succeeds, given back when it fails."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ConfirmSince(ABC):
         self.begin()(end)
 
 
-class Book:
+class Holds:
     """Holds, uses and gives back units: decides with the lookup, writes into the ledger, hands to the reporter."""
 
     def __init__(
