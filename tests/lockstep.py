@@ -180,7 +180,7 @@ class Lockstep:
                 claims.append(Claim(key, amount, News(period, used, limit, drawn.number, drawn.at)))
             held = home.ledger.hold(claims, ttl)
             if isinstance(held, LimitExceeded):
-                return "refused", held.claim.key, held.counted, held.limit
+                return "refused", held.claim.key, held.counted, held.limit, held.is_perhaps_free
             home.holds[number] = held
             return "held"
 

@@ -234,6 +234,22 @@ def test_is_free(server: RedisServer) -> None:
     compare(server, "is_free", cases, rule=lambda *case: shown(accounting.is_free(*case)))
 
 
+def test_is_perhaps_free(server: RedisServer) -> None:
+    some_limit = maybe(one_of([-1_000_000, *AMOUNTS[:-1], 20_000_000]), 0.95)
+    sending = lambda rng: [pending(rng) for _ in range(rng.randrange(4))]  # noqa: E731  # a field, as the others are
+    cases = some(7, row, amount, one_of(AMOUNTS[:-1]), some_limit, sending)
+    told = told_by_lua(
+        server,
+        [
+            f"is_perhaps_free({', '.join(lua(one) for one in case)}, {{{', '.join(map(lua, reports))}}})"
+            for *case, reports in cases
+        ],
+    )
+    answers = [accounting.is_perhaps_free(*case) for case in cases]
+    assert 50 < sum(answers) < 500
+    assert told == [shown(answer) for answer in answers]
+
+
 def test_taken(server: RedisServer) -> None:
     def rule(*case: Any) -> list[str]:
         taken, before = accounting.taken(*case)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from conftest import ManualClock
@@ -99,6 +101,34 @@ class TestTickets:
         during = ledger.ticket("ann")
         ledger.acknowledge(answers(batch, 5))
         assert counted(ledger, claim(used=3, ticket=during)) == 5
+
+    def test_units_that_a_snapshot_may_have_seen_under_way_are_perhaps_free_until_the_answer(
+        self, ledger: Ledger
+    ) -> None:
+        told(ledger, claim(used=3))
+        ledger.record(Use(KEY, 5))
+        batch = taken(ledger)
+        wish = claim(2, used=8, ticket=ledger.ticket("ann"))
+        too_much = replace(wish, amount=2.5)
+        assert ledger.hold([wish], 60) == LimitExceeded(wish, 13, 10, is_perhaps_free=True)
+        assert ledger.hold([too_much], 60) == LimitExceeded(too_much, 13, 10)
+        ledger.acknowledge(answers(batch, 8))
+        assert ledger.hold([too_much], 60) == LimitExceeded(too_much, 8, 10)
+        held(ledger, wish)
+
+    def test_units_under_way_are_not_perhaps_free_after_a_snapshot_that_was_asked_before(self, ledger: Ledger) -> None:
+        before = ledger.ticket("ann")
+        ledger.record(Use(KEY, 5))
+        taken(ledger)
+        wish = claim(3, used=3, ticket=before)
+        assert ledger.hold([wish], 60) == LimitExceeded(wish, 8, 10)
+
+    def test_units_of_a_report_without_an_answer_are_not_perhaps_free(self, ledger: Ledger) -> None:
+        told(ledger, claim(used=3))
+        ledger.record(Use(KEY, 5))
+        ledger.doubt(taken(ledger).reports, 60, "no answer")
+        wish = claim(2, used=8, ticket=ledger.ticket("ann"))
+        assert ledger.hold([wish], 60) == LimitExceeded(wish, 13, 10)
 
     def test_process_with_an_old_snapshot_is_refused_what_another_has_used(self, ledger: Ledger) -> None:
         mine, theirs = ledger.ticket("ann"), ledger.ticket("ann")

@@ -112,7 +112,8 @@ class PlainLedger:
             self.rows[key] = row
             total = accounting.counted(row, self._held(key, now) + wanted.get(key, 0), self._on_its_way(key))
             if refused is None and not accounting.is_free(total, amount, limit):
-                refused = LimitExceeded(claim, units(total), units(max(limit or 0, 0)))
+                perhaps = accounting.is_perhaps_free(row, total, amount, limit, self._sending(key))
+                refused = LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
             wanted[key] = amount + wanted.get(key, 0)
         if refused is not None:
             return refused
@@ -258,6 +259,13 @@ class PlainLedger:
 
     def _on_its_way(self, key: UsageKey) -> list[Pending]:
         return [line.pending for line in self.lines if line.key == key and line.state in _ON_ITS_WAY]
+
+    def _sending(self, key: UsageKey) -> list[Pending]:
+        return [
+            line.pending
+            for line in self.lines
+            if line.key == key and line.state is State.SENDING and line.attempts == 1
+        ]
 
     def _usage(self, key: UsageKey) -> float:
         return units(accounting.counted(self.rows.get(key, Row(UNTOLD, 0)), 0, self._on_its_way(key)))

@@ -86,7 +86,7 @@ class World:
         self.poison: str | None = None
         self.down_until = 0
         self.story: list[str] | None = None
-        self.steps = self.tries = self.wrongly = 0
+        self.steps = 0
         self.doubts: Counter[str] = Counter()
         self.kills = setting.kills
         self.others = 0
@@ -189,11 +189,8 @@ class World:
             if row is None and meter.entered_at > self.sidecar.now - GRACE:  # it may yet be told of the period before
                 meter.blind_until = self.sidecar.now + BLIND
         answer = self.ledger.hold(claims, self.seconds(HOLD))
-        self.tries += 1
         self.note("hold", amounts, process.news, type(answer).__name__)
         if isinstance(answer, LimitExceeded):
-            name = answer.claim.key.feature_id
-            self.wrongly += self.would_fit(name, amounts[name])
             process.refused_at = self.sidecar.now
             return None
         held = Held(
@@ -205,16 +202,6 @@ class World:
 
     def news(self, process: Process, name: str) -> News:
         return process.news[name]
-
-    def would_fit(self, name: str, amount: int) -> bool:
-        """Whether the snapshot was the truth, and all that is on its way would fit with it."""
-        meter = self.sidecar.meters[name]
-        period, used, limit = meter.shows()
-        news = self.acting.news[name]
-        if (news.period, news.used, news.limit) != (self.told_period(period), max(used, 0), limit):
-            return False
-        coming = quanta(self.ledger.outstanding(key_of(name)))
-        return limit is None or used + coming + amount <= limit
 
     def end(self) -> None:
         """Commits a hold with all or some of it, or gives it back."""

@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
 from stigg_guard import Config, FeatureDenied, Guard
-from stigg_guard.ledger import UsageKey, Use
+from stigg_guard.ledger import Claim, Hold, LimitExceeded, UsageKey, Use
 
 
 @pytest.fixture
@@ -61,6 +61,53 @@ def test_counts_against_the_limit_until_it_is_acknowledged(
         pass
     assert guard.flush() == 0
     assert faulty.used() == 100
+
+
+class HeldAnswer:
+    """The sidecar counts a report of 60 units of 100, and a snapshot shows it before the report is answered."""
+
+    def __init__(self, faulty: FaultySidecar, guard: Guard) -> None:
+        self._counted, self._answer = threading.Event(), threading.Event()
+        faulty.after = self._wait
+        with guard.consume("f", 60, customer="c"):
+            pass
+        assert self._counted.wait(10)
+        assert guard.reload("c")
+
+    def _wait(self, _context: grpc.ServicerContext) -> None:
+        self._counted.set()
+        assert self._answer.wait(10)
+
+    def answer(self) -> None:
+        self._answer.set()
+
+
+def test_units_that_a_snapshot_saw_before_their_report_was_answered_deny_nothing_that_is_free(
+    guard: Guard, faulty: FaultySidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, hold, tried = HeldAnswer(faulty, guard), guard.ledger.hold, []
+
+    def answered_after_the_first_try(claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
+        tried.append(hold(claims, ttl))
+        report.answer()
+        return tried[-1]
+
+    monkeypatch.setattr(guard.ledger, "hold", answered_after_the_first_try)
+    with guard.consume("f", 40, customer="c"):
+        pass
+    assert isinstance(tried[0], LimitExceeded)
+    assert guard.flush() == 0
+    assert faulty.used() == 100
+
+
+def test_a_denial_waits_for_the_answer_to_a_report_no_longer_than_a_check(faulty: FaultySidecar) -> None:
+    with Guard(Config(sidecar=faulty.address, timeout=0.2)) as guard:
+        report = HeldAnswer(faulty, guard)
+        with pytest.raises(FeatureDenied) as denied, guard.consume("f", 40, customer="c"):
+            pytest.fail("nobody knows yet")
+        report.answer()
+        assert denied.value.entitlement.current_usage == 120
+        assert guard.flush() == 0
 
 
 def test_says_once_that_usage_waits_and_goes_on_by_itself(

@@ -104,6 +104,16 @@ local function is_free(counted_so_far, amount, limit)
     return not limit or counted_so_far + amount <= limit
 end
 
+local function is_perhaps_free(row, counted_so_far, amount, limit, sending)
+    local is_twice = false
+    for _, one in ipairs(sending) do
+        if one.ticket < row.seen and not one.is_set and counts(one, row.period) then
+            is_twice, counted_so_far = true, counted_so_far - math.max(one.amount, 0)
+        end
+    end
+    return is_twice and is_free(counted_so_far, amount, limit)
+end
+
 -- The text of entries.py for what was known before a report.
 local function before_text(row)
     local moved_at = row.moved_at and string.format('%.0f', row.moved_at) or ''

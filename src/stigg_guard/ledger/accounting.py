@@ -149,9 +149,16 @@ def is_free(counted_so_far: int, amount: int, limit: int | None) -> bool:
     return limit is None or counted_so_far + amount <= limit
 
 
+def is_perhaps_free(row: Row, counted_so_far: int, amount: int, limit: int | None, sending: Iterable[Pending]) -> bool:
+    """Whether an amount that is not free may be so: a snapshot that was asked for since a report was sent may have its
+    usage already, which then counts twice until the report is acknowledged. ``sending`` are the reports under way."""
+    twice = [one for one in sending if one.ticket < row.seen and not one.is_set and counts(one, row.period)]
+    return bool(twice) and is_free(counted_so_far - sum(max(one.amount, 0) for one in twice), amount, limit)
+
+
 def taken(row: Row, ticket: int, is_alone: bool) -> tuple[Row, Before | None]:
     """The row after a report was taken to be sent for the first time, and what to note with the report: nothing where
-    the row's figure is not the sidecar's own word of all that was sent, as others of the key are not settled yet."""
+    the row's figure is not the sidecar's own word of all that was sent, as others of the key are under way."""
     before = None if row.added or not is_alone else Before(row.period, row.used, row.moved_at)
     return row._replace(settled=ticket), before
 

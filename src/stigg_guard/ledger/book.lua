@@ -212,6 +212,15 @@ local function on_its_way(key)
     return key
 end
 
+-- The reports of a key that are under way for the first time: an acknowledgement is likely to come soon.
+local function sending_of(key)
+    local found = {}
+    for _, entry in ipairs(entries_of(key)) do
+        if entry.state == 'sending' and entry.attempts == 1 then table.insert(found, entry) end
+    end
+    return found
+end
+
 -- Adds an entry to that sum, or with -1 takes it away. It begins anew when nothing is left.
 local function weigh(entry, sign)
     if entry.state == 'dead' then return end

@@ -29,7 +29,10 @@ function steps.hold()
         bring_back_holds(key)
         local before = parts[key] or 0
         local total = counted(row, key.held + before, on_its_way(key))
-        if not exceeded and not is_free(total, amount, limit) then exceeded = {(i - 6) / 7, total, math.max(limit, 0)} end
+        if not exceeded and not is_free(total, amount, limit) then
+            local perhaps = is_perhaps_free(row, total, amount, limit, sending_of(key))
+            exceeded = {(i - 6) / 7, total, math.max(limit, 0), perhaps and 1 or 0}
+        end
         parts[key] = before + amount
     end
     for key, amount in pairs(exceeded and {} or parts) do

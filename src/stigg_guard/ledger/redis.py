@@ -92,8 +92,8 @@ class RedisLedger:
         answer = self._steps.queued({customer: step})[customer]
         if not answer:
             return hold
-        number, counted, limit = answer
-        return LimitExceeded(claims[number], units(counted), units(limit))
+        number, counted, limit, is_perhaps_free = answer
+        return LimitExceeded(claims[number], units(counted), units(limit), bool(is_perhaps_free))
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
         parts: defaultdict[str, list[str]] = defaultdict(list)

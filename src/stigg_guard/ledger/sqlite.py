@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, Period, Row, believed, counted, is_free
+from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, Period, Row, believed, counted, is_free, is_perhaps_free
 from stigg_guard.ledger.entries import (
     Acknowledged,
     Batch,
@@ -36,13 +36,14 @@ from stigg_guard.ledger.sqlite_statements import (
     columns_of,
     end,
     entry_of,
+    forget_counted,
     new_batch,
     next_ticket,
     note,
     pending_of,
     record,
     row_of_key,
-    settle,
+    sending_of,
     standing,
     usage_of,
 )
@@ -118,7 +119,7 @@ class SqliteLedger(SqliteDatabase):
             ticket = next_ticket(db)
             for answer in answers:
                 told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-                settle(db, answer.report.id, told, answer.period, ticket, now)
+                forget_counted(db, answer.report.id, told, answer.period, ticket, now)
 
         self._write(step)
 
@@ -197,7 +198,7 @@ class SqliteLedger(SqliteDatabase):
         def step(db: sqlite3.Connection) -> int:
             ticket = next_ticket(db)
             dead = change(db, "DELETE FROM entries", ids, "state = 'dead'")
-            return dead + sum(settle(db, entry, None, Period(), ticket, now, DOUBTED) for entry in ids)
+            return dead + sum(forget_counted(db, entry, None, Period(), ticket, now, DOUBTED) for entry in ids)
 
         return self._write(step)
 
@@ -227,7 +228,8 @@ class SqliteLedger(SqliteDatabase):
             amount, before = quanta(claim.amount), parts.get(key, (0, row))[0]
             total = counted(row, held + before, pending_of(db, key, row.period) if is_more else ())
             if exceeded is None and not is_free(total, amount, limit):
-                exceeded = LimitExceeded(claim, units(total), units(max(limit or 0, 0)))
+                perhaps = is_perhaps_free(row, total, amount, limit, sending_of(db, key))
+                exceeded = LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
             parts[key] = amount + before, row
         if exceeded is not None:
             return exceeded

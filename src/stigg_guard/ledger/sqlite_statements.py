@@ -57,6 +57,9 @@ _PENDING = f"""
 SELECT sum(CASE WHEN is_set THEN 0 ELSE max(amount, 0) END), max(CASE WHEN is_set THEN amount END), period, max(used_at)
 FROM entries WHERE {KEY} AND {_ON_ITS_WAY} GROUP BY period, used_at < ?
 """
+_SENDING = f"""
+SELECT amount, period, used_at, is_set, ticket FROM entries WHERE {KEY} AND state = 'sending' AND attempts = 1
+"""
 _NEWEST = f"""
 SELECT id, amount, period, used_at, is_set, ticket, dimensions FROM entries
 WHERE {KEY} AND state = 'unsent' AND event = '' ORDER BY id DESC LIMIT 1
@@ -132,6 +135,12 @@ def pending_of(db: sqlite3.Connection, key: Key, period: Period) -> Iterable[Pen
             yield Pending(total, period_of(told), instant_of(used_at), is_set=True)
 
 
+def sending_of(db: sqlite3.Connection, key: Key) -> Iterable[Pending]:
+    """The reports of the key that are under way for the first time: an acknowledgement is likely to come soon."""
+    for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key):
+        yield Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket)
+
+
 def usage_of(db: sqlite3.Connection, key: UsageKey) -> float:
     """The usage of a key with all that is on its way."""
     columns = columns_of(key)
@@ -182,7 +191,7 @@ def _is_added_up(db: sqlite3.Connection, key: Key, new: Pending, present: Period
 
 
 def _is_alone(db: sqlite3.Connection, key: Key) -> bool:
-    """Whether nothing of the key was sent that is not settled."""
+    """Whether no report of the key is under way."""
     statement = f"SELECT EXISTS (SELECT 1 FROM entries WHERE {KEY} AND state IN ('sending', 'uncertain'))"
     return not db.execute(statement, key).fetchone()[0]
 
@@ -221,7 +230,7 @@ def new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
     return batch
 
 
-def settle(
+def forget_counted(
     db: sqlite3.Connection, entry: str, told: int | None, period: Period, ticket: int, now: int, where: str = "true"
 ) -> bool:
     """Forgets an entry that was counted, or may have been, and notes what is known of it; False if it is gone."""

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from stigg_guard.amounts import quanta, units
 from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.step import Step
-from stigg_guard.django.ledger.usages import Locked, Standing, note, standings
+from stigg_guard.django.ledger.usages import Locked, Standing, note, sending, standings
 from stigg_guard.ledger import Claim, Hold, LimitExceeded, Period, Row, UsageKey
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, UNTOLD, believed, counted, is_free
+from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, UNTOLD, believed, counted, is_free, is_perhaps_free
 from stigg_guard.ledger.entries import period_of, period_text
 
 _EXPIRE = """
@@ -74,7 +74,8 @@ def take(step: Step, locked: Locked, hold: Hold, lasts: int, grace: int) -> Hold
         key, amount = text_of(claim.key), quanta(claim.amount)
         total = counted(row, found[key].held + taken.get(key, 0), found[key].pending)
         if not is_free(total, amount, limit):
-            return LimitExceeded(claim, units(total), units(max(limit or 0, 0)))
+            perhaps = is_perhaps_free(row, total, amount, limit, sending(step, key))
+            return LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
         taken[key] = taken.get(key, 0) + amount
     periods = {text_of(claim.key): period_text(row.period) for claim, row, _ in wishes}
     parts = [(hold.id, key, amount, periods[key], now, now + lasts, lasts, True) for key, amount in taken.items()]

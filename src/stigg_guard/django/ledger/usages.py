@@ -49,6 +49,10 @@ FROM stigg_guard_ledger_usages WHERE key IN (%(keys)s) AND period IS NOT NULL
 UNION ALL
 SELECT 'now', NULL, NULL, NULL, %(now)s, NULL, NULL
 """
+_SENDING = """
+SELECT amount, period, used_at, is_set, ticket FROM stigg_guard_ledger_entries
+WHERE key = %(key)s AND state = 'sending' AND attempts = 1
+"""
 
 
 class Locked(NamedTuple):
@@ -117,6 +121,14 @@ def standings(step: Step, keys: Collection[str], **now: int) -> tuple[int, dict[
             if more is not None:
                 standing.pending.append(Pending(more, told, latest, is_set=True))
     return at, found
+
+
+def sending(step: Step, key: str) -> list[Pending]:
+    """The reports of the key that are under way for the first time: an acknowledgement is likely to come soon."""
+    return [
+        Pending(amount, period_of(period), instant_of(used_at), is_set, ticket)
+        for amount, period, used_at, is_set, ticket in step.run(_SENDING, key=key)
+    ]
 
 
 def next_ticket(step: Step) -> Ticket:
