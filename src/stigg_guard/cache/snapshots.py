@@ -173,8 +173,8 @@ class SnapshotCache:
     what is ``shared`` with other processes.
 
     ``ttl`` and ``stale_ttl`` are seconds, ``size`` a number of customers, ``patience`` how many seconds a thread waits
-    for another one's fetch. ``backoff`` is what each request for snapshots goes through. By up to the part ``spread`` of
-    its TTL a snapshot is refreshed earlier, at random.
+    for another one's fetch. ``backoff`` is what each request for snapshots goes through. By up to the part ``spread``
+    of its TTL a snapshot is refreshed earlier, at random.
     """
 
     def __init__(
