@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from api_server import ApiServer
 from conftest import ManualClock, in_child
+from redis_server import RedisServer
 from stigg_guard import Config, ConfigError, Customer, FeatureDenied, Guard, SidecarUnavailable
 from stigg_guard.entitlements import Source
 from stigg_guard.errors import SidecarUnauthenticated
@@ -126,4 +128,25 @@ def test_a_wrong_key_is_said_and_known_data_goes_on(clock: ManualClock) -> None:
     server.faults.append(lambda handler: handler.send(401, b"{}"))
     with Guard(config, clock=clock.clock) as guard, pytest.raises(SidecarUnauthenticated, match="set API_KEY"):
         guard.check("f", customer="c")
+    server.stop()
+
+
+def test_processes_that_share_redis_read_once_and_keep_to_what_was_told(tmp_path: Path, clock: ManualClock) -> None:
+    server = ApiServer()
+    until = clock.now().timestamp() + 5
+    feature = {"refId": "f", "featureType": "BOOLEAN"}
+    told = {"__typename": "FeatureEntitlement", "isGranted": True, "accessDeniedReason": None, "feature": feature}
+    state = {"accessDeniedReason": None, "entitlementsV2": [{**told, "validUntil": str(until)}]}
+    server.resolvers["entitlementsState"] = lambda **_: state
+    with RedisServer(tmp_path, durable=False) as redis:
+        config = Config(
+            sidecar="cloud", api_key="key", api_url=server.url, cache=redis.url, ledger=redis.url, timeout=20
+        )
+        with Guard(config, clock=clock.clock) as one, Guard(config, clock=clock.clock) as other:
+            assert one.check("f", customer="c")
+            assert other.check("f", customer="c")
+            assert len(server.received) == 1
+            clock.advance(6)
+            assert other.check("f", customer="c")
+            assert len(server.received) == 2
     server.stop()
