@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -176,6 +177,40 @@ def test_state_in_use_is_refused(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("port", ["65536", "-1", "http"])
 def test_port_that_is_none_is_refused(port: str) -> None:
     assert "0 to 65535" in refused("-m", "stigg_guard.sidecar", f"--port={port}")
+
+
+def test_a_wrong_variable_is_refused() -> None:
+    assert "LOG_LEVEL: expected one of error" in refused("-m", "stigg_guard.sidecar", *FREE_PORTS, LOG_LEVEL="loud")
+
+
+def test_the_configuration_is_printed_with_secrets_masked() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stigg_guard", "sidecar", "--print-config", "--host", "::1"],
+        env={**os.environ, "SERVER_API_KEY": "server-1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert "STIGG_SIDECAR_HOST=::1  # --host\n" in done.stdout
+    assert "SERVER_API_KEY=********  # SERVER_API_KEY\n" in done.stdout
+
+
+def test_variables_are_those_of_stigg_s_container(start: Start) -> None:
+    said = start(
+        "--log-format",
+        "json",
+        stderr=subprocess.PIPE,
+        OFFLINE="TRUE",
+        ENTITLEMENTS_FALLBACK='{"f": true}',
+        WS_ENABLED="1",
+    )
+    request = METHODS["GetBooleanEntitlement"].request(customer_id="anybody", feature_id="f")
+    with grpc.insecure_channel(said.address) as channel:
+        assert call(channel, "GetBooleanEntitlement", request).is_fallback
+    assert said.process.stderr
+    told = json.loads(said.process.stderr.readline())
+    assert (told["level"], told["message"].endswith("behind it: WS_ENABLED")) == ("warning", True)
 
 
 @pytest.mark.parametrize("package", ["prometheus_client", "grpc_health", "grpc_reflection"])

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from stigg_guard.errors import ConfigError
-from stigg_guard.sidecar.store import ANSWERS_KEPT, CounterKey, EventKey, Store, StoredResponse
+from stigg_guard.sidecar.state import ANSWERS_KEPT, CounterKey, EventKey, StoredResponse
+from stigg_guard.sidecar.store import Store
 
 KEY = CounterKey("customer", "", "feature", "")
 EVENT = EventKey("1.0", "customer", "", "login", "key")

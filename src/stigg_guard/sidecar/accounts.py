@@ -10,7 +10,7 @@ from typing import Any
 
 from stigg_guard.sidecar.catalog import Catalog, Plan
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
-from stigg_guard.sidecar.store import RecordKey, Store
+from stigg_guard.sidecar.state import RecordKey, State
 from stigg_guard.sidecar.subscriptions import CUSTOMER, PROMOTION, SUBSCRIPTION, Denied, Subscriber, Subscriptions
 from stigg_guard.wire import sidecar_pb2 as pb
 
@@ -36,7 +36,7 @@ class Accounts:
     """Reads and changes who is a customer and has subscribed to what. Changes stay in the store."""
 
     def __init__(
-        self, catalog: Catalog, store: Store, subscriptions: Subscriptions, now: Callable[[], datetime]
+        self, catalog: Catalog, store: State, subscriptions: Subscriptions, now: Callable[[], datetime]
     ) -> None:
         self._catalog = catalog
         self._store = store

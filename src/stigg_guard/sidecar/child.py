@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 from stigg_guard.errors import SidecarStartError
 from stigg_guard.fallbacks import Fallback
+from stigg_guard.sidecar.settings import without_settings
 
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
@@ -35,7 +36,9 @@ class ChildSidecar:
         self._lock = threading.Lock()
         self._stopped = False
         self._options = [] if catalog is None else ["--catalog", os.fspath(catalog)]
-        self._environ = {**os.environ, "ENTITLEMENTS_FALLBACK": json.dumps(_documented(fallbacks))}
+        # The application's own variables may have the names of the sidecar's, such as LOG_LEVEL.
+        told = {"ENTITLEMENTS_FALLBACK": json.dumps(_documented(fallbacks))}
+        self._environ = without_settings(os.environ) | told
         self._process, self.port, self.http_port = self._started(port, 0)
         atexit.register(self.stop)
 

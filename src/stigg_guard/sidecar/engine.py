@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from threading import Lock
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +19,11 @@ from stigg_guard.sidecar.catalog import Catalog
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.entitlement_checks import Checks
 from stigg_guard.sidecar.reports import Reports
-from stigg_guard.sidecar.store import CounterKey, RecordKey, Store
+from stigg_guard.sidecar.state import CounterKey, RecordKey, State
 from stigg_guard.sidecar.subscriptions import SUBSCRIPTION, Subscriber, Subscriptions, without_plan
 from stigg_guard.sidecar.wallets import Wallets
+
+_CLOCK = RecordKey("clock", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Engine:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: State,
         *,
         now: Callable[[], datetime] = utc_now,
         fallbacks: Mapping[str, Fallback] = MappingProxyType({}),
@@ -94,8 +96,19 @@ class Engine:
         return self._rules.wallets
 
     def now(self) -> datetime:
-        """The present instant."""
-        return self._now()
+        """The present instant, which :meth:`advance` has moved."""
+        moved = self._store.record(_CLOCK)
+        return self._now() + timedelta(seconds=moved["seconds"]) if moved else self._now()
+
+    def advance(self, time: timedelta) -> None:
+        """Move the present instant forward, for all that share the state, until it is gone."""
+        with self.changing:
+            moved = self._store.record(_CLOCK)
+            self._store.keep(_CLOCK, {"seconds": (moved["seconds"] if moved else 0.0) + time.total_seconds()})
+
+    def refresh(self) -> bool:
+        """Learn what others that share the state have changed; whether there was nothing to learn."""
+        return self._store.refresh()
 
     @property
     def honours_keys(self) -> bool:
@@ -112,7 +125,7 @@ class Engine:
         """
         with self.changing:
             rules = self._made(catalog)
-            self._store.seed(dict(_initial_usage(rules, self._now())))
+            self._store.seed(dict(_initial_usage(rules, self.now())))
             self._rules = rules
 
     def assign_plan(self, customer_id: str, plan: str | None, resource_id: str | None = None) -> None:
@@ -133,16 +146,16 @@ class Engine:
         self._store.close()
 
     def _made(self, catalog: Catalog) -> _Rules:
-        subscriptions = Subscriptions(catalog, self._store, self._now)
-        wallets = Wallets(self._store, subscriptions, self._now)
-        checks = Checks(catalog, self._store, subscriptions, wallets, self._now, self._fallbacks)
-        reports = Reports(catalog, self._store, subscriptions, wallets, self._now, counting=self._reporting)
+        subscriptions = Subscriptions(catalog, self._store, self.now)
+        wallets = Wallets(self._store, subscriptions, self.now)
+        checks = Checks(catalog, self._store, subscriptions, wallets, self.now, self._fallbacks)
+        reports = Reports(catalog, self._store, subscriptions, wallets, self.now, counting=self._reporting)
         of_customers: Mapping[str, Callable[[Any], Message]] = {
             "GetEntitlements": checks.entitlements,
             "GetEntitlementsStateV2": checks.entitlements_state,
             "ReloadEntitlements": checks.reload,
         }
-        accounts = Accounts(catalog, self._store, subscriptions, self._now)
+        accounts = Accounts(catalog, self._store, subscriptions, self.now)
         return _Rules(catalog, accounts, subscriptions, wallets, checks, reports, of_customers)
 
 

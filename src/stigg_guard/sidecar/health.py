@@ -13,41 +13,20 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from stigg_guard.errors import InvalidRequest, MissingExtra, StiggGuardError
+from stigg_guard.errors import InvalidRequest, StiggGuardError
 from stigg_guard.foreign import json_value
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
+from stigg_guard.sidecar.metrics import CONTENT_TYPE, Metrics
+from stigg_guard.sidecar.state import StateUnavailable
 
 if TYPE_CHECKING:
     from stigg_guard.sidecar.graph import Graph
-
-try:
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
-except ModuleNotFoundError as error:
-    raise MissingExtra("sidecar", "The local sidecar") from error
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_GRAPHQL_BYTES = 1024 * 1024  # of a batch of usages or events
 GRAPHQL = "/graphql"
 CUSTOMERS = "/customers/"
-
-
-class Metrics:
-    """The counters of one sidecar, in a registry of their own.
-
-    The error counters carry the names of Stigg's sidecar, so that its dashboards work here; they stay 0, since a
-    catalog needs no API key, no network and no Redis.
-    """
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter("sidecar_requests", "Answered requests.", ["method", "code"], registry=self.registry)
-        for cause in ("initialization", "invalid_api_key", "network_request", "redis_client"):
-            Counter(f"sidecar_{cause}_errors", "Always 0 in the local sidecar.", registry=self.registry)
-
-    def text(self) -> bytes:
-        """The counters in Prometheus' text format."""
-        return generate_latest(self.registry)
 
 
 class HealthServer(ThreadingHTTPServer):
@@ -60,20 +39,31 @@ class HealthServer(ThreadingHTTPServer):
     # HTTPServer's own asks the DNS for this host's name, which can take seconds and serves only CGI.
     server_bind = TCPServer.server_bind
 
-    def __init__(self, host: str, port: int, metrics: Metrics, engine: Engine, api_key: str | None) -> None:
+    def __init__(self, host: str, port: int, metrics: Metrics, engine: Engine | None, api_key: str | None) -> None:
         self.address_family, address = resolve(host, port)
         self.host = host
         self.metrics = metrics
-        self.engine = engine
+        self._engine = engine
         self.api_key = api_key
         super().__init__(address, _Handler)
+
+    def learn(self) -> Engine:
+        """What knows customers; it has learnt what others have changed.
+
+        Raises:
+            _Problem: there is none.
+        """
+        if self._engine is None:
+            raise _Problem(HTTPStatus.CONFLICT, "this sidecar is offline: it knows no customers")
+        self._engine.refresh()
+        return self._engine
 
     @cached_property
     def graph(self) -> Graph:
         """The GraphQL API, made on first use: reading its schema takes a moment."""
         from stigg_guard.sidecar.graph import Graph
 
-        return Graph(self.engine, self.api_key)
+        return Graph(self.learn(), self.api_key)
 
     @property
     def port(self) -> int:
@@ -102,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path in ("/livez", "/readyz"):
             self._reply(HTTPStatus.OK, b'{"status":"UP"}')
         elif path == "/metrics":
-            self._reply(HTTPStatus.OK, self.server.metrics.text(), CONTENT_TYPE_LATEST)
+            self._reply(HTTPStatus.OK, self.server.metrics.text(), CONTENT_TYPE)
         else:
             self._reply_problem(_Problem(HTTPStatus.NOT_FOUND, "here are /livez, /readyz and /metrics"))
 
@@ -129,13 +119,17 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Problem(HTTPStatus.NOT_FOUND, f"POST is for {GRAPHQL}")
         self._refuse_foreign_pages()
         request = _object(body)
+        self.server.learn()
         try:
-            return self.server.graph.answer(self.headers.get("X-API-KEY"), request)
+            status, answer = self.server.graph.answer(self.headers.get("X-API-KEY"), request)
         except StiggGuardError as error:  # the extra is not installed
             raise _Problem(HTTPStatus.NOT_IMPLEMENTED, str(error)) from None
         except Exception:
             logger.exception("a GraphQL request failed")
             raise _Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the sidecar's log says why") from None
+        if status is HTTPStatus.UNAUTHORIZED:
+            self.server.metrics.invalid_api_key_errors.inc()
+        return status, answer
 
     def _change_plan(self) -> None:
         # Read first, whatever the answer: closing a socket with unread input would cut the answer off.
@@ -145,11 +139,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Problem(HTTPStatus.NOT_FOUND, f"PUT is for {CUSTOMERS}{{id}}")
         self._refuse_foreign_pages()
         plan, resource = _plan_change(body)
+        engine = self.server.learn()
         try:
-            self.server.engine.assign_plan(unquote(path.removeprefix(CUSTOMERS)), plan, resource)
+            engine.assign_plan(unquote(path.removeprefix(CUSTOMERS)), plan, resource)
         except InvalidRequest as error:
             status = HTTPStatus.NOT_FOUND if error.field == "customer_id" else HTTPStatus.BAD_REQUEST
             raise _Problem(status, str(error)) from None
+        except StateUnavailable as error:
+            raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
         except Exception:
             logger.exception("a plan change failed: %s", self.requestline)
             raise _Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the sidecar's log says why") from None

@@ -6,6 +6,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from errno import EACCES, EADDRINUSE
 from threading import Thread
+from time import perf_counter
 from types import TracebackType
 from typing import NoReturn
 
@@ -16,7 +17,10 @@ from google.protobuf.message import Message
 from stigg_guard.errors import InvalidRequest, MissingExtra, SidecarStartError
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.health import HealthServer, Metrics, is_loopback, resolve
+from stigg_guard.sidecar.health import HealthServer, is_loopback, resolve
+from stigg_guard.sidecar.metrics import Metrics
+from stigg_guard.sidecar.offline import FallbackAnswers
+from stigg_guard.sidecar.state import StateUnavailable
 from stigg_guard.wire import KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Method
 
 try:
@@ -42,23 +46,25 @@ class Sidecar:
 
     Port 0 picks a free port; ``address`` and ``http_address`` tell which, as ``host:port``, once started. Serves once:
     make another to serve again. With ``api_key`` the GraphQL API wants it. The engine stays the caller's, to close
-    after ``stop``.
+    after ``stop``. ``metrics`` are those that others count into, too.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | FallbackAnswers,
         host: str = "127.0.0.1",
         port: int = 0,
         http_port: int = 0,
         api_key: str | None = None,
+        *,
+        metrics: Metrics | None = None,
     ) -> None:
         self._engine = engine
         self._host = host
         self._port = port
         self._http_port = http_port
         self._api_key = api_key
-        self._metrics = Metrics()
+        self._metrics = metrics or Metrics()
         self._health = health.HealthServicer()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="stigg-sidecar")
 
@@ -106,7 +112,8 @@ class Sidecar:
 
     def _listen_http(self) -> HealthServer:
         try:
-            server = HealthServer(self._host, self._http_port, self._metrics, self._engine, self._api_key)
+            engine = self._engine if isinstance(self._engine, Engine) else None
+            server = HealthServer(self._host, self._http_port, self._metrics, engine, self._api_key)
         except OSError as error:
             raise _cannot_listen(self.http_address, "--http-port", error) from error
         self._http_port = server.port
@@ -131,6 +138,8 @@ class Sidecar:
         answer = self._engine.answer
         requests = self._metrics.requests
         count_answered = requests.labels(name, grpc.StatusCode.OK.name).inc
+        measure = self._metrics.seconds.labels(name).observe
+        learns = not name.startswith("Report")
         tells_of_keys = name in TELLS_OF_KEYS
         idempotency_key = _idempotency_key if name.startswith("Report") else _no_key
 
@@ -139,14 +148,20 @@ class Sidecar:
             context.abort(code, details[:MAX_DETAILS])
 
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
+            began = perf_counter()
             try:
+                if learns:
+                    self._learn()
                 response = answer(name, request, idempotency_key=idempotency_key(context))
             except InvalidRequest as error:
                 refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except StateUnavailable as error:
+                refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
             except Exception:
                 logger.exception("the answer to %s failed", name)
                 refuse(context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
             count_answered()
+            measure(perf_counter() - began)
             if tells_of_keys:
                 context.set_trailing_metadata((KEYS_HONOURED,))
             return response
@@ -156,6 +171,10 @@ class Sidecar:
             request_deserializer=method.request.FromString,
             response_serializer=method.response.SerializeToString,
         )
+
+    def _learn(self) -> None:
+        knew = self._engine.refresh()
+        (self._metrics.cache_hits if knew else self._metrics.cache_misses).inc()
 
 
 def _idempotency_key(context: grpc.ServicerContext) -> str | None:

@@ -15,7 +15,7 @@ from stigg_guard.errors import ConfigError
 from stigg_guard.sidecar.catalog import Account, Catalog, CatalogCustomer, CreditRate, Currency, Feature, Grant, Plan
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
-from stigg_guard.sidecar.store import CounterKey, RecordKey, Store
+from stigg_guard.sidecar.state import CounterKey, RecordKey, State
 from stigg_guard.wire import sidecar_pb2 as pb
 from stigg_guard.wire.responses import FEATURE_TYPES
 
@@ -102,7 +102,7 @@ class Subscriptions:
     Raises ``ConfigError`` when a plan was assigned that the catalog lacks.
     """
 
-    def __init__(self, catalog: Catalog, store: Store, now: Callable[[], datetime]) -> None:
+    def __init__(self, catalog: Catalog, store: State, now: Callable[[], datetime]) -> None:
         self._catalog = catalog
         self._store = store
         self._now = now
