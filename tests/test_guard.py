@@ -23,6 +23,8 @@ from stigg_guard import (
     Guard,
     InvalidRequest,
     Kind,
+    NotSupported,
+    OfflineReports,
     Reason,
     ReportUsageRequest,
     SidecarUnavailable,
@@ -527,14 +529,36 @@ class TestLife:
         assert guard.entitlements(CUSTOMER) == {}
         assert guard.flush() == 0
 
-    def test_offline_answers_from_the_file_and_counts_nothing(self, tmp_path: Path) -> None:
+    @pytest.fixture
+    def offline(self, tmp_path: Path) -> dict[str, Any]:
+        """The settings of a guard that answers from a file."""
         file = tmp_path / "catalog.json"
         file.write_text('{"customers": {"c": {"entitlements": {"f": {"type": "METERED", "usageLimit": 5}}}}}')
-        with Guard(Config(sidecar="offline", offline_file=str(file))) as guard:
+        return {"sidecar": "offline", "offline_file": str(file)}
+
+    def test_offline_answers_from_the_file_and_refuses_what_nobody_counts(self, offline: dict[str, Any]) -> None:
+        with Guard(Config(**offline)) as guard:
             assert guard.check("f", customer="c").source is Source.OFFLINE
             assert guard.check("f", customer="c").source is Source.OFFLINE
+            with pytest.raises(NotSupported, match="OFFLINE_REPORTS = keep"), guard.consume("f", 5, customer="c"):
+                pytest.fail("the work must not begin")
+            with pytest.raises(NotSupported, match="nothing is reported offline"):
+                guard.report("f", 5, customer="c")
+
+    def test_offline_it_may_count_in_the_process(self, offline: dict[str, Any]) -> None:
+        with Guard(Config(**offline, offline_reports=OfflineReports.KEEP)) as guard:
+            with guard.consume("f", 4, customer="c"):
+                pass
+            assert guard.flush() == 0
+            assert guard.check("f", customer="c").current_usage == 4
+            with pytest.raises(FeatureDenied), guard.consume("f", 2, customer="c"):
+                pytest.fail("the limit is 5")
+
+    def test_offline_it_may_ignore_usage(self, offline: dict[str, Any]) -> None:
+        with Guard(Config(**offline, offline_reports=OfflineReports.IGNORE)) as guard:
             with guard.consume("f", 5, customer="c"):
                 pass
+            guard.report("f", 5, customer="c")
             assert guard.flush() == 0
             assert guard.check("f", customer="c").current_usage == 0
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from google.protobuf.message import Message
 
 from stigg_guard.channel import MAX_TIMEOUT, Channel, checked_port
-from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, SidecarError
+from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, NotSupported, SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
 from stigg_guard.log import logger
+from stigg_guard.offline import OfflineConfig, OfflineReports
 from stigg_guard.urls import is_api_key, is_http_url
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as wire
@@ -29,6 +30,7 @@ LOCAL_PORT = 8433
 NO_KEY = "none"
 """For the local sidecar, which asks for none."""
 _WITHOUT_EFFECT = ("ws_enabled", "ws_url", "redis", "cache_max_size_bytes")
+OFFLINE_REFUSES = "{}: nothing is reported offline; OFFLINE_REPORTS = keep counts in this process, ignore drops it"
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
 
@@ -91,8 +93,9 @@ class Stigg:
     elsewhere, without a host that of ``localhost``; the host may be a socket, as in ``unix:/run/sidecar.sock``.
     ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
     ``local_sidecar_catalog`` or the demonstration catalog. If a remote one is named as well, it is asked;
-    ``offline_file`` answers from a file, in this process; ``answers`` is anything else that answers requests, and is
-    closed with the client. Threads may share it. Connections are made by the first call of each process.
+    ``Stigg(OfflineConfig(…))``, or an ``offline_file``, answers in this process and asks nobody; ``offline_reports``
+    says what becomes of reports then. ``answers`` is anything else that answers requests, and is closed with the
+    client. Threads may share it. Connections are made by the first call of each process.
 
     ``tls_ca_file`` is the PEM file of the authority behind a remote sidecar's certificate; without it, plaintext.
     ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
@@ -105,7 +108,7 @@ class Stigg:
 
     def __init__(
         self,
-        api_config: ApiConfig | None = None,
+        api_config: ApiConfig | OfflineConfig | None = None,
         *,
         remote_sidecar_host: str | None = None,
         remote_sidecar_port: int | str = 80,
@@ -113,6 +116,7 @@ class Stigg:
         local_sidecar_port: int | str = LOCAL_PORT,
         local_sidecar_catalog: str | os.PathLike[str] | None = None,
         offline_file: str | os.PathLike[str] | None = None,
+        offline_reports: OfflineReports | str = OfflineReports.REFUSE,
         answers: Answerer | None = None,
         tls_ca_file: str | os.PathLike[str] | None = None,
         timeout: float = 1.0,
@@ -120,9 +124,14 @@ class Stigg:
         fallbacks: Mapping[str, Any] | None = None,
     ) -> None:
         asks_sidecar = remote_sidecar_host is not None or local_sidecar_config is not None
-        if sum((asks_sidecar, offline_file is not None, answers is not None)) > 1:
-            raise ConfigError("Stigg: give a sidecar (remote or local), offline_file or answers, and no two of them")
-        self.api_config = _checked_api(api_config)
+        given = api_config if isinstance(api_config, OfflineConfig) else None
+        if sum((asks_sidecar, given is not None, offline_file is not None, answers is not None)) > 1:
+            raise ConfigError(
+                "Stigg: give a sidecar (remote or local), OfflineConfig, offline_file or answers, and no two of them"
+            )
+        self.api_config = None if isinstance(api_config, OfflineConfig) else _checked_api(api_config)
+        offline = given or offline_file
+        self.offline_reports = None if offline is None else _checked_reports(offline_reports)
         for name, seconds in {"timeout": timeout, "report_timeout": report_timeout}.items():
             if not _is_timeout(seconds):
                 raise ConfigError(f"{name}: {TIMEOUT_EXPECTED}, not {seconds!r}")
@@ -134,8 +143,9 @@ class Stigg:
         self._answers: Answerer
         if answers is not None:
             self._answers = answers
-        elif offline_file is not None:
-            self._answers = _offline_answers(offline_file, self._fallbacks)
+        elif offline is not None:
+            is_counting = self.offline_reports is OfflineReports.KEEP
+            self._answers = _offline_answers(offline, self._fallbacks, is_counting)
         elif local_sidecar_config is not None and remote_sidecar_host is None:
             port = checked_port("local_sidecar_port", local_sidecar_port, lowest=0)
             _warn_of_what_has_no_effect(local_sidecar_config)
@@ -146,7 +156,6 @@ class Stigg:
             if local_sidecar_config is not None:
                 where = self._answers.address
                 logger.warning("the sidecar at %s is asked, and no local one started: both were given", where)
-        self.offline = offline_file is not None
 
     def get_entitlement(
         self, request: wire.GetEntitlementRequest, *, timeout: float | None = None
@@ -253,6 +262,11 @@ class Stigg:
         return Api(config.api_key, config.api_url or local, on_change=on_change)
 
     @property
+    def offline(self) -> bool:
+        """Whether answers come from an ``OfflineConfig`` or a file."""
+        return self.offline_reports is not None
+
+    @property
     def honours_keys(self) -> bool | None:
         """Whether reports under one idempotency key count once: yes, no, or None before the sidecar has told."""
         return self._answers.honours_keys
@@ -282,6 +296,8 @@ class Stigg:
     def _report(
         self, method: str, request: Message, timeout: float | None, answer: type[Response], key: str | None
     ) -> Response:
+        if self.offline_reports is OfflineReports.REFUSE:
+            raise NotSupported(OFFLINE_REFUSES.format(method))
         return self._ask(method, request, _or(timeout, self._report_timeout), answer, key)
 
     def _ask(
@@ -348,12 +364,26 @@ def _or(given: float | None, default: float) -> float:
     return default if given is None else given
 
 
-def _offline_answers(file: str | os.PathLike[str], fallbacks: Mapping[str, Fallback]) -> Answerer:
-    from stigg_guard.sidecar.catalog import load_catalog
+def _checked_reports(given: OfflineReports | str) -> OfflineReports:
+    try:
+        return OfflineReports(given)
+    except ValueError:
+        names = ", ".join(repr(choice.value) for choice in OfflineReports)
+        raise ConfigError(f"offline_reports: expected one of {names}, not {given!r}") from None
+
+
+def _offline_answers(
+    offline: OfflineConfig | str | os.PathLike[str], fallbacks: Mapping[str, Fallback], is_counting: bool
+) -> Answerer:
+    from stigg_guard.sidecar.catalog import load_catalog, offline_catalog
     from stigg_guard.sidecar.engine import Engine
     from stigg_guard.sidecar.store import Store
 
-    return Engine(load_catalog(os.fspath(file)), Store(None), fallbacks=fallbacks, reporting=False)
+    if isinstance(offline, OfflineConfig):
+        sold = offline_catalog(offline.document, source="OfflineConfig")
+    else:
+        sold = load_catalog(os.fspath(offline))
+    return Engine(sold, Store(None), fallbacks=fallbacks, reporting=is_counting)
 
 
 def _fallbacks(given: Mapping[str, Any] | None, local: LocalSidecarConfig | None) -> Mapping[str, Fallback]:

@@ -17,6 +17,7 @@ from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback, parse_fallbacks
 from stigg_guard.foreign import json_value, quoted
+from stigg_guard.offline import OfflineReports
 from stigg_guard.rules import Rule, parse_rules
 from stigg_guard.urls import REDIS, require_parts, require_redis
 
@@ -302,6 +303,12 @@ class Config:
         None,
         _optional_text,
         "The file that ``offline`` answers from.",
+    )
+    offline_reports: OfflineReports = _setting(
+        OfflineReports.REFUSE,
+        _one_of(OfflineReports),
+        "What becomes of usage while ``offline`` answers: ``refuse`` raises before it happens, ``keep`` counts it in "
+        "this process until that ends, ``ignore`` counts nothing.",
     )
     api_key: str | None = _setting(
         None,

@@ -21,7 +21,7 @@ from stigg_guard.cache.snapshots import (
     cache_key,
     snapshot_of,
 )
-from stigg_guard.client import ApiConfig, LocalSidecarConfig, Stigg
+from stigg_guard.client import OFFLINE_REFUSES, ApiConfig, LocalSidecarConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, split_address
 from stigg_guard.entitlements import (
@@ -36,6 +36,7 @@ from stigg_guard.entitlements import (
 from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
 from stigg_guard.fallbacks import Fallback, fallback_answer
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
+from stigg_guard.offline import OfflineReports
 from stigg_guard.wire import sidecar_pb2 as wire
 
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
@@ -90,6 +91,22 @@ class Lookup:
     def offline(self) -> bool:
         """Whether answers come from a file, and nothing is counted."""
         return self._config.sidecar == "offline" if self._stigg is None else self._stigg.offline
+
+    @property
+    def counts(self) -> bool:
+        """Whether usage is counted.
+
+        Raises:
+            NotSupported: answers come from a file, and ``OFFLINE_REPORTS`` refuses what would not be counted.
+        """
+        if not self._config.enabled:
+            return False
+        if not self.offline:
+            return True
+        reports = self._config.offline_reports if self._stigg is None else self._stigg.offline_reports
+        if reports is OfflineReports.REFUSE:
+            raise NotSupported(OFFLINE_REFUSES.format("usage"))
+        return reports is OfflineReports.KEEP
 
     def entitlements(self, customer: Customer) -> Mapping[str, Entitlement]:
         """All that the customer's plan has, by feature id and currency id."""
@@ -321,7 +338,7 @@ def _client(config: Config) -> Stigg:
             api, local_sidecar_config=local, local_sidecar_port=0, local_sidecar_catalog=config.catalog, **options
         )
     if config.sidecar == "offline":
-        return Stigg(api, offline_file=config.offline_file, **options)
+        return Stigg(api, offline_file=config.offline_file, offline_reports=config.offline_reports, **options)
     host, port = split_address(config.sidecar)
     return Stigg(api, remote_sidecar_host=host, remote_sidecar_port=port, tls_ca_file=config.tls_ca_file, **options)
 

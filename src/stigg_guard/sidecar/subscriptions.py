@@ -125,6 +125,8 @@ class Subscriptions:
         account = customer.resources.get(resource_id) if resource_id else customer.account
         if account is None and self._store.has_plan(customer_id, resource_id):
             account = Account()  # a resource begins with its first subscription
+        if account is None and customer.is_any_resource:
+            account = customer.account
         if account is None:
             raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_RESOURCE_NOT_FOUND)
         return Subscriber(customer_id, resource_id, account)
