@@ -29,7 +29,7 @@ DEFAULT_HOST = "localhost"
 LOCAL_PORT = 8433
 NO_KEY = "none"
 """For the local sidecar, which asks for none."""
-_WITHOUT_EFFECT = ("ws_enabled", "ws_url", "redis", "cache_max_size_bytes")
+_WITHOUT_EFFECT = ("ws_enabled", "ws_url", "cache_max_size_bytes")
 OFFLINE_REFUSES = "{}: nothing is reported offline; OFFLINE_REPORTS = keep counts in this process, ignore drops it"
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
@@ -59,7 +59,8 @@ class ApiConfig:
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """Where Stigg's own sidecar keeps its persistent cache. The local sidecar needs none and ignores it."""
+    """Where the local sidecar keeps usage, plans, credits and idempotency keys: it survives restarts, and sidecars with
+    the same Redis and ``environment_prefix`` share it. ``ttl`` has no effect: nothing of it is a cache."""
 
     environment_prefix: str
     host: str | None = None
@@ -68,6 +69,7 @@ class RedisOptions:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ttl: int | None = None
+    tls: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,8 @@ class LocalSidecarConfig:
     """Asks for a sidecar that lives with this process.
 
     ``entitlements_fallback`` maps feature ids to ``EntitlementFallback`` messages, ``Fallback`` values or the
-    documented JSON objects. The other settings steer the connection of Stigg's own sidecar to its cloud; the local
-    sidecar has none, and a warning names those that are given.
+    documented JSON objects. With ``redis`` what is counted is in Redis. The other settings steer the connection of
+    Stigg's own sidecar to its cloud; the local sidecar has none, and a warning names those that are given.
     """
 
     ws_enabled: bool | None = None
@@ -92,7 +94,8 @@ class Stigg:
     ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
     elsewhere, without a host that of ``localhost``; the host may be a socket, as in ``unix:/run/sidecar.sock``.
     ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
-    ``local_sidecar_catalog`` or the demonstration catalog. If a remote one is named as well, it is asked;
+    ``local_sidecar_catalog`` or the demonstration catalog; what it counts is in memory, in the file
+    ``local_sidecar_state``, or in Redis. If a remote one is named as well, it is asked;
     ``Stigg(OfflineConfig(…))``, or an ``offline_file``, answers in this process and asks nobody; ``offline_reports``
     says what becomes of reports then. ``answers`` is anything else that answers requests, and is closed with the
     client. Threads may share it. Connections are made by the first call of each process.
@@ -115,6 +118,7 @@ class Stigg:
         local_sidecar_config: LocalSidecarConfig | None = None,
         local_sidecar_port: int | str = LOCAL_PORT,
         local_sidecar_catalog: str | os.PathLike[str] | None = None,
+        local_sidecar_state: str | os.PathLike[str] | None = None,
         offline_file: str | os.PathLike[str] | None = None,
         offline_reports: OfflineReports | str = OfflineReports.REFUSE,
         answers: Answerer | None = None,
@@ -148,8 +152,9 @@ class Stigg:
             self._answers = _offline_answers(offline, self._fallbacks, is_counting)
         elif local_sidecar_config is not None and remote_sidecar_host is None:
             port = checked_port("local_sidecar_port", local_sidecar_port, lowest=0)
-            _warn_of_what_has_no_effect(local_sidecar_config)
-            self._answers = _LocalAnswers(port, local_sidecar_catalog, self._fallbacks)
+            _warn_of_what_has_no_effect(local_sidecar_config, self.api_config)
+            state = _state_variables(local_sidecar_config.redis, local_sidecar_state)
+            self._answers = _LocalAnswers(port, local_sidecar_catalog, self._fallbacks, state)
         else:
             host = DEFAULT_HOST if remote_sidecar_host is None else remote_sidecar_host
             self._answers = Channel(host, remote_sidecar_port, tls_ca_file=tls_ca_file)
@@ -316,10 +321,16 @@ class Stigg:
 class _LocalAnswers(Channel):
     """A channel to a child process that ends with it."""
 
-    def __init__(self, port: int, catalog: str | os.PathLike[str] | None, fallbacks: Mapping[str, Fallback]) -> None:
+    def __init__(
+        self,
+        port: int,
+        catalog: str | os.PathLike[str] | None,
+        fallbacks: Mapping[str, Fallback],
+        variables: Mapping[str, str],
+    ) -> None:
         from stigg_guard.sidecar.child import ChildSidecar
 
-        self._child = ChildSidecar(port=port, catalog=catalog, fallbacks=fallbacks)
+        self._child = ChildSidecar(port=port, catalog=catalog, fallbacks=fallbacks, variables=variables)
         super().__init__("127.0.0.1", self._child.port)
 
     @property
@@ -350,8 +361,30 @@ def _checked_api(config: ApiConfig | None) -> ApiConfig | None:
     return config
 
 
-def _warn_of_what_has_no_effect(config: LocalSidecarConfig) -> None:
+def _state_variables(redis: RedisOptions | None, file: str | os.PathLike[str] | None) -> Mapping[str, str]:
+    """The variables that tell a local sidecar where it keeps what it counts."""
+    if redis is None:
+        return {} if file is None else {"STIGG_SIDECAR_STATE": os.fspath(file)}
+    if file is not None:
+        raise ConfigError("Stigg: give redis or local_sidecar_state; what is counted has one home")
+    if not redis.environment_prefix:
+        raise ConfigError("RedisOptions: environment_prefix must not be empty; it is what all keys begin with")
+    told = {
+        "ENVIRONMENT_PREFIX": redis.environment_prefix,
+        "HOST": redis.host,
+        "PORT": redis.port,
+        "DB": redis.db,
+        "USERNAME": redis.username,
+        "PASSWORD": redis.password,
+        "TLS": None if redis.tls is None else int(redis.tls),
+    }
+    return {f"REDIS_{name}": str(value) for name, value in told.items() if value is not None}
+
+
+def _warn_of_what_has_no_effect(config: LocalSidecarConfig, api: ApiConfig | None) -> None:
     given = [name for name in _WITHOUT_EFFECT if getattr(config, name) is not None]
+    given += [name for name in ("edge_enabled", "edge_api_url") if getattr(api, name, None) is not None]
+    given += ["ttl"] if config.redis is not None and config.redis.ttl is not None else []
     if given:
         logger.warning("without effect on the local sidecar, which has no cloud behind it: %s", ", ".join(given))
 

@@ -58,8 +58,9 @@ def test_file_remembers_usage_plans_events_and_values(path):
         transaction.set_usage(KEY, 3.5)
         assert transaction.is_new_event(EVENT)
         assert transaction.is_new_value(KEY, "'user-01'")
-    store.assign_plan("customer", "", "growth")
-    store.assign_plan("customer", "site", None)
+    with store.transaction() as transaction:
+        transaction.assign_plan("customer", "", "growth")
+        transaction.assign_plan("customer", "site", None)
     store.close()
     again = Store(path)
     assert again.usage(KEY) == 3.5

@@ -9,6 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
@@ -16,8 +17,12 @@ from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.logs import log_to_stderr
 from stigg_guard.sidecar.offline import FallbackAnswers
 from stigg_guard.sidecar.settings import LEVELS, Settings, configure_settings, described, options_of, warn
+from stigg_guard.sidecar.state import State
 from stigg_guard.sidecar.store import Store
 from stigg_guard.sidecar.watch import CatalogWatch
+
+if TYPE_CHECKING:
+    from stigg_guard.sidecar.metrics import Metrics
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -41,7 +46,7 @@ def serve(settings: Settings, *, reload: bool, exit_with_stdin: bool = False) ->
     metrics = Metrics()
     watch = CatalogWatch(settings.catalog) if settings.catalog and reload else None
     with ExitStack() as running:
-        answers = running.enter_context(closing(_answers(settings)))
+        answers = running.enter_context(closing(_answers(settings, metrics)))
         sidecar = running.enter_context(
             Sidecar(
                 answers,
@@ -80,11 +85,19 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _answers(settings: Settings) -> Engine | FallbackAnswers:
+def _answers(settings: Settings, metrics: Metrics) -> Engine | FallbackAnswers:
     if settings.offline:
         return FallbackAnswers(settings.entitlements_fallback)
     sold = load_catalog(settings.catalog) if settings.catalog else demo_catalog()
-    return Engine(sold, Store(settings.state), fallbacks=settings.entitlements_fallback)
+    return Engine(sold, _state(settings, metrics), fallbacks=settings.entitlements_fallback)
+
+
+def _state(settings: Settings, metrics: Metrics) -> State:
+    if settings.redis_environment_prefix is None or settings.redis_url is None:
+        return Store(settings.state)
+    from stigg_guard.sidecar.redis_store import RedisStore
+
+    return RedisStore(settings.redis_environment_prefix, settings.redis_url, metrics)
 
 
 def _stop_at_end_of_stdin() -> None:

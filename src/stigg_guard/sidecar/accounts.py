@@ -57,10 +57,12 @@ class Accounts:
     def put_customer(self, customer_id: str, details: Mapping[str, Any]) -> None:
         """Make a customer, or change one: of its details those that are given."""
         now = self._now().isoformat()
-        known = self._store.record(RecordKey(CUSTOMER, customer_id, "")) or {}
-        is_new = not known and customer_id not in self._catalog.customers
-        created = {"createdAt": now} if is_new else {}
-        self._store.keep(RecordKey(CUSTOMER, customer_id, ""), {**created, **known, **details, "updatedAt": now})
+        key = RecordKey(CUSTOMER, customer_id, "")
+        with self._store.transaction() as transaction:
+            known = transaction.record(key) or {}
+            is_new = not known and customer_id not in self._catalog.customers
+            created = {"createdAt": now} if is_new else {}
+            transaction.keep(key, {**created, **known, **details, "updatedAt": now})
 
     def subscribe(
         self, customer_id: str, resource_id: str, plan: str, details: Mapping[str, Any], subscription_id: str | None
@@ -72,8 +74,9 @@ class Accounts:
             "startDate": (before.starts if before else self._now()).isoformat(),
             **details,
         }
-        self._store.keep(RecordKey(SUBSCRIPTION, customer_id, resource_id), kept)
-        self._store.assign_plan(customer_id, resource_id, plan)
+        with self._store.transaction() as transaction:
+            transaction.keep(RecordKey(SUBSCRIPTION, customer_id, resource_id), kept)
+            transaction.assign_plan(customer_id, resource_id, plan)
         made = self.subscription(customer_id, resource_id)
         assert made is not None, "it was made just now"
         return made
@@ -81,8 +84,9 @@ class Accounts:
     def change(self, subscription: Subscription, details: Mapping[str, Any]) -> None:
         """Change of a subscription what is given."""
         key = RecordKey(SUBSCRIPTION, subscription.subscriber.customer, subscription.subscriber.resource)
-        known = self._store.record(key) or {"id": subscription.id, "startDate": subscription.starts.isoformat()}
-        self._store.keep(key, {**known, **details})
+        made = {"id": subscription.id, "startDate": subscription.starts.isoformat()}
+        with self._store.transaction() as transaction:
+            transaction.keep(key, {**(transaction.record(key) or made), **details})
 
     def cancel(self, subscription: Subscription, at: datetime) -> None:
         """End a subscription, now or then."""

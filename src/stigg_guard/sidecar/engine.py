@@ -102,9 +102,9 @@ class Engine:
 
     def advance(self, time: timedelta) -> None:
         """Move the present instant forward, for all that share the state, until it is gone."""
-        with self.changing:
-            moved = self._store.record(_CLOCK)
-            self._store.keep(_CLOCK, {"seconds": (moved["seconds"] if moved else 0.0) + time.total_seconds()})
+        with self._store.transaction() as transaction:
+            moved = transaction.record(_CLOCK)
+            transaction.keep(_CLOCK, {"seconds": (moved["seconds"] if moved else 0.0) + time.total_seconds()})
 
     def refresh(self) -> bool:
         """Learn what others that share the state have changed; whether there was nothing to learn."""
@@ -138,8 +138,9 @@ class Engine:
             subscriber = self._rules.reports.subscriber(customer_id, resource_id or "")
             if plan is not None and plan not in plans:
                 raise InvalidRequest("plan", f"there is no {plan!r}; {nearest(plan, plans)}")
-            self._store.keep(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource), None)
-            self._store.assign_plan(subscriber.customer, subscriber.resource, plan)
+            with self._store.transaction() as transaction:
+                transaction.keep(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource), None)
+                transaction.assign_plan(subscriber.customer, subscriber.resource, plan)
 
     def close(self) -> None:
         """Close the store; a second time does nothing."""

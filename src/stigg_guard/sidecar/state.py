@@ -70,7 +70,8 @@ class State(ABC):
     """Usage, deduplication, idempotent answers, and the plans and records of customers that were changed at run time,
     shared by all threads.
 
-    What checks read is known in memory. ``on_change`` is called with the customers whose plans or records have changed.
+    What checks read is known in memory. ``on_change`` is called with the customers whose plans or records have changed,
+    None for everybody.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class State(ABC):
         self._plans: dict[tuple[str, str], str | None] = {}
         self._records: dict[RecordKey, Mapping[str, Any]] = {}
         self._kept: set[tuple[str, str]] = set()
-        self.on_change: Callable[[frozenset[str]], None] = lambda _: None
+        self.on_change: Callable[[frozenset[str] | None], None] = lambda _: None
 
     def usage(self, key: CounterKey) -> float:
         """The committed usage; 0 if nothing was ever counted."""
@@ -108,11 +109,6 @@ class State(ABC):
         """All records of a kind, or those of one customer."""
         found = list(self._records.items())
         return {key: content for key, content in found if key.kind == kind and customer in (None, key.customer)}
-
-    def assign_plan(self, customer: str, resource: str, plan: str | None) -> None:
-        """Remember a plan; ``None`` is the end of the subscription."""
-        with self.transaction() as transaction:
-            transaction.assign_plan(customer, resource, plan)
 
     def keep(self, key: RecordKey, content: Mapping[str, Any] | None) -> None:
         """Keep a record, or with ``None`` forget it."""
@@ -202,6 +198,10 @@ class Transaction(ABC):
             **own,
         }.items()
         return {key: content for key, content in found if content is not None}
+
+    def record(self, key: RecordKey) -> Mapping[str, Any] | None:
+        """What is kept under the key, with what this transaction has kept."""
+        return self.kept[key] if key in self.kept else self._state.record(key)
 
     def keep(self, key: RecordKey, content: Mapping[str, Any] | None) -> None:
         """Keep a record, or with ``None`` forget it."""

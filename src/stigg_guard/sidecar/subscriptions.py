@@ -171,7 +171,8 @@ class Subscriptions:
         kept = self._store.record(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource))
         if kept is not None and kept.get("endDate") and datetime.fromisoformat(kept["endDate"]) <= self._now():
             return None
-        return self._store.plan(subscriber.customer, subscriber.resource, subscriber.account.plan)
+        plan = self._store.plan(subscriber.customer, subscriber.resource, subscriber.account.plan)
+        return plan if plan in self._offers else None  # another sidecar may have assigned one that only its catalog has
 
     def _additions(self, subscriber: Subscriber) -> tuple[Addition, ...]:
         """What the subscription and, for customers themselves, promotions add to the plan."""
