@@ -32,6 +32,7 @@ class Sites(NamedTuple):
 
     sidecar: str
     billing: str
+    page: str
     shop: str
     api: str
 
@@ -74,8 +75,9 @@ def running(shop_port: int, api_port: int) -> Iterator[tuple[Sites, list[subproc
         )
         assert sidecar.stdout is not None
         grpc_address, http_address = re.findall(r"=(\S+)", sidecar.stdout.readline())
+        page = sidecar.stdout.readline().split()[1]
         addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in sockets]
-        sites = Sites(grpc_address, http_address, *addresses)
+        sites = Sites(grpc_address, http_address, page, *addresses)
         environ = {
             **os.environ,
             "STIGG_GUARD_SIDECAR": sites.sidecar,
@@ -103,6 +105,7 @@ def stay(sites: Sites, processes: list[subprocess.Popen[str]]) -> int:
     """Tells the addresses and waits for Ctrl-C, or for one of the processes to end."""
     print(f"Django site   http://{sites.shop}/")
     print(f"Flask site    http://{sites.api}/")
+    print(f"Status page   {sites.page}  what customers may use, and what was just asked and denied")
     print(f"sidecar       grpc={sites.sidecar} http={sites.billing}")
     print("Ctrl-C ends all three.", flush=True)
     ended, _ = os.wait()

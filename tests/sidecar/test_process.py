@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,16 @@ def test_ready_line_comes_first_and_both_ports_answer(start: Start, module: tupl
     sidecar = start(module=module)
     assert templates_used(sidecar.address) == 3
     assert requests.get(f"http://{sidecar.http_address}/readyz", timeout=10).json() == {"status": "UP"}
+
+
+def test_the_address_of_the_status_page_comes_next(start: Start) -> None:
+    sidecar = start()
+    assert sidecar.process.stdout
+    page = re.fullmatch(r"page (http://\S+/)#(\S+)\n", sidecar.process.stdout.readline())
+    assert page
+    assert page[1] == f"http://{sidecar.http_address}/"
+    advance = {"json": {"seconds": 60}, "headers": {"X-Sidecar-Token": page[2]}, "timeout": 10}
+    assert requests.post(f"{page[1]}changes/clock", **advance).status_code == 204
 
 
 def test_catalog_and_fallbacks_are_those_that_it_is_given(start: Start, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_metrics_have_the_error_counters_of_the_hosted_sidecar(sidecar: Sidecar,
 
 
 def test_unknown_page_is_not_found(sidecar: Sidecar) -> None:
-    answer = requests.get(url(sidecar, "/"), timeout=10)
+    answer = requests.get(url(sidecar, "/nowhere"), timeout=10)
     assert answer.status_code == 404
     assert answer.headers["Content-Type"] == "application/problem+json"
 

@@ -55,11 +55,14 @@ def serve(settings: Settings, *, reload: bool, exit_with_stdin: bool = False) ->
                 settings.http_port,
                 settings.server_api_key,
                 metrics=metrics,
+                token=settings.token,
             )
         )
         if watch is not None and isinstance(answers, Engine):
             running.enter_context(watch.over(answers))
         print(f"ready grpc={sidecar.address} http={sidecar.http_address}", flush=True)
+        if settings.token is None and not exit_with_stdin and isinstance(answers, Engine):
+            print(f"page {sidecar.page_url}", flush=True)
         if exit_with_stdin:
             Thread(target=_stop_at_end_of_stdin, daemon=True).start()
         signal.sigwait(STOP_SIGNALS)

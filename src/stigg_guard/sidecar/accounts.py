@@ -54,6 +54,11 @@ class Accounts:
         customer = self._subscriptions.customer(customer_id)
         return customer is not None and customer.archived
 
+    def customers(self) -> list[str]:
+        """The ids of all customers, of the catalog and those that were made since."""
+        made = (key.customer for key in self._store.records(CUSTOMER))
+        return sorted({*self._catalog.customers, *made})
+
     def put_customer(self, customer_id: str, details: Mapping[str, Any]) -> None:
         """Make a customer, or change one: of its details those that are given."""
         now = self._now().isoformat()

@@ -95,8 +95,19 @@ class Engine:
         """The credits of customers."""
         return self._rules.wallets
 
+    @property
+    def version(self) -> object:
+        """Another one after each change of the catalog or of the state."""
+        return id(self._rules), self._store.version
+
+    @property
+    def moved(self) -> float:
+        """By how many seconds :meth:`advance` has moved the present instant."""
+        moved = self._store.record(_CLOCK)
+        return float(moved["seconds"]) if moved else 0.0
+
     def now(self) -> datetime:
-        """The present instant, which :meth:`advance` has moved."""
+        """The present instant."""
         moved = self._store.record(_CLOCK)
         return self._now() + timedelta(seconds=moved["seconds"]) if moved else self._now()
 
@@ -141,6 +152,10 @@ class Engine:
             with self._store.transaction() as transaction:
                 transaction.keep(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource), None)
                 transaction.assign_plan(subscriber.customer, subscriber.resource, plan)
+
+    def tell(self, customer: str) -> None:
+        """Tell who listens that a customer's entitlements have changed; reports do not tell it by themselves."""
+        self._store.on_change(frozenset({customer}))
 
     def close(self) -> None:
         """Close the store; a second time does nothing."""

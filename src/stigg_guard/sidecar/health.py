@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from socketserver import TCPServer
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from stigg_guard.errors import InvalidRequest, StiggGuardError
 from stigg_guard.foreign import json_value
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.metrics import CONTENT_TYPE, Metrics
+from stigg_guard.sidecar.page import CHANGES, EVENTS, HEADERS, TOKEN_HEADER, Page
 from stigg_guard.sidecar.state import StateUnavailable
 
 if TYPE_CHECKING:
@@ -27,10 +30,11 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_GRAPHQL_BYTES = 1024 * 1024  # of a batch of usages or events
 GRAPHQL = "/graphql"
 CUSTOMERS = "/customers/"
+OFFLINE = "this sidecar is offline: it knows no customers"
 
 
 class HealthServer(ThreadingHTTPServer):
-    """``/livez``, ``/readyz``, ``/metrics``, ``PUT /customers/{id}`` and ``POST /graphql``.
+    """``/livez``, ``/readyz``, ``/metrics``, ``PUT /customers/{id}``, ``POST /graphql`` and the status page.
 
     Listens as soon as it is made, or raises ``OSError``; ``serve_forever`` answers.
     """
@@ -39,12 +43,15 @@ class HealthServer(ThreadingHTTPServer):
     # HTTPServer's own asks the DNS for this host's name, which can take seconds and serves only CGI.
     server_bind = TCPServer.server_bind
 
-    def __init__(self, host: str, port: int, metrics: Metrics, engine: Engine | None, api_key: str | None) -> None:
+    def __init__(
+        self, host: str, port: int, metrics: Metrics, engine: Engine | None, api_key: str | None, page: Page | None
+    ) -> None:
         self.address_family, address = resolve(host, port)
         self.host = host
         self.metrics = metrics
         self._engine = engine
         self.api_key = api_key
+        self.page = page
         super().__init__(address, _Handler)
 
     def learn(self) -> Engine:
@@ -54,7 +61,7 @@ class HealthServer(ThreadingHTTPServer):
             _Problem: there is none.
         """
         if self._engine is None:
-            raise _Problem(HTTPStatus.CONFLICT, "this sidecar is offline: it knows no customers")
+            raise _Problem(HTTPStatus.CONFLICT, OFFLINE)
         self._engine.refresh()
         return self._engine
 
@@ -94,7 +101,32 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/metrics":
             self._reply(HTTPStatus.OK, self.server.metrics.text(), CONTENT_TYPE)
         else:
-            self._reply_problem(_Problem(HTTPStatus.NOT_FOUND, "here are /livez, /readyz and /metrics"))
+            self._show(path)
+
+    def _show(self, path: str) -> None:
+        """The page's files and its stream of events, for who is on this machine."""
+        page = self.server.page
+        try:
+            found = page.file(path) if page is not None else None
+            if page is None or (found is None and path != EVENTS):
+                raise _Problem(HTTPStatus.NOT_FOUND, "here are /, /livez, /readyz and /metrics")
+            self._require_loopback()
+            if found is not None:
+                self._reply(HTTPStatus.OK, *found, HEADERS)
+                return
+            (search,) = parse_qs(urlsplit(self.path).query).get("search", [""])[:1]
+            with page.stream(search) as events:
+                if events is None:
+                    raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, "too many windows show this page; close some")
+                self._stream(events)
+        except _Problem as problem:
+            self._reply_problem(problem)
+
+    def _stream(self, events: Iterator[bytes]) -> None:
+        with suppress(OSError):  # who read it has gone
+            self._reply(HTTPStatus.OK, b"", "text/event-stream", HEADERS)
+            for event in events:
+                self.wfile.write(event)
 
     def do_PUT(self) -> None:
         try:
@@ -105,18 +137,39 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(HTTPStatus.NO_CONTENT)
 
     def do_POST(self) -> None:
+        path, _, _ = self.path.partition("?")
         try:
-            status, answer = self._graphql()
+            body = self._body(MAX_GRAPHQL_BYTES if path == GRAPHQL else MAX_BODY_BYTES)
+            if path.startswith(CHANGES):
+                self._change(path.removeprefix(CHANGES), body)
+                self._reply(HTTPStatus.NO_CONTENT)
+            elif path == GRAPHQL:
+                status, answer = self._graphql(body)
+                self._reply(status, json.dumps(answer).encode())
+            else:
+                raise _Problem(HTTPStatus.NOT_FOUND, f"POST is for {GRAPHQL} and {CHANGES}{{name}}")
         except _Problem as problem:
             self._reply_problem(problem)
-        else:
-            self._reply(status, json.dumps(answer).encode())
 
-    def _graphql(self) -> tuple[HTTPStatus, Mapping[str, Any]]:
-        body = self._body(MAX_GRAPHQL_BYTES)
-        path, _, _ = self.path.partition("?")
-        if path != GRAPHQL:
-            raise _Problem(HTTPStatus.NOT_FOUND, f"POST is for {GRAPHQL}")
+    def _change(self, name: str, body: bytes) -> None:
+        """A change by whoever has the page's token, in a header that no other page can send."""
+        self._require_loopback()
+        self._refuse_foreign_pages()
+        page = self.server.page
+        if page is None:
+            raise _Problem(HTTPStatus.CONFLICT, OFFLINE)
+        if not page.may_change(self.headers.get(TOKEN_HEADER)):
+            raise _Problem(
+                HTTPStatus.UNAUTHORIZED, f"send {TOKEN_HEADER}: it is in the address that the sidecar printed"
+            )
+        try:
+            page.change(name, _object(body))
+        except InvalidRequest as error:
+            raise _Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except StateUnavailable as error:
+            raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
+
+    def _graphql(self, body: bytes) -> tuple[HTTPStatus, Mapping[str, Any]]:
         self._refuse_foreign_pages()
         request = _object(body)
         self.server.learn()
@@ -151,6 +204,12 @@ class _Handler(BaseHTTPRequestHandler):
             logger.exception("a plan change failed: %s", self.requestline)
             raise _Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the sidecar's log says why") from None
 
+    def _require_loopback(self) -> None:
+        """The page is for who is on this machine; a web page whose name was made to point here is not."""
+        host = _hostname(self.headers.get("Host", ""))
+        if not (is_loopback(str(self.client_address[0])) and is_loopback(host)):
+            raise _Problem(HTTPStatus.FORBIDDEN, "the page is for this machine alone; ask for it as localhost")
+
     def _refuse_foreign_pages(self) -> None:
         """A web page in the user's browser must not change plans.
 
@@ -175,11 +234,20 @@ class _Handler(BaseHTTPRequestHandler):
         body = {"title": problem.status.phrase, "status": problem.status, "detail": problem.detail}
         self._reply(problem.status, json.dumps(body).encode(), "application/problem+json")
 
-    def _reply(self, status: HTTPStatus, body: bytes = b"", content_type: str = "application/json") -> None:
+    def _reply(
+        self,
+        status: HTTPStatus,
+        body: bytes = b"",
+        content_type: str = "application/json",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.send_response(status)
         if body:
-            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
+        if body or headers:
+            self.send_header("Content-Type", content_type)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
 from stigg_guard.errors import MissingExtra
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+    from prometheus_client.samples import Sample
 except ModuleNotFoundError as error:
     raise MissingExtra("sidecar", "The local sidecar") from error
 
@@ -36,6 +40,37 @@ class Metrics:
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def summary(self) -> Mapping[str, float]:
+        """What people ask for: ``answered``, ``failed``, ``hits``, ``misses``, ``redis_errors``, and the seconds
+        within which half of the answers were given, and 99 %."""
+        codes: defaultdict[str, float] = defaultdict(float)
+        for sample in self._samples(self.requests, "_total"):
+            codes[sample.labels["code"]] += sample.value
+        return {
+            "answered": codes["OK"],
+            "failed": sum(codes.values()) - codes["OK"],
+            "hits": self._total(self.cache_hits),
+            "misses": self._total(self.cache_misses),
+            "redis_errors": self._total(self.redis_client_errors),
+            "p50": self._within(0.5),
+            "p99": self._within(0.99),
+        }
+
+    def _within(self, part: float) -> float:
+        """The least bound within which so large a part of all answers was given; 0 before the first one."""
+        buckets: defaultdict[float, float] = defaultdict(float)
+        for sample in self._samples(self.seconds, "_bucket"):
+            buckets[float(sample.labels["le"])] += sample.value
+        every = max(buckets.values(), default=0)
+        found = (bound for bound in sorted(buckets) if buckets[bound] >= part * every)
+        return min(next(found, 0.0), _SECONDS[-1]) if every else 0.0
+
+    def _total(self, counter: Counter) -> float:
+        return sum(sample.value for sample in self._samples(counter, "_total"))
+
+    def _samples(self, figure: Counter | Histogram, ending: str) -> Iterator[Sample]:
+        return (sample for family in figure.collect() for sample in family.samples if sample.name.endswith(ending))
 
     def _counter(self, name: str, meaning: str) -> Counter:
         return Counter(f"sidecar_{name}", meaning, registry=self.registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from errno import EACCES, EADDRINUSE
@@ -18,8 +19,10 @@ from stigg_guard.errors import InvalidRequest, MissingExtra, SidecarStartError
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.health import HealthServer, is_loopback, resolve
+from stigg_guard.sidecar.journal import Journal
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.offline import FallbackAnswers
+from stigg_guard.sidecar.page import Page
 from stigg_guard.sidecar.state import StateUnavailable
 from stigg_guard.wire import KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Method
 
@@ -46,7 +49,8 @@ class Sidecar:
 
     Port 0 picks a free port; ``address`` and ``http_address`` tell which, as ``host:port``, once started. Serves once:
     make another to serve again. With ``api_key`` the GraphQL API wants it. The engine stays the caller's, to close
-    after ``stop``. ``metrics`` are those that others count into, too.
+    after ``stop``. ``metrics`` are those that others count into, too; ``token`` is what changes on the status page must
+    carry, a new one if none is given.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Sidecar:
         api_key: str | None = None,
         *,
         metrics: Metrics | None = None,
+        token: str | None = None,
     ) -> None:
         self._engine = engine
         self._host = host
@@ -65,6 +70,9 @@ class Sidecar:
         self._http_port = http_port
         self._api_key = api_key
         self._metrics = metrics or Metrics()
+        self._journal = Journal()
+        self._token = token or secrets.token_urlsafe(16)
+        self._page = Page(engine, self._journal, self._metrics, self._token) if isinstance(engine, Engine) else None
         self._health = health.HealthServicer()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="stigg-sidecar")
 
@@ -77,6 +85,11 @@ class Sidecar:
     def http_address(self) -> str:
         """Where HTTP listens."""
         return _join(self._host, self._http_port)
+
+    @property
+    def page_url(self) -> str:
+        """The address of the status page, with the token for changes, which a browser keeps to itself."""
+        return f"http://{self.http_address}/#{self._token}"
 
     def start(self) -> None:
         """Listen on both ports; raises ``SidecarStartError`` when one of them cannot be had."""
@@ -96,6 +109,8 @@ class Sidecar:
     def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Accept nothing more, and give calls in flight ``grace`` seconds to finish."""
         self._health.enter_graceful_shutdown()
+        if self._page is not None:
+            self._page.end()
         self._http.shutdown()
         self._http.server_close()
         self._grpc.stop(grace).wait()
@@ -113,7 +128,7 @@ class Sidecar:
     def _listen_http(self) -> HealthServer:
         try:
             engine = self._engine if isinstance(self._engine, Engine) else None
-            server = HealthServer(self._host, self._http_port, self._metrics, engine, self._api_key)
+            server = HealthServer(self._host, self._http_port, self._metrics, engine, self._api_key, self._page)
         except OSError as error:
             raise _cannot_listen(self.http_address, "--http-port", error) from error
         self._http_port = server.port
@@ -143,8 +158,11 @@ class Sidecar:
         tells_of_keys = name in TELLS_OF_KEYS
         idempotency_key = _idempotency_key if name.startswith("Report") else _no_key
 
-        def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
+        note = self._journal.note
+
+        def refuse(request: Message, context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
             requests.labels(name, code.name).inc()
+            note(name, request, None, details)
             context.abort(code, details[:MAX_DETAILS])
 
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
@@ -154,14 +172,15 @@ class Sidecar:
                     self._learn()
                 response = answer(name, request, idempotency_key=idempotency_key(context))
             except InvalidRequest as error:
-                refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                refuse(request, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except StateUnavailable as error:
-                refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+                refuse(request, context, grpc.StatusCode.UNAVAILABLE, str(error))
             except Exception:
                 logger.exception("the answer to %s failed", name)
-                refuse(context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
+                refuse(request, context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
             count_answered()
             measure(perf_counter() - began)
+            note(name, request, response)
             if tells_of_keys:
                 context.set_trailing_metadata((KEYS_HONOURED,))
             return response

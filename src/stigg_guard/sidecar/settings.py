@@ -129,6 +129,13 @@ class Settings:
     log_format: str = _setting(
         "text", _one_of(*FORMATS), "text, or json: an object a line.", variable="LOG_FORMAT", option="--log-format"
     )
+    token: str | None = _setting(
+        None,
+        _key,
+        "What changes on the status page must carry; none is a new one at each start.",
+        variable="TOKEN",
+        is_secret=True,
+    )
     server_api_key: str | None = _setting(None, _key, "The key that the GraphQL API wants.", is_secret=True)
     require_api_key: bool = _setting(
         False, _flag, "Whether gRPC calls, too, must carry SERVER_API_KEY, as the metadata x-api-key."

@@ -79,6 +79,8 @@ class State(ABC):
         self._plans: dict[tuple[str, str], str | None] = {}
         self._records: dict[RecordKey, Mapping[str, Any]] = {}
         self._kept: set[tuple[str, str]] = set()
+        self.version = 0
+        """Another one after each change."""
         self.on_change: Callable[[frozenset[str] | None], None] = lambda _: None
 
     def usage(self, key: CounterKey) -> float:
@@ -151,6 +153,7 @@ class State(ABC):
         records: Mapping[RecordKey, Mapping[str, Any] | None],
     ) -> None:
         """Take in what is committed."""
+        self.version += 1
         self._usage.update(usages)
         self._plans.update(plans)
         for key, content in records.items():
