@@ -14,6 +14,7 @@ from stigg_guard.config import Config, ReportMode
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.sidecar import __main__ as sidecar
+from stigg_guard.sidecar.commands import configure_changes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     local = commands.add_parser("sidecar", help="run a local Stigg sidecar that needs no account")
     sidecar.configure(local)
+    configure_changes(local)
     local.set_defaults(run=sidecar.run)
 
     check = commands.add_parser("check", help="ask what a customer may use")

@@ -124,7 +124,7 @@ def test_every_setting_is_described_and_no_secret_shown():
     assert "SERVER_API_KEY=********  # SERVER_API_KEY" in lines
     assert "REDIS_PASSWORD=********  # REDIS_PASSWORD" in lines
     assert "WS_ENABLED=0  # WS_ENABLED, without effect here" in lines
-    assert "ENTITLEMENTS_FALLBACK=1 features  # ENTITLEMENTS_FALLBACK" in lines
+    assert "ENTITLEMENTS_FALLBACK=1 given  # ENTITLEMENTS_FALLBACK" in lines
     assert not [line for line in lines if "server-1" in line or "secret" in line]
     assert "server-1" not in repr(Settings.read(environ))
 

@@ -133,14 +133,19 @@ def drain(timeout: float, as_json: bool) -> None:
 @click.option("--http-port", metavar="PORT", help=f"For HTTP; 0 for a free one.  [default: {HTTP_PORT}]")
 @click.option("--log-level", metavar="LEVEL", help="error, warn, info or debug.  [default: info]")
 @click.option("--log-format", metavar="FORMAT", help="text or json.  [default: text]")
+@click.option("--fault", "faults", multiple=True, metavar="FAULT", help="Faults on purpose, such as latency=0.2.")
 @click.option("--print-config", is_flag=True, help="Print every setting, and end.")
-def sidecar(print_config: bool, **given: str | None) -> None:
+def sidecar(print_config: bool, faults: tuple[str, ...], **given: str | None) -> None:
     """Run a local sidecar, which needs no account, until Ctrl-C. It takes its catalog in again when that changes."""
     from stigg_guard.sidecar.__main__ import run  # it is large, and every worker of the site has this file
 
     given["catalog"] = given["catalog"] or app_guard().guard.config.catalog
     try:
-        run(Namespace(**given, print_config=print_config, reload=True, exit_with_stdin=False))
+        run(
+            Namespace(
+                **given, faults=list(faults) or None, print_config=print_config, reload=True, exit_with_stdin=False
+            )
+        )
     except StiggGuardError as error:
         raise _Failure(str(error)) from error
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
 from stigg_guard.sidecar.engine import Engine
+from stigg_guard.sidecar.faults import Faults
 from stigg_guard.sidecar.logs import log_to_stderr
 from stigg_guard.sidecar.offline import FallbackAnswers
 from stigg_guard.sidecar.settings import LEVELS, Settings, configure_settings, described, options_of, warn
@@ -56,6 +57,7 @@ def serve(settings: Settings, *, reload: bool, exit_with_stdin: bool = False) ->
                 settings.server_api_key,
                 metrics=metrics,
                 token=settings.token,
+                faults=Faults(settings.faults),
             )
         )
         if watch is not None and isinstance(answers, Engine):

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from stigg_guard.errors import InvalidRequest, MissingExtra, SidecarStartError
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
+from stigg_guard.sidecar.faults import Faults, Injected
 from stigg_guard.sidecar.health import HealthServer, is_loopback, resolve
 from stigg_guard.sidecar.journal import Journal
 from stigg_guard.sidecar.metrics import Metrics
@@ -50,7 +51,7 @@ class Sidecar:
     Port 0 picks a free port; ``address`` and ``http_address`` tell which, as ``host:port``, once started. Serves once:
     make another to serve again. With ``api_key`` the GraphQL API wants it. The engine stays the caller's, to close
     after ``stop``. ``metrics`` are those that others count into, too; ``token`` is what changes on the status page must
-    carry, a new one if none is given.
+    carry, a new one if none is given; ``faults`` are done to answers over gRPC.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Sidecar:
         *,
         metrics: Metrics | None = None,
         token: str | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self._engine = engine
         self._host = host
@@ -70,6 +72,7 @@ class Sidecar:
         self._http_port = http_port
         self._api_key = api_key
         self._metrics = metrics or Metrics()
+        self._faults = faults or Faults({})
         self._journal = Journal()
         self._token = token or secrets.token_urlsafe(16)
         self._page = Page(engine, self._journal, self._metrics, self._token) if isinstance(engine, Engine) else None
@@ -150,7 +153,7 @@ class Sidecar:
         return server
 
     def _handler(self, name: str, method: Method) -> grpc.RpcMethodHandler[Message, Message]:
-        answer = self._engine.answer
+        answer = self._faults.wrap(name, self._engine.answer)
         requests = self._metrics.requests
         count_answered = requests.labels(name, grpc.StatusCode.OK.name).inc
         measure = self._metrics.seconds.labels(name).observe
@@ -170,9 +173,11 @@ class Sidecar:
             try:
                 if learns:
                     self._learn()
-                response = answer(name, request, idempotency_key=idempotency_key(context))
+                response: Message = answer(name, request, idempotency_key=idempotency_key(context))
             except InvalidRequest as error:
                 refuse(request, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except Injected as fault:
+                refuse(request, context, fault.code(), fault.details())
             except StateUnavailable as error:
                 refuse(request, context, grpc.StatusCode.UNAVAILABLE, str(error))
             except Exception:

@@ -15,6 +15,7 @@ from stigg_guard.fallbacks import Fallback, parse_fallbacks
 from stigg_guard.foreign import quoted
 from stigg_guard.log import logger
 from stigg_guard.sidecar import HTTP_PORT, PORT
+from stigg_guard.sidecar.faults import Fault, parse_faults
 from stigg_guard.urls import is_api_key
 
 PREFIX = "STIGG_SIDECAR_"
@@ -129,6 +130,13 @@ class Settings:
     log_format: str = _setting(
         "text", _one_of(*FORMATS), "text, or json: an object a line.", variable="LOG_FORMAT", option="--log-format"
     )
+    faults: Mapping[str, Fault] = _setting(
+        MappingProxyType({}),
+        parse_faults,
+        "Faults on purpose: METHOD:latency=SECONDS,error=STATUS:PART,drop=PART; without a method for all.",
+        variable="FAULTS",
+        option="--fault",
+    )
     token: str | None = _setting(
         None,
         _key,
@@ -218,14 +226,15 @@ def configure_settings(parser: ArgumentParser) -> None:
     for name, entry in _FIELDS.items():
         if entry.metadata["option"]:
             default, meaning = entry.metadata["default"], entry.metadata["meaning"]
-            shown = "" if default is None else f" Default: {default}."
+            shown = f" Default: {default}." if isinstance(default, str | int) else ""
             read = f"{meaning} Also the variable {VARIABLES[name]}.{shown}"
-            parser.add_argument(entry.metadata["option"], dest=name, metavar=name.upper(), help=read)
+            # One that is given again is added to the others; where there can be one, the last one counts.
+            parser.add_argument(entry.metadata["option"], dest=name, metavar=name.upper(), action="append", help=read)
 
 
 def options_of(given: Mapping[str, Any]) -> dict[str, str | None]:
     """Those of parsed arguments that are settings."""
-    return {name: given.get(name) for name, entry in _FIELDS.items() if entry.metadata["option"]}
+    return {name: _joined(name, given.get(name)) for name, entry in _FIELDS.items() if entry.metadata["option"]}
 
 
 def described(environ: Mapping[str, str], options: Mapping[str, str | None] = MappingProxyType({})) -> Iterator[str]:
@@ -277,11 +286,17 @@ def _given(environ: Mapping[str, str], options: Mapping[str, str | None]) -> dic
     return found
 
 
+def _joined(name: str, given: str | list[str] | None) -> str | None:
+    if not isinstance(given, list):
+        return given
+    return " ".join(given) if name == "faults" else given[-1]
+
+
 def _spelled(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, Mapping):
-        return f"{len(value)} features" if value else ""
+        return f"{len(value)} given" if value else ""
     return "" if value is None else str(value)
 
 
