@@ -101,6 +101,8 @@ class Stigg:
     client. Threads may share it. Connections are made by the first call of each process.
 
     ``tls_ca_file`` is the PEM file of the authority behind a remote sidecar's certificate; without it, plaintext.
+    ``tls_cert_file`` and ``tls_key_file`` are our own certificate, for a sidecar that asks for one; ``sidecar_api_key``
+    goes with each call, to a local sidecar that requires a key.
     ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
     another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer, whatever the reason.
 
@@ -123,6 +125,9 @@ class Stigg:
         offline_reports: OfflineReports | str = OfflineReports.REFUSE,
         answers: Answerer | None = None,
         tls_ca_file: str | os.PathLike[str] | None = None,
+        tls_cert_file: str | os.PathLike[str] | None = None,
+        tls_key_file: str | os.PathLike[str] | None = None,
+        sidecar_api_key: str | None = None,
         timeout: float = 1.0,
         report_timeout: float = 5.0,
         fallbacks: Mapping[str, Any] | None = None,
@@ -157,7 +162,14 @@ class Stigg:
             self._answers = _LocalAnswers(port, local_sidecar_catalog, self._fallbacks, state)
         else:
             host = DEFAULT_HOST if remote_sidecar_host is None else remote_sidecar_host
-            self._answers = Channel(host, remote_sidecar_port, tls_ca_file=tls_ca_file)
+            self._answers = Channel(
+                host,
+                remote_sidecar_port,
+                tls_ca_file=tls_ca_file,
+                tls_cert_file=tls_cert_file,
+                tls_key_file=tls_key_file,
+                api_key=sidecar_api_key,
+            )
             if local_sidecar_config is not None:
                 where = self._answers.address
                 logger.warning("the sidecar at %s is asked, and no local one started: both were given", where)

@@ -93,7 +93,7 @@ def _converted(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("catalog", "offline_file", "tls_ca_file"):
+    for name in ("catalog", "offline_file", "tls_ca_file", "tls_cert_file", "tls_key_file"):
         if values.get(name) and not os.path.isfile(values[name]):
             yield f"{name.upper()}: there is no file {values[name]}"
     sidecar = values.get("sidecar", "")
@@ -326,6 +326,22 @@ class Config:
         _optional_text,
         "PEM file of the authority that signed the sidecar's certificate; none means plaintext, as "
         "Stigg's sidecar has.",
+    )
+    tls_cert_file: str | None = _setting(
+        None,
+        _optional_text,
+        "PEM file of our own certificate, for a sidecar that asks for one.",
+    )
+    tls_key_file: str | None = _setting(
+        None,
+        _optional_text,
+        "PEM file of its key.",
+    )
+    sidecar_api_key: str | None = _setting(
+        None,
+        _optional_text,
+        "The key that goes with each call to a local sidecar that requires one.",
+        shown=False,
     )
     timeout: float = _setting(
         1.0,

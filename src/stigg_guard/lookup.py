@@ -340,7 +340,16 @@ def _client(config: Config) -> Stigg:
     if config.sidecar == "offline":
         return Stigg(api, offline_file=config.offline_file, offline_reports=config.offline_reports, **options)
     host, port = split_address(config.sidecar)
-    return Stigg(api, remote_sidecar_host=host, remote_sidecar_port=port, tls_ca_file=config.tls_ca_file, **options)
+    return Stigg(
+        api,
+        remote_sidecar_host=host,
+        remote_sidecar_port=port,
+        tls_ca_file=config.tls_ca_file,
+        tls_cert_file=config.tls_cert_file,
+        tls_key_file=config.tls_key_file,
+        sidecar_api_key=config.sidecar_api_key,
+        **options,
+    )
 
 
 def _no_list(_customer: Customer, ticket: Ticket) -> Snapshot:

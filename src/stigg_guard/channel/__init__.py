@@ -42,7 +42,7 @@ class Channel:
     Nothing is opened before the first call of each process.
 
     Raises:
-        ConfigError: the host or the port is none, or ``tls_ca_file`` cannot be read or holds no certificate.
+        ConfigError: the host, the port or the key is none, or a file cannot be read or holds no certificate.
     """
 
     def __init__(
@@ -51,9 +51,12 @@ class Channel:
         port: int | str,
         *,
         tls_ca_file: str | os.PathLike[str] | None = None,
+        tls_cert_file: str | os.PathLike[str] | None = None,
+        tls_key_file: str | os.PathLike[str] | None = None,
+        api_key: str | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._target = Target.of(host, port, tls_ca_file)
+        self._target = Target.of(host, port, tls_ca_file, tls_cert_file, tls_key_file, api_key)
         self._clock = clock or Clock()
         self._lock = threading.Lock()
         self._process: _Process | None = None

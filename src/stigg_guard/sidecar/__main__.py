@@ -38,7 +38,7 @@ def serve(settings: Settings, *, reload: bool, exit_with_stdin: bool = False) ->
     """
     # Here, since the parser must work without the extra that the server needs.
     from stigg_guard.sidecar.metrics import Metrics
-    from stigg_guard.sidecar.server import Sidecar
+    from stigg_guard.sidecar.server import Sidecar, Tls
 
     # Before any thread exists, so that all of them leave the signals to sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -55,6 +55,8 @@ def serve(settings: Settings, *, reload: bool, exit_with_stdin: bool = False) ->
                 settings.grpc_port,
                 settings.http_port,
                 settings.server_api_key,
+                require_api_key=settings.require_api_key,
+                tls=Tls.of(settings),
                 metrics=metrics,
                 token=settings.token,
                 faults=Faults(settings.faults),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from errno import EACCES, EADDRINUSE
+from hmac import compare_digest
+from pathlib import Path
 from threading import Thread
 from time import perf_counter
 from types import TracebackType
@@ -15,7 +18,7 @@ import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 
-from stigg_guard.errors import InvalidRequest, MissingExtra, SidecarStartError
+from stigg_guard.errors import ConfigError, InvalidRequest, MissingExtra, SidecarStartError
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.faults import Faults, Injected
@@ -24,8 +27,9 @@ from stigg_guard.sidecar.journal import Journal
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.offline import FallbackAnswers
 from stigg_guard.sidecar.page import Page
+from stigg_guard.sidecar.settings import Settings
 from stigg_guard.sidecar.state import StateUnavailable
-from stigg_guard.wire import KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Method
+from stigg_guard.wire import API_KEY, KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Method
 
 try:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -45,13 +49,38 @@ OPTIONS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM texts: a certificate, its key, and the authority that certificates of clients must be of, if any."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+    client_authority: bytes | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Tls | None:
+        """From the files that the settings name; None for plaintext. Raises ``ConfigError`` for one that cannot be
+        read."""
+        if settings.tls_cert_file is None or settings.tls_key_file is None:
+            return None
+        authority = settings.tls_client_ca_file
+        return cls(_pem(settings.tls_cert_file), _pem(settings.tls_key_file), _pem(authority) if authority else None)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """As gRPC takes them."""
+        pair = (self.key, self.certificate)
+        return grpc.ssl_server_credentials([pair], self.client_authority, self.client_authority is not None)
+
+
 class Sidecar:
     """An engine, served over gRPC and HTTP.
 
     Port 0 picks a free port; ``address`` and ``http_address`` tell which, as ``host:port``, once started. Serves once:
-    make another to serve again. With ``api_key`` the GraphQL API wants it. The engine stays the caller's, to close
-    after ``stop``. ``metrics`` are those that others count into, too; ``token`` is what changes on the status page must
-    carry, a new one if none is given; ``faults`` are done to answers over gRPC.
+    make another to serve again. The engine stays the caller's, to close after ``stop``.
+
+    With ``api_key`` the GraphQL API wants it, with ``require_api_key`` gRPC calls, too; with ``tls`` gRPC speaks TLS.
+    ``metrics`` are those that others count into; ``token`` is what changes on the status page must carry, a new one if
+    none is given; ``faults`` are done to answers over gRPC.
     """
 
     def __init__(
@@ -62,6 +91,8 @@ class Sidecar:
         http_port: int = 0,
         api_key: str | None = None,
         *,
+        require_api_key: bool = False,
+        tls: Tls | None = None,
         metrics: Metrics | None = None,
         token: str | None = None,
         faults: Faults | None = None,
@@ -71,6 +102,8 @@ class Sidecar:
         self._port = port
         self._http_port = http_port
         self._api_key = api_key
+        self._required_key = (api_key or "").encode() if require_api_key else None
+        self._tls = tls
         self._metrics = metrics or Metrics()
         self._faults = faults or Faults({})
         self._journal = Journal()
@@ -147,7 +180,10 @@ class Sidecar:
         reflection.enable_server_reflection(services, server, pool=_reflected_pool())
         try:
             _bind_once(self._host, self._port)
-            self._port = server.add_insecure_port(self.address)
+            if self._tls is None:
+                self._port = server.add_insecure_port(self.address)
+            else:
+                self._port = server.add_secure_port(self.address, self._tls.credentials())
         except (OSError, RuntimeError) as error:
             raise _cannot_listen(self.address, "--port", error) from error
         return server
@@ -169,6 +205,9 @@ class Sidecar:
             context.abort(code, details[:MAX_DETAILS])
 
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
+            if self._required_key is not None and not self._carries_key(context):
+                self._metrics.invalid_api_key_errors.inc()
+                refuse(request, context, grpc.StatusCode.UNAUTHENTICATED, f"send the sidecar's key as {API_KEY}")
             began = perf_counter()
             try:
                 if learns:
@@ -196,9 +235,20 @@ class Sidecar:
             response_serializer=method.response.SerializeToString,
         )
 
+    def _carries_key(self, context: grpc.ServicerContext) -> bool:
+        given = dict(context.invocation_metadata()).get(API_KEY, "")
+        return compare_digest(given if isinstance(given, bytes) else given.encode(), self._required_key or b"")
+
     def _learn(self) -> None:
         knew = self._engine.refresh()
         (self._metrics.cache_hits if knew else self._metrics.cache_misses).inc()
+
+
+def _pem(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _idempotency_key(context: grpc.ServicerContext) -> str | None:

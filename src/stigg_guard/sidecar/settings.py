@@ -148,6 +148,19 @@ class Settings:
     require_api_key: bool = _setting(
         False, _flag, "Whether gRPC calls, too, must carry SERVER_API_KEY, as the metadata x-api-key."
     )
+    tls_cert_file: str | None = _setting(
+        None, _text, "PEM file of the certificate; none is plaintext.", variable="TLS_CERT_FILE", option="--tls-cert"
+    )
+    tls_key_file: str | None = _setting(
+        None, _text, "PEM file of its key.", variable="TLS_KEY_FILE", option="--tls-key"
+    )
+    tls_client_ca_file: str | None = _setting(
+        None,
+        _text,
+        "PEM file of the authority that clients' certificates must be of; none asks for none.",
+        variable="TLS_CLIENT_CA_FILE",
+        option="--tls-client-ca",
+    )
     entitlements_fallback: Mapping[str, Fallback] = _setting(
         MappingProxyType({}), parse_fallbacks, "JSON: answers for features that the catalog does not know."
     )
@@ -196,6 +209,10 @@ class Settings:
         made = cls(**values)
         if made.require_api_key and not made.server_api_key:
             faults.append("REQUIRE_API_KEY: there is no key to require; set SERVER_API_KEY")
+        if (made.tls_cert_file is None) is not (made.tls_key_file is None):
+            faults.append("STIGG_SIDECAR_TLS_CERT_FILE: a certificate and its key go together; name both")
+        if made.tls_client_ca_file and not made.tls_cert_file:
+            faults.append("STIGG_SIDECAR_TLS_CLIENT_CA_FILE: clients show certificates over TLS; name --tls-cert, too")
         if made.redis_environment_prefix and made.state:
             faults.append("STIGG_SIDECAR_STATE: usage is kept in Redis (REDIS_ENVIRONMENT_PREFIX); keep one of them")
         if faults:

@@ -27,6 +27,9 @@ class Method(NamedTuple):
 TELLS_OF_KEYS = ("ReportUsage", "ReportUsageBulk", "ReloadEntitlements")
 KEYS_HONOURED = ("idempotency-key", "honoured")
 
+API_KEY = "x-api-key"
+"""The metadata in which a call brings the key of a local sidecar that requires one."""
+
 SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
 
 METHODS: dict[str, Method] = {
