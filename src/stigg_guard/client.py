@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -277,6 +277,12 @@ class Stigg:
                 raise ConfigError("there is no key for Stigg's API: set API_KEY, or give Stigg an ApiConfig")
             config = ApiConfig(NO_KEY)
         return Api(config.api_key, config.api_url or local, on_change=on_change)
+
+    def watch(self, heard: Callable[[str | None], None]) -> None:
+        """Has ``heard``, a bound method that is held weakly, called with the id of each customer whose entitlements
+        have changed, None for anybody, where the sidecar tells it: the local one does."""
+        if isinstance(self._answers, Channel):
+            self._answers.watch(heard)
 
     @property
     def offline(self) -> bool:

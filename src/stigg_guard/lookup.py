@@ -281,10 +281,16 @@ class Lookup:
             self._reload(customer)
         ticket = self._next_ticket(customer)
         try:
-            return self._list(customer, ticket)
+            snapshot = self._list(customer, ticket)
         except NotSupported:
             self._list = self._state_v1 if self._list == self._state_v2 else _no_list
             return self._fetch(customer)
+        self.stigg.watch(self._heard)
+        return snapshot
+
+    def _heard(self, customer: str | None) -> None:
+        """The sidecar tells that a customer has changed, or anybody."""
+        self.cache.forget(AllOf(customer))
 
     def _next_ticket(self, customer: Customer) -> Ticket:
         """A checked answer needs no ledger: without one, the snapshot counts as no newer than the last."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from stigg_guard.sidecar.catalog import demo_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.redis_store import REST_SECONDS, TURN_SECONDS, RedisStore
+from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.state import CounterKey, CreditEvent, EventKey, RecordKey, StateUnavailable, StoredResponse
 from stigg_guard.wire import sidecar_pb2 as pb
 
@@ -202,6 +204,16 @@ def test_listeners_hear_whose_plans_and_records_changed(stores: Stores) -> None:
     one.keep(RecordKey("customer", "ada", ""), {})
     other.refresh()
     assert told == [frozenset({"ada"})]
+
+
+def test_a_sidecar_hears_at_once_what_another_has_changed(stores: Stores) -> None:
+    one, other = (Engine(demo_catalog(), stores()) for _ in range(2))
+    told: Queue[frozenset[str] | None] = Queue()
+    with Sidecar(other):
+        other.on_change = told.put
+        one.assign_plan(DEMO, "growth")
+        assert told.get(timeout=20) == frozenset({DEMO})
+        assert other.accounts.subscription(DEMO, "").plan.id == "growth"
 
 
 class TestWithoutRedis:

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from stigg_guard.channel.callers import Callers
+from stigg_guard.channel.news import Listener
 from stigg_guard.channel.route import Call, Route
 from stigg_guard.channel.statuses import error_of
 from stigg_guard.channel.target import Target, checked_port
@@ -61,7 +62,7 @@ class Channel:
         self._lock = threading.Lock()
         self._process: _Process | None = None
         self._inherited: list[_Process] = []
-        self._closed = False
+        self._closed = self._has_watched = False
         self.address = self._target.address
         self.honours_keys: bool | None = None
         """Whether the sidecar counts reports of one idempotency key once; None until it has told."""
@@ -83,6 +84,16 @@ class Channel:
         call = Call(method, body, deadline, idempotency_key)
         process = self._own_process()
         return process.callers.run(partial(self._answered, process.route, call))
+
+    def watch(self, heard: Callable[[str | None], None]) -> None:
+        """Has ``heard``, a bound method, called with each customer whose entitlements have changed, None for anybody,
+        where the sidecar tells it. A second time in the same process does nothing. This cannot fail."""
+        process = self._process
+        if process is not None and process.pid == os.getpid() and process.listener is None:
+            with self._lock:
+                if process.listener is None and not self._closed:
+                    process.listener = Listener(self._target, heard, self._has_watched)
+                    self._has_watched = True
 
     def close(self) -> None:
         """Ends calls in flight; new ones fail. Closing twice is harmless."""
@@ -139,8 +150,12 @@ class Channel:
         return error_of(status, what, is_report=call.is_report, sent=call.sent, proxy=proxy, fault=fault)
 
     def _before_fork(self) -> None:
-        if self._process is not None:
-            self._process.callers.hold_back()
+        process = self._process
+        if process is not None:
+            process.callers.hold_back()
+            if process.listener is not None and process.pid == os.getpid():
+                process.listener.stop()
+                process.listener = None  # it is opened again by the next fetch
 
     def _after_fork_in_parent(self) -> None:
         if self._process is not None:
@@ -160,12 +175,15 @@ class _Process:
         self.pid = os.getpid()
         self.callers = Callers(clock)
         self.route = Route(target, clock, self.callers.post)
+        self.listener: Listener | None = None
         self.warned = False
         weakref.finalize(channel, self.end).atexit = False
 
     def end(self) -> None:
         """Ends its threads and connections. A child that inherited it leaves its parent's alone."""
         if self.pid == os.getpid():
+            if self.listener is not None:
+                self.listener.stop()
             self.callers.end(self.route.close)
 
 

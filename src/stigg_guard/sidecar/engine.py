@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from threading import Lock
+from threading import Event, Lock
 from types import MappingProxyType
 from typing import Any
 
@@ -60,9 +60,12 @@ class Engine:
         self._now = now
         self._fallbacks = fallbacks
         self._reporting = reporting
+        self.on_change: Callable[[frozenset[str] | None], None] = lambda _: None
+        """Called with the customers who have changed, None for everybody; not for usage that is reported."""
         self.changing = Lock()
         """Held while customers or their subscriptions change."""
         self.replace_catalog(catalog)
+        store.on_change = self._changed
 
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
@@ -138,6 +141,7 @@ class Engine:
             rules = self._made(catalog)
             self._store.seed(dict(_initial_usage(rules, self.now())))
             self._rules = rules
+        self.on_change(None)
 
     def assign_plan(self, customer_id: str, plan: str | None, resource_id: str | None = None) -> None:
         """Subscribe a customer, or one of its resources, to a plan; ``None`` ends the subscription.
@@ -153,13 +157,21 @@ class Engine:
                 transaction.keep(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource), None)
                 transaction.assign_plan(subscriber.customer, subscriber.resource, plan)
 
+    def follow(self, over: Event) -> None:
+        """Learn at once what others that share the state change, until it is over; nothing where nobody can."""
+        self._store.follow(over)
+
     def tell(self, customer: str) -> None:
         """Tell who listens that a customer's entitlements have changed; reports do not tell it by themselves."""
-        self._store.on_change(frozenset({customer}))
+        self.on_change(frozenset({customer}))
 
     def close(self) -> None:
         """Close the store; a second time does nothing."""
         self._store.close()
+
+    def _changed(self, customers: frozenset[str] | None) -> None:
+        # What is of no customer is the clock, which is everybody's.
+        self.on_change(None if customers is None or "" in customers else customers)
 
     def _made(self, catalog: Catalog) -> _Rules:
         subscriptions = Subscriptions(catalog, self._store, self.now)

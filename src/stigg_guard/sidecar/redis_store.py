@@ -7,10 +7,10 @@ import secrets
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from hashlib import blake2b
 from random import uniform
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from stigg_guard.errors import ConfigError, MissingExtra
@@ -40,6 +40,7 @@ FORMAT = 1
 ANSWER_SECONDS = 0.5
 REST_SECONDS = 1.0
 """How long Redis is left alone after it failed."""
+FOLLOW_SECONDS = 1.0
 TURN_SECONDS = 3.0
 """How long a sidecar that died in its turn keeps the others from writing."""
 PATIENCE_SECONDS = 4.0
@@ -91,7 +92,8 @@ class RedisStore(State):
     ) -> None:
         super().__init__()
         self._prefix = f"{prefix}:sidecar:{FORMAT}"
-        self._redis = _client(url)
+        self._url = url
+        self._redis = _client(url, ANSWER_SECONDS)
         where = self._redis.connection_pool.connection_kwargs
         self._address = f"{where.get('host')}:{where.get('port')}"
         self._errors = metrics.redis_client_errors
@@ -123,6 +125,15 @@ class RedisStore(State):
         except StateUnavailable:
             return True
         return knew
+
+    def follow(self, over: Event) -> None:
+        with closing(_client(self._url, FOLLOW_SECONDS + ANSWER_SECONDS)) as redis:
+            while not over.is_set():
+                try:
+                    redis.xread({self._log: self._last or _NOTHING}, count=1, block=int(FOLLOW_SECONDS * 1000))
+                except (RedisError, OSError):
+                    over.wait(REST_SECONDS)
+                self.refresh()
 
     def seed(self, amounts: Mapping[CounterKey, float]) -> None:
         """As ``State.seed``; without Redis they are known here, and written when it is back."""
@@ -295,12 +306,12 @@ class _Transaction(Transaction):
         return StoredResponse(b64decode(request), b64decode(response)), given_at
 
 
-def _client(url: str) -> Redis:
+def _client(url: str, timeout: float) -> Redis:
     try:
         return Redis.from_url(
             url,
             socket_connect_timeout=ANSWER_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
+            socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from errno import EACCES, EADDRINUSE
 from hmac import compare_digest
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from time import perf_counter
 from types import TracebackType
 from typing import NoReturn
@@ -25,11 +25,12 @@ from stigg_guard.sidecar.faults import Faults, Injected
 from stigg_guard.sidecar.health import HealthServer, is_loopback, resolve
 from stigg_guard.sidecar.journal import Journal
 from stigg_guard.sidecar.metrics import Metrics
+from stigg_guard.sidecar.news import News
 from stigg_guard.sidecar.offline import FallbackAnswers
 from stigg_guard.sidecar.page import Page
 from stigg_guard.sidecar.settings import Settings
 from stigg_guard.sidecar.state import StateUnavailable
-from stigg_guard.wire import API_KEY, KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Method
+from stigg_guard.wire import API_KEY, KEYS_HONOURED, METHODS, NEWS, SERVICE, TELLS_OF_KEYS, WATCH, Method
 
 try:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -46,6 +47,9 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),
     # Room for a full batch of large events, so that each is refused by its name and not by the transport.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    # Who hangs is let go, so that nobody else waits for it to take news.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
 )
 
 
@@ -106,6 +110,8 @@ class Sidecar:
         self._tls = tls
         self._metrics = metrics or Metrics()
         self._faults = faults or Faults({})
+        self._news = News()
+        self._is_over = Event()
         self._journal = Journal()
         self._token = token or secrets.token_urlsafe(16)
         self._page = Page(engine, self._journal, self._metrics, self._token) if isinstance(engine, Engine) else None
@@ -136,6 +142,9 @@ class Sidecar:
             self._http.server_close()
             raise
         self._grpc.start()
+        if isinstance(self._engine, Engine):
+            self._engine.on_change = self._news.tell
+            Thread(target=self._engine.follow, args=(self._is_over,), name="stigg-sidecar-follow", daemon=True).start()
         Thread(
             target=self._http.serve_forever, args=(HTTP_POLL_SECONDS,), name="stigg-sidecar-http", daemon=True
         ).start()
@@ -147,6 +156,8 @@ class Sidecar:
         self._health.enter_graceful_shutdown()
         if self._page is not None:
             self._page.end()
+        self._news.end()
+        self._is_over.set()
         self._http.shutdown()
         self._http.server_close()
         self._grpc.stop(grace).wait()
@@ -173,7 +184,9 @@ class Sidecar:
     def _listen_grpc(self) -> grpc.Server:
         server = grpc.server(self._workers, options=OPTIONS)
         handlers = {name: self._handler(name, method) for name, method in METHODS.items()}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+        watch = {WATCH.rpartition("/")[2]: self._news.handler(self._accepts)}
+        services_of_ours = ((SERVICE.full_name, handlers), (NEWS, watch))
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*one) for one in services_of_ours])
         self._health.set(SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         services = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -205,8 +218,7 @@ class Sidecar:
             context.abort(code, details[:MAX_DETAILS])
 
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
-            if self._required_key is not None and not self._carries_key(context):
-                self._metrics.invalid_api_key_errors.inc()
+            if not self._accepts(context):
                 refuse(request, context, grpc.StatusCode.UNAUTHENTICATED, f"send the sidecar's key as {API_KEY}")
             began = perf_counter()
             try:
@@ -235,9 +247,15 @@ class Sidecar:
             response_serializer=method.response.SerializeToString,
         )
 
-    def _carries_key(self, context: grpc.ServicerContext) -> bool:
+    def _accepts(self, context: grpc.ServicerContext) -> bool:
+        """Whether a call carries the key, where one is required."""
+        if self._required_key is None:
+            return True
         given = dict(context.invocation_metadata()).get(API_KEY, "")
-        return compare_digest(given if isinstance(given, bytes) else given.encode(), self._required_key or b"")
+        is_right = compare_digest(given if isinstance(given, bytes) else given.encode(), self._required_key)
+        if not is_right:
+            self._metrics.invalid_api_key_errors.inc()
+        return is_right
 
     def _learn(self) -> None:
         knew = self._engine.refresh()

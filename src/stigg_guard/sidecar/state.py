@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from threading import Event
 from typing import Any, NamedTuple
 
 ANSWERS_KEPT = 24 * 60 * 60.0
@@ -126,6 +127,10 @@ class State(ABC):
     def refresh(self) -> bool:
         """Learn what others have changed; whether there was nothing to learn."""
         return True
+
+    def follow(self, over: Event) -> None:
+        """Refresh as soon as others have changed something, until it is over; at once where nobody else can."""
+        return
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[Transaction]:
