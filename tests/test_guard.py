@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -535,6 +536,35 @@ class TestLife:
         file = tmp_path / "catalog.json"
         file.write_text('{"customers": {"c": {"entitlements": {"f": {"type": "METERED", "usageLimit": 5}}}}}')
         return {"sidecar": "offline", "offline_file": str(file)}
+
+    def test_a_file_answers_until_the_sidecar_has_answered_once(self, offline: dict[str, Any]) -> None:
+        engine = Engine(parse_catalog(LIMIT_OF_TEN), Store(None))
+        fallback = Fallback(has_access=True)
+        with Sidecar(engine) as sidecar:
+            address = sidecar.address
+        clock = ManualClock()
+        with Guard(
+            Config(sidecar=address, offline_file=offline["offline_file"], ledger="memory://"), clock=clock
+        ) as guard:
+            seeded = guard.check("f", customer="c", requested_usage=5)
+            assert (bool(seeded), seeded.source, seeded.usage_limit) == (True, Source.OFFLINE, 5)
+            assert not guard.check("f", customer="c", requested_usage=6)
+            with guard.consume("f", 1, customer="c"):
+                pass
+            assert guard.check("f", customer="nobody", fallback=fallback).is_fallback
+            with pytest.raises(SidecarUnavailable):
+                guard.check("f", customer="nobody")
+            with Sidecar(engine, port=int(address.rpartition(":")[2])):
+                for _ in range(100):  # gRPC does not connect again at once
+                    clock.advance(10)
+                    with suppress(SidecarUnavailable):
+                        assert guard.check(TEMPLATES, customer=CUSTOMER).source is not Source.OFFLINE
+                        break
+                    threading.Event().wait(0.1)
+            clock.advance(10)
+            with pytest.raises(SidecarUnavailable):
+                guard.check("f", customer="c")
+        engine.close()
 
     def test_offline_answers_from_the_file_and_refuses_what_nobody_counts(self, offline: dict[str, Any]) -> None:
         with Guard(Config(**offline)) as guard:

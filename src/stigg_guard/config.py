@@ -99,8 +99,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     sidecar = values.get("sidecar", "")
     if sidecar == "offline" and not values.get("offline_file"):
         yield "OFFLINE_FILE: SIDECAR is 'offline', so name the file to answer from"
-    if sidecar != "offline" and values.get("offline_file"):
-        yield "OFFLINE_FILE: it is read only with SIDECAR = 'offline'"
+    if sidecar == "local" and values.get("offline_file"):
+        yield "OFFLINE_FILE: a local sidecar answers from CATALOG, which may be an offline file"
     if sidecar == "offline" and values.get("catalog"):
         yield "CATALOG: with SIDECAR = 'offline' answers come from OFFLINE_FILE, which may be a catalog"
 
@@ -302,7 +302,7 @@ class Config:
     offline_file: str | None = _setting(
         None,
         _optional_text,
-        "The file that ``offline`` answers from.",
+        "The file that ``offline`` answers from; with another sidecar, what answers until that has answered once.",
     )
     offline_reports: OfflineReports = _setting(
         OfflineReports.REFUSE,

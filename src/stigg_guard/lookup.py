@@ -42,6 +42,8 @@ from stigg_guard.wire import sidecar_pb2 as wire
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
 DENIAL_SECONDS = 1.0
 
+_NOT_SEEDED = (Reason.CUSTOMER_NOT_FOUND, Reason.FEATURE_NOT_FOUND, Reason.CUSTOMER_RESOURCE_NOT_FOUND)
+
 MAX_RELOADED = 10
 """For how many customers of one change the sidecar is made to read them again at once; for more, when it is asked."""
 
@@ -61,6 +63,8 @@ class Lookup:
         self._making = threading.Lock()
         self._making_pid = os.getpid()
         self._closed = False
+        self._has_answered = False
+        self._seed: Stigg | None = None
         self._outdated: set[Customer] = set()  # whom the sidecar has to read again before it is asked
         self._list: Callable[[Customer, Ticket], Snapshot] = self._state_v2
         self.cache = SnapshotCache(
@@ -143,6 +147,8 @@ class Lookup:
         self.cache.close()
         if self._owns_stigg and self._stigg is not None:
             self._stigg.close()
+        if self._seed is not None:
+            self._seed.close()
 
     def _reload_outdated(self, customers: frozenset[str]) -> None:
         """At once, so that no process fetches in between what the sidecar knew before; what fails is made up for by
@@ -211,7 +217,7 @@ class Lookup:
                 found, snapshot = self._looked_up(feature, customer, fallback, denial_age)
                 answer = asked(found)
         except SidecarError as error:
-            return asked(self._without_data(feature, fallback, error)), None
+            return asked(self._without_data(feature, customer, fallback, error)), None
         if answer.reason is Reason.FEATURE_NOT_FOUND and fallback is not None:
             return asked(_fallen_back(feature, fallback)), None
         return answer, snapshot
@@ -235,7 +241,7 @@ class Lookup:
             answer = _about(feature, self.cache.ask(lambda: self._single(feature, customer, wanted)))
         except SidecarError as error:
             fallback = fallback or self._config.fallbacks.get(feature)
-            return self._without_data(feature, fallback, error).allows(amount)
+            return self._without_data(feature, customer, fallback, error).allows(amount)
         return changed(answer, requested_usage=amount)
 
     def _looked_up(
@@ -269,12 +275,31 @@ class Lookup:
         self.cache.add(snapshot, answer)
         return answer
 
-    def _without_data(self, feature: str, fallback: Fallback | None, error: SidecarError) -> Entitlement:
+    def _without_data(
+        self, feature: str, customer: Customer, fallback: Fallback | None, error: SidecarError
+    ) -> Entitlement:
+        seeded = self._seeded(feature, customer)
+        if seeded is not None:
+            return seeded
         if fallback is not None:
             return _fallen_back(feature, fallback)
         if self._config.on_outage is OnOutage.ERROR:
             raise error
         return assumed(feature, has_access=self._config.on_outage is OnOutage.ALLOW)
+
+    def _seeded(self, feature: str, customer: Customer) -> Entitlement | None:
+        """What ``OFFLINE_FILE`` says while the sidecar has never answered; None if it knows nothing of the customer."""
+        file = self._config.offline_file
+        if self._has_answered or file is None or self._config.sidecar == "offline":
+            return None
+        if self._seed is None:
+            self._seed = Stigg(offline_file=file)
+        answer = entitlement_from_wire(
+            self._seed.get_entitlement_v2(_about_one(feature, customer)).entitlement,
+            feature_id=feature,
+            source=Source.OFFLINE,
+        )
+        return None if answer.reason in _NOT_SEEDED else answer
 
     def _fetch(self, customer: Customer) -> Snapshot:
         if customer in self._outdated:
@@ -285,6 +310,7 @@ class Lookup:
         except NotSupported:
             self._list = self._state_v1 if self._list == self._state_v2 else _no_list
             return self._fetch(customer)
+        self._has_answered = True
         self.stigg.watch(self._heard)
         return snapshot
 
@@ -356,6 +382,10 @@ def _client(config: Config) -> Stigg:
         sidecar_api_key=config.sidecar_api_key,
         **options,
     )
+
+
+def _about_one(feature: str, customer: Customer) -> wire.GetEntitlementV2Request:
+    return wire.GetEntitlementV2Request(customer_id=customer.id, resource_id=customer.resource, feature_id=feature)
 
 
 def _no_list(_customer: Customer, ticket: Ticket) -> Snapshot:

@@ -15,6 +15,7 @@ from sidecar.contract import DEMO, NAN, NOW, Client, refusal, report
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.page import MOST_STREAMS, TOKEN_HEADER
 from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.sidecar.state import StateUnavailable
 
 
 def url(sidecar: Sidecar, path: str = "/") -> str:
@@ -273,6 +274,21 @@ def test_a_token_that_was_given_is_the_token(engine: Engine) -> None:
     with Sidecar(engine, token="my-token") as sidecar:
         assert sidecar.page_url == f"http://{sidecar.http_address}/#my-token"
         assert change(sidecar, "clock", {TOKEN_HEADER: "my-token"}, seconds=1).status_code == 204
+
+
+def test_what_cannot_be_written_now_is_told(sidecar: Sidecar, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def refused() -> Iterator[Any]:
+        raise StateUnavailable("Redis is away")
+        yield
+
+    monkeypatch.setattr(engine._store, "transaction", refused)
+    put = requests.put(url(sidecar, f"/customers/{DEMO}"), json={"plan": "growth"}, timeout=10)
+    assert (put.status_code, put.json()["detail"]) == (503, "Redis is away")
+    assert change(sidecar, "clock", seconds=1).status_code == 503
+    mutation = {"query": 'mutation { archiveCustomer(input: {customerId: "customer-demo-01"}) { id } }'}
+    answer = requests.post(url(sidecar, "/graphql"), json=mutation, timeout=10).json()
+    assert answer["errors"][0]["extensions"] == {"code": "SERVICE_UNAVAILABLE"}
 
 
 def test_post_elsewhere_is_not_found(sidecar: Sidecar) -> None:
