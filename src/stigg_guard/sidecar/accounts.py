@@ -121,10 +121,11 @@ class Accounts:
 
     def subscriptions(self, customer_id: str | None = None) -> Iterator[Subscription]:
         """Those that everybody has now, or one customer and its resources."""
-        known = {(one.id, resource) for one in self._catalog.customers.values() for resource in ("", *one.resources)}
-        known |= self._store.plans().keys()
+        named = self._catalog.customers if customer_id is None else self._catalog.customers.keys() & {customer_id}
+        known = {(id_, resource) for id_ in named for resource in ("", *self._catalog.customers[id_].resources)}
+        known |= {key for key in self._store.plans() if customer_id in (None, key[0])}
         for customer, resource in sorted(known):
-            if customer_id in (None, customer) and (found := self.subscription(customer, resource)) is not None:
+            if (found := self.subscription(customer, resource)) is not None:
                 yield found
 
     def billing_period(self, subscription: Subscription) -> Period:

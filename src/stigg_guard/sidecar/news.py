@@ -7,7 +7,6 @@ from threading import Event, Lock, Thread
 from typing import TypeAlias
 
 import grpc
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
 
@@ -41,7 +40,7 @@ class News:
     def handler(self, accepts: Callable[[grpc.ServicerContext], bool]) -> grpc.RpcMethodHandler[Message, Message]:
         """What serves a watcher whose call ``accepts`` lets in."""
 
-        def watch(_: Message, context: grpc.ServicerContext, send: _Send) -> None:
+        def watch(_: bytes, context: grpc.ServicerContext, send: _Send) -> None:
             if not accepts(context):
                 context.set_code(grpc.StatusCode.UNAUTHENTICATED)
                 send(None)
@@ -55,7 +54,7 @@ class News:
         watch.experimental_non_blocking = True  # type: ignore[attr-defined]
         return grpc.unary_stream_rpc_method_handler(
             watch,
-            request_deserializer=Empty.FromString,
+            request_deserializer=None,  # whatever it says, it asks for the news
             response_serializer=StringValue.SerializeToString,
         )
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from stigg_guard.errors import ConfigError, InvalidRequest, MissingExtra, SidecarStartError
 from stigg_guard.log import logger
@@ -209,7 +209,7 @@ class Sidecar:
         learns = not name.startswith("Report")
         tells_of_keys = name in TELLS_OF_KEYS
         idempotency_key = _idempotency_key if name.startswith("Report") else _no_key
-
+        unreadable = method.request()
         note = self._journal.note
 
         def refuse(request: Message, context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
@@ -217,7 +217,16 @@ class Sidecar:
             note(name, request, None, details)
             context.abort(code, details[:MAX_DETAILS])
 
+        def read(body: bytes) -> Message:
+            try:
+                return method.request.FromString(body)
+            except DecodeError:
+                return unreadable  # gRPC would log a traceback for each, and answer INTERNAL
+
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
+            if request is unreadable:
+                details = f"this is no {method.request.DESCRIPTOR.name}; send its bytes as protobuf writes them"
+                refuse(request, context, grpc.StatusCode.INVALID_ARGUMENT, details)
             if not self._accepts(context):
                 refuse(request, context, grpc.StatusCode.UNAUTHENTICATED, f"send the sidecar's key as {API_KEY}")
             began = perf_counter()
@@ -243,7 +252,7 @@ class Sidecar:
 
         return grpc.unary_unary_rpc_method_handler(
             handle,
-            request_deserializer=method.request.FromString,
+            request_deserializer=read,
             response_serializer=method.response.SerializeToString,
         )
 
