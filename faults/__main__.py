@@ -11,6 +11,7 @@ from pathlib import Path
 
 from faults.disk import disk
 from faults.django_ledger import django_ledger
+from faults.fuzz import fuzz
 from faults.horses import horses
 from faults.interrupted import interrupted
 from faults.killed import killed
@@ -33,6 +34,7 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "lockstep": lockstep,
     "interrupted": interrupted,
     "horses": horses,
+    "fuzz": fuzz,
     "peers": peers,
 }
 
