@@ -19,7 +19,7 @@ help:
 	@echo "make test-django42   run Django's tests under the oldest Django that is supported"
 	@echo "make test-matrix   run all tests under each of Python $(MATRIX) that is installed; test-3.13 under one"
 	@echo "make e2e     click through both example sites in a browser"
-	@echo "make screenshots   save pictures of their pages in screenshots/"
+	@echo "make screenshots   save pictures of their pages, and of the sidecar's, in screenshots/"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   measure the hot paths against their floors"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
@@ -100,7 +100,7 @@ e2e: $(READY_E2E) chromium
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 screenshots: $(READY_E2E) chromium
-	@$(BIN)/python -m pytest tests/e2e/test_pages.py --screenshots screenshots $(ARGS)
+	@$(BIN)/python -m pytest tests/e2e/test_pages.py tests/e2e/test_status_page.py --screenshots screenshots $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

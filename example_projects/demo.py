@@ -32,6 +32,7 @@ class Sites(NamedTuple):
 
     sidecar: str
     billing: str
+    page: str
     shop: str
     api: str
 
@@ -82,8 +83,9 @@ def running(
         )
         assert sidecar.stdout is not None
         grpc_address, http_address = re.findall(r"=(\S+)", sidecar.stdout.readline())
+        page = sidecar.stdout.readline().split()[1]
         addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in sockets]
-        sites = Sites(grpc_address, http_address, *addresses)
+        sites = Sites(grpc_address, http_address, page, *addresses)
         environ = {
             **os.environ,
             "STIGG_GUARD_SIDECAR": "cloud" if cloud else sites.sidecar,
@@ -111,6 +113,7 @@ def stay(sites: Sites, processes: list[subprocess.Popen[str]]) -> int:
     """Tells the addresses and waits for Ctrl-C, or for one of the processes to end."""
     print(f"Django site   http://{sites.shop}/")
     print(f"Flask site    http://{sites.api}/")
+    print(f"Status page   {sites.page}  what customers may use, and what was just asked and denied")
     print(f"sidecar       grpc={sites.sidecar} http={sites.billing}")
     print("Ctrl-C ends all three.", flush=True)
     ended, _ = os.wait()

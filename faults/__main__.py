@@ -12,6 +12,7 @@ from pathlib import Path
 from faults.cloud import cloud
 from faults.disk import disk
 from faults.django_ledger import django_ledger
+from faults.fuzz import fuzz
 from faults.horses import horses
 from faults.interrupted import interrupted
 from faults.killed import killed
@@ -35,6 +36,7 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "interrupted": interrupted,
     "horses": horses,
     "cloud": cloud,
+    "fuzz": fuzz,
     "peers": peers,
 }
 

@@ -39,7 +39,7 @@ FOREIGN = {
     "sqlalchemy": {"flask"},
     "werkzeug": {"flask"},
     "jinja2": {"django", "flask"},
-    "redis": {"ledger", "cache/redis"},
+    "redis": {"ledger", "cache/redis", "sidecar"},
     "requests": {"api"},
     "urllib3": {"api"},
     "graphql": {"api", "sidecar"},

@@ -187,8 +187,8 @@ def test_malformed_value_is_refused_with_its_name_and_the_remedy(name: str, valu
     ("settings", "fault"),
     [
         ({"SIDECAR": "offline"}, "OFFLINE_FILE: SIDECAR is 'offline', so name the file"),
-        ({"OFFLINE_FILE": "data.json"}, "OFFLINE_FILE: it is read only with SIDECAR = 'offline'"),
-        ({"SIDECAR": "local", "OFFLINE_FILE": "data.json"}, "OFFLINE_FILE: it is read only with"),
+        ({"SIDECAR": "local", "OFFLINE_FILE": __file__}, "OFFLINE_FILE: a local sidecar answers from CATALOG"),
+        ({"SIDECAR": "local", "OFFLINE_FILE": "data.json"}, "OFFLINE_FILE: there is no file data.json"),
         (
             {"SIDECAR": "offline", "OFFLINE_FILE": __file__, "CATALOG": __file__},
             "CATALOG: with SIDECAR = 'offline' answers come from OFFLINE_FILE",

@@ -230,11 +230,18 @@ class TestConstruction:
     def test_options_of_a_local_sidecar_without_effect_are_named_in_one_warning(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        config = LocalSidecarConfig(ws_enabled=True, redis=RedisOptions("dev"), cache_max_size_bytes=1)
-        with Stigg(local_sidecar_config=config, local_sidecar_port=0):
+        redis = RedisOptions("dev", port=1, ttl=-1)
+        config = LocalSidecarConfig(ws_enabled=True, redis=redis, cache_max_size_bytes=1)
+        with Stigg(ApiConfig("key", edge_enabled=False), local_sidecar_config=config, local_sidecar_port=0):
             told = [record.getMessage() for record in caplog.records if "without effect" in record.getMessage()]
         assert len(told) == 1
-        assert told[0].endswith(": ws_enabled, redis, cache_max_size_bytes")
+        assert told[0].endswith(": ws_enabled, cache_max_size_bytes, edge_enabled, ttl")
+
+    def test_what_a_local_sidecar_counts_has_one_home(self) -> None:
+        with pytest.raises(ConfigError, match="give redis or local_sidecar_state"):
+            Stigg(local_sidecar_config=LocalSidecarConfig(redis=RedisOptions("dev")), local_sidecar_state="state.db")
+        with pytest.raises(ConfigError, match="environment_prefix must not be empty"):
+            Stigg(local_sidecar_config=LocalSidecarConfig(redis=RedisOptions("")))
 
     @pytest.mark.parametrize("key", ["", " ", "two words", "line\n", "schlüssel", None, 5])
     def test_a_key_that_is_none_is_refused_and_not_repeated(self, key: Any) -> None:

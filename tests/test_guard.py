@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from stigg_guard import (
     Guard,
     InvalidRequest,
     Kind,
+    NotSupported,
+    OfflineReports,
     Reason,
     ReportUsageRequest,
     SidecarUnavailable,
@@ -527,14 +530,65 @@ class TestLife:
         assert guard.entitlements(CUSTOMER) == {}
         assert guard.flush() == 0
 
-    def test_offline_answers_from_the_file_and_counts_nothing(self, tmp_path: Path) -> None:
+    @pytest.fixture
+    def offline(self, tmp_path: Path) -> dict[str, Any]:
+        """The settings of a guard that answers from a file."""
         file = tmp_path / "catalog.json"
         file.write_text('{"customers": {"c": {"entitlements": {"f": {"type": "METERED", "usageLimit": 5}}}}}')
-        with Guard(Config(sidecar="offline", offline_file=str(file))) as guard:
+        return {"sidecar": "offline", "offline_file": str(file)}
+
+    def test_a_file_answers_until_the_sidecar_has_answered_once(self, offline: dict[str, Any]) -> None:
+        engine = Engine(parse_catalog(LIMIT_OF_TEN), Store(None))
+        fallback = Fallback(has_access=True)
+        with Sidecar(engine) as sidecar:
+            address = sidecar.address
+        clock = ManualClock()
+        with Guard(
+            Config(sidecar=address, offline_file=offline["offline_file"], ledger="memory://"), clock=clock
+        ) as guard:
+            seeded = guard.check("f", customer="c", requested_usage=5)
+            assert (bool(seeded), seeded.source, seeded.usage_limit) == (True, Source.OFFLINE, 5)
+            assert not guard.check("f", customer="c", requested_usage=6)
+            with guard.consume("f", 1, customer="c"):
+                pass
+            assert guard.check("f", customer="nobody", fallback=fallback).is_fallback
+            with pytest.raises(SidecarUnavailable):
+                guard.check("f", customer="nobody")
+            with Sidecar(engine, port=int(address.rpartition(":")[2])):
+                for _ in range(100):  # gRPC does not connect again at once
+                    clock.advance(10)
+                    with suppress(SidecarUnavailable):
+                        assert guard.check(TEMPLATES, customer=CUSTOMER).source is not Source.OFFLINE
+                        break
+                    threading.Event().wait(0.1)
+            clock.advance(10)
+            with pytest.raises(SidecarUnavailable):
+                guard.check("f", customer="c")
+        engine.close()
+
+    def test_offline_answers_from_the_file_and_refuses_what_nobody_counts(self, offline: dict[str, Any]) -> None:
+        with Guard(Config(**offline)) as guard:
             assert guard.check("f", customer="c").source is Source.OFFLINE
             assert guard.check("f", customer="c").source is Source.OFFLINE
+            with pytest.raises(NotSupported, match="OFFLINE_REPORTS = keep"), guard.consume("f", 5, customer="c"):
+                pytest.fail("the work must not begin")
+            with pytest.raises(NotSupported, match="nothing is reported offline"):
+                guard.report("f", 5, customer="c")
+
+    def test_offline_it_may_count_in_the_process(self, offline: dict[str, Any]) -> None:
+        with Guard(Config(**offline, offline_reports=OfflineReports.KEEP)) as guard:
+            with guard.consume("f", 4, customer="c"):
+                pass
+            assert guard.flush() == 0
+            assert guard.check("f", customer="c").current_usage == 4
+            with pytest.raises(FeatureDenied), guard.consume("f", 2, customer="c"):
+                pytest.fail("the limit is 5")
+
+    def test_offline_it_may_ignore_usage(self, offline: dict[str, Any]) -> None:
+        with Guard(Config(**offline, offline_reports=OfflineReports.IGNORE)) as guard:
             with guard.consume("f", 5, customer="c"):
                 pass
+            guard.report("f", 5, customer="c")
             assert guard.flush() == 0
             assert guard.check("f", customer="c").current_usage == 0
 

@@ -31,6 +31,7 @@ from stigg_guard.errors import (
 )
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.guard import Guard
+from stigg_guard.offline import OfflineConfig, OfflineCustomer, OfflineEntitlement, OfflineReports
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.wire.documented import Event, ReportUsageRequest
 from stigg_guard.wire.sidecar_pb2 import (
@@ -149,6 +150,10 @@ __all__ = [
     "NumericEntitlement",
     "NumericEntitlementFallback",
     "NumericEntitlementOptions",
+    "OfflineConfig",
+    "OfflineCustomer",
+    "OfflineEntitlement",
+    "OfflineReports",
     "OnOutage",
     "OnUncertain",
     "Reason",

@@ -21,6 +21,7 @@ from stigg_guard.config import Config, ReportMode
 from stigg_guard.errors import ConfigError, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.sidecar import __main__ as sidecar
+from stigg_guard.sidecar.commands import configure_changes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=["cloud"],
         help="ask Stigg's API with the key of SERVER_API_KEY, instead of a catalog (beta)",
     )
+    configure_changes(local)
     local.set_defaults(run=_sidecar)
 
     check = commands.add_parser("check", help="ask what a customer may use")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from stigg_guard.channel import MAX_TIMEOUT, Channel, checked_port
-from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, SidecarError
+from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, NotSupported, SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
 from stigg_guard.log import logger
+from stigg_guard.offline import OfflineConfig, OfflineReports
 from stigg_guard.urls import is_api_key, is_http_url
 from stigg_guard.wire import METHODS, Answerer
 from stigg_guard.wire import sidecar_pb2 as wire
@@ -28,7 +29,8 @@ DEFAULT_HOST = "localhost"
 LOCAL_PORT = 8433
 NO_KEY = "none"
 """For the local sidecar, which asks for none."""
-_WITHOUT_EFFECT = ("ws_enabled", "ws_url", "redis", "cache_max_size_bytes")
+_WITHOUT_EFFECT = ("ws_enabled", "ws_url", "cache_max_size_bytes")
+OFFLINE_REFUSES = "{}: nothing is reported offline; OFFLINE_REPORTS = keep counts in this process, ignore drops it"
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
 
 
@@ -44,7 +46,8 @@ class ApiConfig:
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """Where Stigg's own sidecar keeps its persistent cache. The local sidecar needs none and ignores it."""
+    """Where the local sidecar keeps usage, plans, credits and idempotency keys: it survives restarts, and sidecars with
+    the same Redis and ``environment_prefix`` share it. ``ttl`` has no effect: nothing of it is a cache."""
 
     environment_prefix: str
     host: str | None = None
@@ -53,6 +56,7 @@ class RedisOptions:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ttl: int | None = None
+    tls: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,8 @@ class LocalSidecarConfig:
     """Asks for a sidecar that lives with this process.
 
     ``entitlements_fallback`` maps feature ids to ``EntitlementFallback`` messages, ``Fallback`` values or the
-    documented JSON objects. The other settings steer the connection of Stigg's own sidecar to its cloud; the local
-    sidecar has none, and a warning names those that are given.
+    documented JSON objects. With ``redis`` what is counted is in Redis. The other settings steer the connection of
+    Stigg's own sidecar to its cloud; the local sidecar has none, and a warning names those that are given.
     """
 
     ws_enabled: bool | None = None
@@ -77,11 +81,15 @@ class Stigg:
     ``Stigg(ApiConfig(api_key=…), remote_sidecar_host="sidecar", remote_sidecar_port=80)`` asks a sidecar that runs
     elsewhere, without a host that of ``localhost``; the host may be a socket, as in ``unix:/run/sidecar.sock``.
     ``local_sidecar_config=LocalSidecarConfig()`` starts one as a child process on localhost:8433, from
-    ``local_sidecar_catalog`` or the demonstration catalog. If a remote one is named as well, it is asked;
-    ``offline_file`` answers from a file, in this process; ``answers`` is anything else that answers requests, and is
-    closed with the client. Threads may share it. Connections are made by the first call of each process.
+    ``local_sidecar_catalog`` or the demonstration catalog; what it counts is in memory, in the file
+    ``local_sidecar_state``, or in Redis. If a remote one is named as well, it is asked;
+    ``Stigg(OfflineConfig(…))``, or an ``offline_file``, answers in this process and asks nobody; ``offline_reports``
+    says what becomes of reports then. ``answers`` is anything else that answers requests, and is closed with the
+    client. Threads may share it. Connections are made by the first call of each process.
 
     ``tls_ca_file`` is the PEM file of the authority behind a remote sidecar's certificate; without it, plaintext.
+    ``tls_cert_file`` and ``tls_key_file`` are our own certificate, for a sidecar that asks for one; ``sidecar_api_key``
+    goes with each call, to a local sidecar that requires a key.
     ``timeout`` is the deadline of a check and ``report_timeout`` that of a report, in seconds; each method takes
     another one for a single call. ``fallbacks`` answer checks that the sidecar does not answer, whatever the reason.
 
@@ -92,24 +100,34 @@ class Stigg:
 
     def __init__(
         self,
-        api_config: ApiConfig | None = None,
+        api_config: ApiConfig | OfflineConfig | None = None,
         *,
         remote_sidecar_host: str | None = None,
         remote_sidecar_port: int | str = 80,
         local_sidecar_config: LocalSidecarConfig | None = None,
         local_sidecar_port: int | str = LOCAL_PORT,
         local_sidecar_catalog: str | os.PathLike[str] | None = None,
+        local_sidecar_state: str | os.PathLike[str] | None = None,
         offline_file: str | os.PathLike[str] | None = None,
+        offline_reports: OfflineReports | str = OfflineReports.REFUSE,
         answers: Answerer | None = None,
         tls_ca_file: str | os.PathLike[str] | None = None,
+        tls_cert_file: str | os.PathLike[str] | None = None,
+        tls_key_file: str | os.PathLike[str] | None = None,
+        sidecar_api_key: str | None = None,
         timeout: float = 1.0,
         report_timeout: float = 5.0,
         fallbacks: Mapping[str, Any] | None = None,
     ) -> None:
         asks_sidecar = remote_sidecar_host is not None or local_sidecar_config is not None
-        if sum((asks_sidecar, offline_file is not None, answers is not None)) > 1:
-            raise ConfigError("Stigg: give a sidecar (remote or local), offline_file or answers, and no two of them")
-        self.api_config = _checked_api(api_config)
+        given = api_config if isinstance(api_config, OfflineConfig) else None
+        if sum((asks_sidecar, given is not None, offline_file is not None, answers is not None)) > 1:
+            raise ConfigError(
+                "Stigg: give a sidecar (remote or local), OfflineConfig, offline_file or answers, and no two of them"
+            )
+        self.api_config = None if isinstance(api_config, OfflineConfig) else _checked_api(api_config)
+        offline = given or offline_file
+        self.offline_reports = None if offline is None else _checked_reports(offline_reports)
         for name, seconds in {"timeout": timeout, "report_timeout": report_timeout}.items():
             if not _is_timeout(seconds):
                 raise ConfigError(f"{name}: {TIMEOUT_EXPECTED}, not {seconds!r}")
@@ -121,19 +139,27 @@ class Stigg:
         self._answers: Answerer
         if answers is not None:
             self._answers = answers
-        elif offline_file is not None:
-            self._answers = _offline_answers(offline_file, self._fallbacks)
+        elif offline is not None:
+            is_counting = self.offline_reports is OfflineReports.KEEP
+            self._answers = _offline_answers(offline, self._fallbacks, is_counting)
         elif local_sidecar_config is not None and remote_sidecar_host is None:
             port = checked_port("local_sidecar_port", local_sidecar_port, lowest=0)
-            _warn_of_what_has_no_effect(local_sidecar_config)
-            self._answers = _LocalAnswers(port, local_sidecar_catalog, self._fallbacks)
+            _warn_of_what_has_no_effect(local_sidecar_config, self.api_config)
+            state = _state_variables(local_sidecar_config.redis, local_sidecar_state)
+            self._answers = _LocalAnswers(port, local_sidecar_catalog, self._fallbacks, state)
         else:
             host = DEFAULT_HOST if remote_sidecar_host is None else remote_sidecar_host
-            self._answers = Channel(host, remote_sidecar_port, tls_ca_file=tls_ca_file)
+            self._answers = Channel(
+                host,
+                remote_sidecar_port,
+                tls_ca_file=tls_ca_file,
+                tls_cert_file=tls_cert_file,
+                tls_key_file=tls_key_file,
+                api_key=sidecar_api_key,
+            )
             if local_sidecar_config is not None:
                 where = self._answers.address
                 logger.warning("the sidecar at %s is asked, and no local one started: both were given", where)
-        self.offline = offline_file is not None
 
     def get_entitlement(
         self, request: wire.GetEntitlementRequest, *, timeout: float | None = None
@@ -239,6 +265,17 @@ class Stigg:
             config = ApiConfig(NO_KEY)
         return Api(config.api_key, config.api_url or local, on_change=on_change)
 
+    def watch(self, heard: Callable[[str | None], None]) -> None:
+        """Has ``heard``, a bound method that is held weakly, called with the id of each customer whose entitlements
+        have changed, None for anybody, where the sidecar tells it: the local one does."""
+        if isinstance(self._answers, Channel):
+            self._answers.watch(heard)
+
+    @property
+    def offline(self) -> bool:
+        """Whether answers come from an ``OfflineConfig`` or a file."""
+        return self.offline_reports is not None
+
     @property
     def honours_keys(self) -> bool | None:
         """Whether reports under one idempotency key count once: yes, no, or None before the sidecar has told."""
@@ -269,6 +306,8 @@ class Stigg:
     def _report(
         self, method: str, request: Message, timeout: float | None, answer: type[Response], key: str | None
     ) -> Response:
+        if self.offline_reports is OfflineReports.REFUSE:
+            raise NotSupported(OFFLINE_REFUSES.format(method))
         return self._ask(method, request, _or(timeout, self._report_timeout), answer, key)
 
     def _ask(
@@ -287,10 +326,16 @@ class Stigg:
 class _LocalAnswers(Channel):
     """A channel to a child process that ends with it."""
 
-    def __init__(self, port: int, catalog: str | os.PathLike[str] | None, fallbacks: Mapping[str, Fallback]) -> None:
+    def __init__(
+        self,
+        port: int,
+        catalog: str | os.PathLike[str] | None,
+        fallbacks: Mapping[str, Fallback],
+        variables: Mapping[str, str],
+    ) -> None:
         from stigg_guard.sidecar.child import ChildSidecar
 
-        self._child = ChildSidecar(port=port, catalog=catalog, fallbacks=fallbacks)
+        self._child = ChildSidecar(port=port, catalog=catalog, fallbacks=fallbacks, variables=variables)
         super().__init__("127.0.0.1", self._child.port)
 
     @property
@@ -321,8 +366,30 @@ def _checked_api(config: ApiConfig | None) -> ApiConfig | None:
     return config
 
 
-def _warn_of_what_has_no_effect(config: LocalSidecarConfig) -> None:
+def _state_variables(redis: RedisOptions | None, file: str | os.PathLike[str] | None) -> Mapping[str, str]:
+    """The variables that tell a local sidecar where it keeps what it counts."""
+    if redis is None:
+        return {} if file is None else {"STIGG_SIDECAR_STATE": os.fspath(file)}
+    if file is not None:
+        raise ConfigError("Stigg: give redis or local_sidecar_state; what is counted has one home")
+    if not redis.environment_prefix:
+        raise ConfigError("RedisOptions: environment_prefix must not be empty; it is what all keys begin with")
+    told = {
+        "ENVIRONMENT_PREFIX": redis.environment_prefix,
+        "HOST": redis.host,
+        "PORT": redis.port,
+        "DB": redis.db,
+        "USERNAME": redis.username,
+        "PASSWORD": redis.password,
+        "TLS": None if redis.tls is None else int(redis.tls),
+    }
+    return {f"REDIS_{name}": str(value) for name, value in told.items() if value is not None}
+
+
+def _warn_of_what_has_no_effect(config: LocalSidecarConfig, api: ApiConfig | None) -> None:
     given = [name for name in _WITHOUT_EFFECT if getattr(config, name) is not None]
+    given += [name for name in ("edge_enabled", "edge_api_url") if getattr(api, name, None) is not None]
+    given += ["ttl"] if config.redis is not None and config.redis.ttl is not None else []
     if given:
         logger.warning("without effect on the local sidecar, which has no cloud behind it: %s", ", ".join(given))
 
@@ -335,12 +402,26 @@ def _or(given: float | None, default: float) -> float:
     return default if given is None else given
 
 
-def _offline_answers(file: str | os.PathLike[str], fallbacks: Mapping[str, Fallback]) -> Answerer:
-    from stigg_guard.sidecar.catalog import load_catalog
+def _checked_reports(given: OfflineReports | str) -> OfflineReports:
+    try:
+        return OfflineReports(given)
+    except ValueError:
+        names = ", ".join(repr(choice.value) for choice in OfflineReports)
+        raise ConfigError(f"offline_reports: expected one of {names}, not {given!r}") from None
+
+
+def _offline_answers(
+    offline: OfflineConfig | str | os.PathLike[str], fallbacks: Mapping[str, Fallback], is_counting: bool
+) -> Answerer:
+    from stigg_guard.sidecar.catalog import load_catalog, offline_catalog
     from stigg_guard.sidecar.engine import Engine
     from stigg_guard.sidecar.store import Store
 
-    return Engine(load_catalog(os.fspath(file)), Store(None), fallbacks=fallbacks, reporting=False)
+    if isinstance(offline, OfflineConfig):
+        sold = offline_catalog(offline.document, source="OfflineConfig")
+    else:
+        sold = load_catalog(os.fspath(offline))
+    return Engine(sold, Store(None), fallbacks=fallbacks, reporting=is_counting)
 
 
 def _fallbacks(given: Mapping[str, Any] | None, local: LocalSidecarConfig | None) -> Mapping[str, Fallback]:

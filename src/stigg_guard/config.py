@@ -15,6 +15,7 @@ from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.foreign import json_value, quoted
+from stigg_guard.offline import OfflineReports
 from stigg_guard.rules import Rule
 
 PREFIX = "STIGG_GUARD_"
@@ -88,14 +89,14 @@ def _converted(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("catalog", "offline_file", "tls_ca_file"):
+    for name in ("catalog", "offline_file", "tls_ca_file", "tls_cert_file", "tls_key_file"):
         if values.get(name) and not os.path.isfile(values[name]):
             yield f"{name.upper()}: there is no file {values[name]}"
     sidecar = values.get("sidecar", "")
     if sidecar == "offline" and not values.get("offline_file"):
         yield "OFFLINE_FILE: SIDECAR is 'offline', so name the file to answer from"
-    if sidecar != "offline" and values.get("offline_file"):
-        yield "OFFLINE_FILE: it is read only with SIDECAR = 'offline'"
+    if sidecar == "local" and values.get("offline_file"):
+        yield "OFFLINE_FILE: a local sidecar answers from CATALOG, which may be an offline file"
     if sidecar == "cloud" and not values.get("api_key"):
         yield "API_KEY: SIDECAR is 'cloud', so set the server key of Stigg's app that it is asked with"
     if sidecar == "offline" and values.get("catalog"):
@@ -158,7 +159,13 @@ class Config:
     offline_file: str | None = _setting(
         None,
         readers.optional_text,
-        "The file that ``offline`` answers from.",
+        "The file that ``offline`` answers from; with another sidecar, what answers until that has answered once.",
+    )
+    offline_reports: OfflineReports = _setting(
+        OfflineReports.REFUSE,
+        readers.one_of(OfflineReports),
+        "What becomes of usage while ``offline`` answers: ``refuse`` raises before it happens, ``keep`` counts it in "
+        "this process until that ends, ``ignore`` counts nothing.",
     )
     api_key: str | None = _setting(
         None,
@@ -183,6 +190,22 @@ class Config:
         readers.optional_text,
         "PEM file of the authority that signed the sidecar's certificate; none means plaintext, as "
         "Stigg's sidecar has.",
+    )
+    tls_cert_file: str | None = _setting(
+        None,
+        readers.optional_text,
+        "PEM file of our own certificate, for a sidecar that asks for one.",
+    )
+    tls_key_file: str | None = _setting(
+        None,
+        readers.optional_text,
+        "PEM file of its key.",
+    )
+    sidecar_api_key: str | None = _setting(
+        None,
+        readers.optional_text,
+        "The key that goes with each call to a local sidecar that requires one.",
+        shown=False,
     )
     timeout: float = _setting(
         1.0,

@@ -14,7 +14,7 @@
     │   ├── SidecarUnavailable          nothing answers there, and there is neither data nor fallback
     │   │   └── SidecarTimeout          the deadline passed; whether a report was counted is unknown
     │   ├── SidecarUnauthenticated      the sidecar does not accept our credentials
-    │   ├── NotSupported                this sidecar is too old for the call
+    │   ├── NotSupported                this sidecar is too old for the call, or nothing is reported offline
     │   └── SidecarStartError           the local sidecar did not start
     └── ApiError                        Stigg's API did not do what it was asked to
         ├── ApiUnavailable              it cannot be reached, or fails
@@ -168,7 +168,8 @@ class SidecarUnauthenticated(SidecarError):
 
 
 class NotSupported(SidecarError):
-    """The sidecar does not know the call (UNIMPLEMENTED): it is older than this library's contract."""
+    """The sidecar does not know the call (UNIMPLEMENTED): it is older than this library's contract. Or usage would be
+    reported offline, where nobody counts it."""
 
 
 class SidecarStartError(SidecarError):

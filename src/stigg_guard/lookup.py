@@ -21,7 +21,7 @@ from stigg_guard.cache.snapshots import (
     cache_key,
     snapshot_of,
 )
-from stigg_guard.client import ApiConfig, LocalSidecarConfig, Stigg
+from stigg_guard.client import OFFLINE_REFUSES, ApiConfig, LocalSidecarConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage
 from stigg_guard.entitlements import (
@@ -36,6 +36,7 @@ from stigg_guard.entitlements import (
 from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
 from stigg_guard.fallbacks import Fallback, fallback_answer
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
+from stigg_guard.offline import OfflineReports
 from stigg_guard.readers import split_address
 from stigg_guard.wire import Answerer
 from stigg_guard.wire import sidecar_pb2 as wire
@@ -46,6 +47,7 @@ DENIAL_SECONDS = 1.0
 SPREAD = 0.1
 """By which part of its TTL a snapshot may be refreshed early where requests are counted: those that were fetched
 together are not all fetched together again."""
+_NOT_SEEDED = (Reason.CUSTOMER_NOT_FOUND, Reason.FEATURE_NOT_FOUND, Reason.CUSTOMER_RESOURCE_NOT_FOUND)
 
 MAX_RELOADED = 10
 """For how many customers of one change the sidecar is made to read them again at once; for more, when it is asked."""
@@ -66,6 +68,8 @@ class Lookup:
         self._making = threading.Lock()
         self._making_pid = os.getpid()
         self._closed = False
+        self._has_answered = False
+        self._seed: Stigg | None = None
         self._outdated: set[Customer] = set()  # whom the sidecar has to read again before it is asked
         self._list: Callable[[Customer, Ticket], Snapshot] = self._state_v2
         self.cache = SnapshotCache(
@@ -97,6 +101,22 @@ class Lookup:
     def offline(self) -> bool:
         """Whether answers come from a file, and nothing is counted."""
         return self._config.sidecar == "offline" if self._stigg is None else self._stigg.offline
+
+    @property
+    def counts(self) -> bool:
+        """Whether usage is counted.
+
+        Raises:
+            NotSupported: answers come from a file, and ``OFFLINE_REPORTS`` refuses what would not be counted.
+        """
+        if not self._config.enabled:
+            return False
+        if not self.offline:
+            return True
+        reports = self._config.offline_reports if self._stigg is None else self._stigg.offline_reports
+        if reports is OfflineReports.REFUSE:
+            raise NotSupported(OFFLINE_REFUSES.format("usage"))
+        return reports is OfflineReports.KEEP
 
     def entitlements(self, customer: Customer) -> Mapping[str, Entitlement]:
         """All that the customer's plan has, by feature id and currency id."""
@@ -133,6 +153,8 @@ class Lookup:
         self.cache.close()
         if self._owns_stigg and self._stigg is not None:
             self._stigg.close()
+        if self._seed is not None:
+            self._seed.close()
 
     def _reload_outdated(self, customers: frozenset[str]) -> None:
         """At once, so that no process fetches in between what the sidecar knew before; what fails is made up for by
@@ -201,7 +223,7 @@ class Lookup:
                 found, snapshot = self._looked_up(feature, customer, fallback, denial_age)
                 answer = asked(found)
         except SidecarError as error:
-            return asked(self._without_data(feature, fallback, error)), None
+            return asked(self._without_data(feature, customer, fallback, error)), None
         if answer.reason is Reason.FEATURE_NOT_FOUND and fallback is not None:
             return asked(_fallen_back(feature, fallback)), None
         return answer, snapshot
@@ -225,7 +247,7 @@ class Lookup:
             answer = _about(feature, self.cache.backoff.ask(lambda: self._single(feature, customer, wanted)))
         except SidecarError as error:
             fallback = fallback or self._config.fallbacks.get(feature)
-            return self._without_data(feature, fallback, error).allows(amount)
+            return self._without_data(feature, customer, fallback, error).allows(amount)
         return changed(answer, requested_usage=amount)
 
     def _looked_up(
@@ -259,22 +281,48 @@ class Lookup:
         self.cache.add(snapshot, answer)
         return answer
 
-    def _without_data(self, feature: str, fallback: Fallback | None, error: SidecarError) -> Entitlement:
+    def _without_data(
+        self, feature: str, customer: Customer, fallback: Fallback | None, error: SidecarError
+    ) -> Entitlement:
+        seeded = self._seeded(feature, customer)
+        if seeded is not None:
+            return seeded
         if fallback is not None:
             return _fallen_back(feature, fallback)
         if self._config.on_outage is OnOutage.ERROR:
             raise error
         return assumed(feature, has_access=self._config.on_outage is OnOutage.ALLOW)
 
+    def _seeded(self, feature: str, customer: Customer) -> Entitlement | None:
+        """What ``OFFLINE_FILE`` says while the sidecar has never answered; None if it knows nothing of the customer."""
+        file = self._config.offline_file
+        if self._has_answered or file is None or self._config.sidecar == "offline":
+            return None
+        if self._seed is None:
+            self._seed = Stigg(offline_file=file)
+        answer = entitlement_from_wire(
+            self._seed.get_entitlement_v2(_about_one(feature, customer)).entitlement,
+            feature_id=feature,
+            source=Source.OFFLINE,
+        )
+        return None if answer.reason in _NOT_SEEDED else answer
+
     def _fetch(self, customer: Customer) -> Snapshot:
         if customer in self._outdated:
             self._reload(customer)
         ticket = self._next_ticket(customer)
         try:
-            return self._list(customer, ticket)
+            snapshot = self._list(customer, ticket)
         except NotSupported:
             self._list = self._state_v1 if self._list == self._state_v2 else _no_list
             return self._fetch(customer)
+        self._has_answered = True
+        self.stigg.watch(self._heard)
+        return snapshot
+
+    def _heard(self, customer: str | None) -> None:
+        """The sidecar tells that a customer has changed, or anybody."""
+        self.cache.forget(AllOf(customer))
 
     def _next_ticket(self, customer: Customer) -> Ticket:
         """A checked answer needs no ledger: without one, the snapshot counts as no newer than the last."""
@@ -338,11 +386,24 @@ def _client(config: Config, clock: Clock) -> Stigg:
             api, local_sidecar_config=local, local_sidecar_port=0, local_sidecar_catalog=config.catalog, **options
         )
     if config.sidecar == "offline":
-        return Stigg(api, offline_file=config.offline_file, **options)
+        return Stigg(api, offline_file=config.offline_file, offline_reports=config.offline_reports, **options)
     if config.sidecar == "cloud":
         return Stigg(api, answers=cloud_answers(config, clock), **options)
     host, port = split_address(config.sidecar)
-    return Stigg(api, remote_sidecar_host=host, remote_sidecar_port=port, tls_ca_file=config.tls_ca_file, **options)
+    return Stigg(
+        api,
+        remote_sidecar_host=host,
+        remote_sidecar_port=port,
+        tls_ca_file=config.tls_ca_file,
+        tls_cert_file=config.tls_cert_file,
+        tls_key_file=config.tls_key_file,
+        sidecar_api_key=config.sidecar_api_key,
+        **options,
+    )
+
+
+def _about_one(feature: str, customer: Customer) -> wire.GetEntitlementV2Request:
+    return wire.GetEntitlementV2Request(customer_id=customer.id, resource_id=customer.resource, feature_id=feature)
 
 
 def _no_list(_customer: Customer, ticket: Ticket) -> Snapshot:

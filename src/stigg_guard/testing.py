@@ -23,19 +23,24 @@ from datetime import datetime, timedelta, timezone
 from functools import wraps
 from inspect import getattr_static, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from math import isclose
+from time import sleep
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
+from google.protobuf.message import Message
+
 from stigg_guard.amounts import Amount
+from stigg_guard.channel.statuses import error_of
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import ConfigError, FeatureDenied, RealLedgerWarning
+from stigg_guard.errors import ConfigError, FeatureDenied, RealLedgerWarning, SidecarTimeout
 from stigg_guard.guard import Workings, work_with
 from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Observer
+from stigg_guard.sidecar.faults import Fault, Faults, Injected, parse_faults
 from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan
 from stigg_guard.usage.holds import Holds
 from stigg_guard.usage.messages import usage_of
@@ -98,6 +103,7 @@ class StandIn:
         self._reports: _Reports = outer._reports if outer is not None else _Reports()
         self._first_report = len(self._reports.made)
         self._plan: OnePlan = OnePlan(given, outer._plan if outer is not None else None, self._time.now)
+        self._answers: _Answers = _Answers(self._plan, outer._answers.faults if outer is not None else {})
         self._making = threading.Lock()
         self._begin_work()
 
@@ -130,6 +136,18 @@ class StandIn:
         """Goes to an instant, which is in UTC unless it says otherwise; time goes on from there."""
         aware = instant if instant.tzinfo is not None else instant.replace(tzinfo=timezone.utc)
         self.travel(aware - self.now())
+
+    def fault(self, *faults: str) -> None:
+        """Makes answers late, refused or lost from now on, as ``stigg-guard sidecar --fault`` does; none ends that.
+
+        ``"ReportUsage:error=UNAVAILABLE"``, ``"latency=2"`` for all methods, ``"ReportUsage:drop=0.5"``. Nobody sleeps
+        for an answer that is later than its deadline.
+
+        Raises:
+            ConfigError: one of them is none, or the override has ended.
+        """
+        innermost, parsed = self._innermost(), parse_faults(" ".join(faults))
+        innermost._answers.faults = parsed
 
     @property
     def reported(self) -> Sequence[Report]:
@@ -168,7 +186,7 @@ class StandIn:
     def _begin_work(self) -> None:
         self._clock = Clock(now=self._time.now)
         self._ledger = ledger_from_url("memory://", self._clock)
-        self._lookup = Lookup(_CONFIG, self._clock, self._ledger, Stigg(answers=self._plan))
+        self._lookup = Lookup(_CONFIG, self._clock, self._ledger, Stigg(answers=self._answers))
         self._holds: dict[Holds, Holds] = {}
         # A test's transaction is rolled back after the test: the ledger is there as long as anybody holds units in it.
         weakref.finalize(self._lookup, self._ledger.close)
@@ -245,6 +263,38 @@ class Override:
             _decorate_class(decorated, self._given)
             return decorated
         return _within(lambda *_: _standing_in(self._given), decorated)
+
+
+class _Answers:
+    """Answers as a plan does, with faults by method."""
+
+    def __init__(self, plan: OnePlan, faults: Mapping[str, Fault]) -> None:
+        self._plan = plan
+        self.faults = faults
+
+    @property
+    def honours_keys(self) -> bool:
+        return self._plan.honours_keys
+
+    def answer(
+        self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> Message:
+        is_report = method.startswith("Report")
+
+        def wait(seconds: float) -> None:
+            if timeout is not None and seconds >= timeout:
+                message = f"{method}: a fault on purpose is later than the deadline of {timeout:g} s"
+                raise SidecarTimeout(message, code="DEADLINE_EXCEEDED", outcome_unknown=is_report)
+            sleep(seconds)
+
+        answer = Faults(self.faults, wait).wrap(method, self._plan.answer)
+        try:
+            return cast(Message, answer(method, request, timeout=timeout, idempotency_key=idempotency_key))
+        except Injected as fault:
+            raise error_of(fault, method, is_report=is_report, sent=True) from None
+
+    def close(self) -> None:
+        self._plan.close()
 
 
 class _Time:

@@ -69,6 +69,13 @@ def api(browser: Browser, sidecar: Sidecar, tmp_path: Path) -> Iterator[Visitor]
         yield visitor
 
 
+@pytest.fixture
+def status(browser: Browser, sidecar: Sidecar) -> Iterator[Visitor]:
+    """Somebody who looks at the status page of the local sidecar, with the token for changes."""
+    with _visiting(browser, f"http://{sidecar.http_address}", sidecar.page_url) as visitor:
+        yield visitor
+
+
 def _shop_in(folder: Path) -> dict[str, str]:
     return {"DJANGO_SETTINGS_MODULE": "shop.settings", "SHOP_DATA": str(folder)}
 
@@ -106,11 +113,11 @@ def _serving(folder: Path, command: list[str], environ: dict[str, str]) -> Itera
 
 
 @contextmanager
-def _visiting(browser: Browser, address: str) -> Iterator[Visitor]:
+def _visiting(browser: Browser, address: str, first: str = "/") -> Iterator[Visitor]:
     with browser.new_context(base_url=address) as context:
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
         visitor = Visitor(page)
-        page.goto("/")
+        page.goto(first)
         yield visitor
         visitor.check()

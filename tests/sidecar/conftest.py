@@ -8,11 +8,14 @@ import grpc
 import pytest
 
 from sidecar.contract import NOW, Client
+from sidecar.processes import start
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.sidecar.catalog import demo_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.store import Store
+
+__all__ = ["start"]
 
 
 @pytest.fixture

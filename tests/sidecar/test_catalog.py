@@ -265,7 +265,7 @@ def test_faults_of_offline_json_are_named_at_once_with_lines():
         "  line 5, customers.c1.entitlements.f2: needs value, or isUnlimited",
         "  line 6, customers.c1.entitlements.f3.usageLimit: must be a number, 0 or more, not nan",
         "  line 8, customers.c2.entitlements.f3.type: is METERED for another customer; a feature has one type",
-        "  line 8, customers.c2.plan: unknown key; expected one of entitlements",
+        "  line 8, customers.c2.plan: unknown key; expected one of entitlements, resources",
     ]
 
 

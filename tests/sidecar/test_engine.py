@@ -151,7 +151,8 @@ usage = { f = 4 }
 
 def test_state_with_a_plan_that_the_catalog_lacks_is_refused(state):
     store = Store(state)
-    store.assign_plan(CUSTOMER, "", "grwth")
+    with store.transaction() as transaction:
+        transaction.assign_plan(CUSTOMER, "", "grwth")
     with pytest.raises(ConfigError, match=r"customer-demo-01 was given the plan 'grwth'.*did you mean 'growth'"):
         Engine(demo_catalog(), store)
     Engine(Catalog(), store).close()

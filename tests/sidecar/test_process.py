@@ -2,72 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import grpc
 import pytest
 import requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from sidecar.processes import FREE_PORTS, ONE_TEMPLATE, READY, Start, call, templates_used
 from stigg_guard.wire import METHODS
 from stigg_guard.wire.sidecar_pb2 import ReportUsageRequest
-
-FREE_PORTS = ("--port", "0", "--http-port", "0")
-READY = re.compile(r"ready grpc=(127\.0\.0\.1:\d+) http=(127\.0\.0\.1:\d+)\n")
-ONE_TEMPLATE = ReportUsageRequest(customer_id="customer-demo-01", feature_id="feature-templates", value=1)
-
-
-@dataclass(frozen=True)
-class Running:
-    process: subprocess.Popen[str]
-    address: str
-    http_address: str
-
-    def end(self) -> int:
-        """Wait for the end, and return the exit status."""
-        return self.process.wait(30)
-
-
-Start = Callable[..., Running]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Start sidecars on free ports; kill those that still run at the end of the test."""
-    with ExitStack() as processes:
-
-        def start(
-            *options: str,
-            module: tuple[str, ...] = ("stigg_guard.sidecar",),
-            stderr: int | None = None,
-            **environment: str,
-        ) -> Running:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *module, *FREE_PORTS, *options],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                env={**os.environ, **environment},
-            )
-            processes.enter_context(process)
-            processes.callback(process.kill)
-            ready = READY.fullmatch(process.stdout.readline() if process.stdout else "")
-            assert ready
-            return Running(process, ready[1], ready[2])
-
-        yield start
 
 
 def refused(*arguments: str, **environment: str) -> str:
@@ -86,20 +39,6 @@ def refused(*arguments: str, **environment: str) -> str:
     return done.stderr
 
 
-def call(channel: grpc.Channel, method: str, request: Any) -> Any:
-    path, _, response = METHODS[method]
-    ask = channel.unary_unary(
-        path, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
-    )
-    return ask(request, timeout=20)
-
-
-def templates_used(address: str) -> float:
-    request = METHODS["GetMeteredEntitlement"].request(customer_id="customer-demo-01", feature_id="feature-templates")
-    with grpc.insecure_channel(address) as channel:
-        return float(call(channel, "GetMeteredEntitlement", request).entitlement.current_usage)
-
-
 # Starting
 
 
@@ -108,6 +47,16 @@ def test_ready_line_comes_first_and_both_ports_answer(start: Start, module: tupl
     sidecar = start(module=module)
     assert templates_used(sidecar.address) == 3
     assert requests.get(f"http://{sidecar.http_address}/readyz", timeout=10).json() == {"status": "UP"}
+
+
+def test_the_address_of_the_status_page_comes_next(start: Start) -> None:
+    sidecar = start()
+    assert sidecar.process.stdout
+    page = re.fullmatch(r"page (http://\S+/)#(\S+)\n", sidecar.process.stdout.readline())
+    assert page
+    assert page[1] == f"http://{sidecar.http_address}/"
+    advance = {"json": {"seconds": 60}, "headers": {"X-Sidecar-Token": page[2]}, "timeout": 10}
+    assert requests.post(f"{page[1]}changes/clock", **advance).status_code == 204
 
 
 def test_catalog_and_fallbacks_are_those_that_it_is_given(start: Start, tmp_path: Path) -> None:
@@ -176,6 +125,40 @@ def test_state_in_use_is_refused(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("port", ["65536", "-1", "http"])
 def test_port_that_is_none_is_refused(port: str) -> None:
     assert "0 to 65535" in refused("-m", "stigg_guard.sidecar", f"--port={port}")
+
+
+def test_a_wrong_variable_is_refused() -> None:
+    assert "LOG_LEVEL: expected one of error" in refused("-m", "stigg_guard.sidecar", *FREE_PORTS, LOG_LEVEL="loud")
+
+
+def test_the_configuration_is_printed_with_secrets_masked() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stigg_guard", "sidecar", "--print-config", "--host", "::1"],
+        env={**os.environ, "SERVER_API_KEY": "server-1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert "STIGG_SIDECAR_HOST=::1  # --host\n" in done.stdout
+    assert "SERVER_API_KEY=********  # SERVER_API_KEY\n" in done.stdout
+
+
+def test_variables_are_those_of_stigg_s_container(start: Start) -> None:
+    said = start(
+        "--log-format",
+        "json",
+        stderr=subprocess.PIPE,
+        OFFLINE="TRUE",
+        ENTITLEMENTS_FALLBACK='{"f": true}',
+        WS_ENABLED="1",
+    )
+    request = METHODS["GetBooleanEntitlement"].request(customer_id="anybody", feature_id="f")
+    with grpc.insecure_channel(said.address) as channel:
+        assert call(channel, "GetBooleanEntitlement", request).is_fallback
+    assert said.process.stderr
+    told = json.loads(said.process.stderr.readline())
+    assert (told["level"], told["message"].endswith("behind it: WS_ENABLED")) == ("warning", True)
 
 
 @pytest.mark.parametrize("package", ["prometheus_client", "grpc_health", "grpc_reflection"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import grpc
@@ -353,3 +354,21 @@ def test_unexpected_failure_is_logged_and_not_sent(
     assert failed.value.code() is grpc.StatusCode.INTERNAL
     assert failed.value.details() == "ReportUsage failed; the sidecar's log says why"
     assert "Traceback" in caplog.text
+
+
+def test_mutated_requests_are_refused_in_order_and_nothing_is_logged(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = Random(7)
+    whole = client.message("GetMeteredEntitlementRequest")(customer_id=DEMO, feature_id="feature-templates")
+    codes = set()
+    for _ in range(500):
+        body = bytearray(whole.SerializeToString())
+        for _ in range(3):
+            body[chance.randrange(len(body))] = chance.randrange(256)
+        try:
+            client.send("GetMeteredEntitlement", bytes(body))
+        except grpc.RpcError as error:
+            codes.add(error.code())
+    assert codes == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert caplog.records == []

@@ -66,6 +66,15 @@ def test_metrics_count_requests_by_method_and_status(sidecar: Sidecar, client: C
     text = requests.get(url(sidecar, "/metrics"), timeout=10).text
     assert 'sidecar_requests_total{code="OK",method="ReportUsage"} 1.0' in text
     assert 'sidecar_requests_total{code="INVALID_ARGUMENT",method="ReportUsage"} 1.0' in text
+    assert 'sidecar_request_duration_seconds_count{method="ReportUsage"} 1.0' in text
+
+
+def test_metrics_count_checks_that_were_answered_from_what_is_known(sidecar: Sidecar, client: Client) -> None:
+    client.templates_used()
+    client("ReportUsage", **report(1))
+    text = requests.get(url(sidecar, "/metrics"), timeout=10).text
+    assert "sidecar_cache_hits_total 1.0" in text
+    assert "sidecar_cache_misses_total 0.0" in text
 
 
 @pytest.mark.parametrize("cause", ["initialization", "invalid_api_key", "network_request", "redis_client"])
@@ -74,7 +83,7 @@ def test_metrics_have_the_error_counters_of_the_hosted_sidecar(sidecar: Sidecar,
 
 
 def test_unknown_page_is_not_found(sidecar: Sidecar) -> None:
-    answer = requests.get(url(sidecar, "/"), timeout=10)
+    answer = requests.get(url(sidecar, "/nowhere"), timeout=10)
     assert answer.status_code == 404
     assert answer.headers["Content-Type"] == "application/problem+json"
 

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from stigg_guard.errors import ConfigError
-from stigg_guard.sidecar.store import ANSWERS_KEPT, CounterKey, EventKey, Store, StoredResponse
+from stigg_guard.sidecar.state import ANSWERS_KEPT, CounterKey, EventKey, StateUnavailable, StoredResponse
+from stigg_guard.sidecar.store import Store
 
 KEY = CounterKey("customer", "", "feature", "")
 EVENT = EventKey("1.0", "customer", "", "login", "key")
@@ -57,8 +58,9 @@ def test_file_remembers_usage_plans_events_and_values(path):
         transaction.set_usage(KEY, 3.5)
         assert transaction.is_new_event(EVENT)
         assert transaction.is_new_value(KEY, "'user-01'")
-    store.assign_plan("customer", "", "growth")
-    store.assign_plan("customer", "site", None)
+    with store.transaction() as transaction:
+        transaction.assign_plan("customer", "", "growth")
+        transaction.assign_plan("customer", "site", None)
     store.close()
     again = Store(path)
     assert again.usage(KEY) == 3.5
@@ -122,6 +124,19 @@ def test_committed_usage_survives_a_kill(path):
         assert process.stdout.readline() == "committed\n"
         os.kill(process.pid, signal.SIGKILL)
     assert reopened_usage(path) == 7
+
+
+def test_file_that_cannot_be_written_refuses_the_step_and_takes_the_next(path):
+    store = Store(path)
+    store._connection.execute("PRAGMA query_only = 1")  # as a disk that is full
+    with pytest.raises(StateUnavailable, match=r"state\.sqlite: .*readonly"), store.transaction() as transaction:
+        transaction.set_usage(KEY, 3)
+    assert store.usage(KEY) == 0
+    store._connection.execute("PRAGMA query_only = 0")
+    with store.transaction() as transaction:
+        transaction.set_usage(KEY, 4)
+    store.close()
+    assert reopened_usage(path) == 4
 
 
 def test_file_in_use_is_refused(path):

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from stigg_guard.channel.callers import Callers
+from stigg_guard.channel.news import Listener
 from stigg_guard.channel.route import Call, Route
 from stigg_guard.channel.statuses import error_of
 from stigg_guard.channel.target import Target, checked_port
@@ -42,7 +43,7 @@ class Channel:
     Nothing is opened before the first call of each process.
 
     Raises:
-        ConfigError: the host or the port is none, or ``tls_ca_file`` cannot be read or holds no certificate.
+        ConfigError: the host, the port or the key is none, or a file cannot be read or holds no certificate.
     """
 
     def __init__(
@@ -51,14 +52,17 @@ class Channel:
         port: int | str,
         *,
         tls_ca_file: str | os.PathLike[str] | None = None,
+        tls_cert_file: str | os.PathLike[str] | None = None,
+        tls_key_file: str | os.PathLike[str] | None = None,
+        api_key: str | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._target = Target.of(host, port, tls_ca_file)
+        self._target = Target.of(host, port, tls_ca_file, tls_cert_file, tls_key_file, api_key)
         self._clock = clock or Clock()
         self._lock = threading.Lock()
         self._process: _Process | None = None
         self._inherited: list[_Process] = []
-        self._closed = False
+        self._closed = self._has_watched = False
         self.address = self._target.address
         self.honours_keys: bool | None = None
         """Whether the sidecar counts reports of one idempotency key once; None until it has told."""
@@ -80,6 +84,16 @@ class Channel:
         call = Call(method, body, deadline, idempotency_key)
         process = self._own_process()
         return process.callers.run(partial(self._answered, process.route, call))
+
+    def watch(self, heard: Callable[[str | None], None]) -> None:
+        """Has ``heard``, a bound method, called with each customer whose entitlements have changed, None for anybody,
+        where the sidecar tells it. A second time in the same process does nothing. This cannot fail."""
+        process = self._process
+        if process is not None and process.pid == os.getpid() and process.listener is None:
+            with self._lock:
+                if process.listener is None and not self._closed:
+                    process.listener = Listener(self._target, heard, self._has_watched)
+                    self._has_watched = True
 
     def close(self) -> None:
         """Ends calls in flight; new ones fail. Closing twice is harmless."""
@@ -136,8 +150,12 @@ class Channel:
         return error_of(status, what, is_report=call.is_report, sent=call.sent, proxy=proxy, fault=fault)
 
     def _before_fork(self) -> None:
-        if self._process is not None:
-            self._process.callers.hold_back()
+        process = self._process
+        if process is not None:
+            process.callers.hold_back()
+            if process.listener is not None and process.pid == os.getpid():
+                process.listener.stop()
+                process.listener = None  # it is opened again by the next fetch
 
     def _after_fork_in_parent(self) -> None:
         if self._process is not None:
@@ -157,12 +175,15 @@ class _Process:
         self.pid = os.getpid()
         self.callers = Callers(clock)
         self.route = Route(target, clock, self.callers.post)
+        self.listener: Listener | None = None
         self.warned = False
         weakref.finalize(channel, self.end).atexit = False
 
     def end(self) -> None:
         """Ends its threads and connections. A child that inherited it leaves its parent's alone."""
         if self.pid == os.getpid():
+            if self.listener is not None:
+                self.listener.stop()
             self.callers.end(self.route.close)
 
 

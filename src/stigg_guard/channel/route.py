@@ -217,6 +217,7 @@ class _Connection:
 
     def __init__(self, target: Target) -> None:
         self.channel = target.open()
+        self._metadata = target.metadata
         self._calls: dict[str, Any] = {
             name: self.channel.unary_unary(method.path, None, None) for name, method in METHODS.items()
         }
@@ -227,7 +228,7 @@ class _Connection:
     def ask(self, call: Call, timeout: float) -> tuple[bytes, Any]:
         """The answer and the call that it ended. Raises ``grpc.RpcError`` for any status but OK."""
         key = call.idempotency_key
-        metadata = (("idempotency-key", key),) if key else None
+        metadata = (*self._metadata, ("idempotency-key", key)) if key else self._metadata
         with self._noticing():
             answer: tuple[bytes, Any] = self._calls[call.method].with_call(
                 call.request, timeout=timeout, metadata=metadata

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -13,6 +13,8 @@ import grpc
 
 from stigg_guard.channel.tls import Authority, read_authority, tls_fault
 from stigg_guard.errors import ConfigError
+from stigg_guard.urls import is_api_key
+from stigg_guard.wire import API_KEY
 
 # gRPC waits up to two minutes between attempts to connect: right for a network, wrong for a sidecar on this host.
 # Channels of equal options would share their connections, those that are dead or a parent's as well.
@@ -34,21 +36,36 @@ _NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Target:
-    """A sidecar's ``host`` and ``port``; without an ``authority`` it speaks plaintext."""
+    """A sidecar's ``host`` and ``port``; without an ``authority`` it speaks plaintext. ``metadata`` goes with each call
+    and may hold a key."""
 
     host: str
     port: int
     authority: Authority | None
+    metadata: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, host: str, port: int | str, tls_ca_file: str | os.PathLike[str] | None) -> Target:
+    def of(
+        cls,
+        host: str,
+        port: int | str,
+        tls_ca_file: str | os.PathLike[str] | None = None,
+        tls_cert_file: str | os.PathLike[str] | None = None,
+        tls_key_file: str | os.PathLike[str] | None = None,
+        api_key: str | None = None,
+    ) -> Target:
         """The target that these settings of a client name.
 
         Raises:
-            ConfigError: the host or the port is none, or the file cannot be read or holds no certificate.
+            ConfigError: the host, the port or the key is none, or a file cannot be read or holds no certificate.
         """
-        authority = None if tls_ca_file is None else read_authority(tls_ca_file)
-        return cls(_checked_host(host), checked_port("remote_sidecar_port", port), authority)
+        if tls_ca_file is None and (tls_cert_file or tls_key_file):
+            raise ConfigError("TLS_CERT_FILE: a certificate of our own is shown over TLS; name TLS_CA_FILE, too")
+        if api_key is not None and not is_api_key(api_key):
+            raise ConfigError("SIDECAR_API_KEY: expected a text of ASCII without spaces; copy it again")
+        authority = None if tls_ca_file is None else read_authority(tls_ca_file, tls_cert_file, tls_key_file)
+        metadata = () if api_key is None else ((API_KEY, api_key),)
+        return cls(_checked_host(host), checked_port("remote_sidecar_port", port), authority, metadata)
 
     @property
     def address(self) -> str:
@@ -72,7 +89,9 @@ class Target:
         options = (*_OPTIONS, ("grpc.enable_http_proxy", int(not self._is_here)))
         if self.authority is None:
             return grpc.insecure_channel(self.address, options=options)
-        credentials = grpc.ssl_channel_credentials(root_certificates=self.authority.pem)
+        credentials = grpc.ssl_channel_credentials(
+            self.authority.pem, private_key=self.authority.key, certificate_chain=self.authority.certificate
+        )
         return grpc.secure_channel(self.address, credentials, options=options)
 
     def tls_fault(self, timeout: float) -> str:

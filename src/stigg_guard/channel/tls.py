@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stigg_guard.errors import ConfigError
@@ -13,17 +13,23 @@ from stigg_guard.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class Authority:
-    """The certificates of a PEM file."""
+    """The certificates of a PEM file, and our own certificate with its key, for a sidecar that asks for one."""
 
     pem: bytes
     context: ssl.SSLContext
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
 
 
-def read_authority(path: str | os.PathLike[str]) -> Authority:
-    """The authority in a PEM file.
+def read_authority(
+    path: str | os.PathLike[str],
+    cert_file: str | os.PathLike[str] | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+) -> Authority:
+    """The authority in a PEM file, and our own certificate and key in two others.
 
     Raises:
-        ConfigError: the file cannot be read, or holds no certificate.
+        ConfigError: a file cannot be read, holds no certificate, or certificate and key do not belong together.
     """
     context = _context()
     try:
@@ -33,7 +39,19 @@ def read_authority(path: str | os.PathLike[str]) -> Authority:
         raise ConfigError(f"TLS_CA_FILE: {path} holds no certificate; name the authority's PEM file") from None
     except OSError as error:
         raise ConfigError(f"TLS_CA_FILE: {path} cannot be read: {error.strerror}") from error
-    return Authority(pem, context)
+    if cert_file is None or key_file is None:
+        if cert_file is not key_file:
+            raise ConfigError("TLS_CERT_FILE, TLS_KEY_FILE: a certificate and its key go together; name both")
+        return Authority(pem, context)
+    try:
+        context.load_cert_chain(cert_file, key_file, password=lambda: "")
+        return Authority(pem, context, Path(cert_file).read_bytes(), Path(key_file).read_bytes())
+    except ssl.SSLError:
+        raise ConfigError(
+            f"TLS_CERT_FILE, TLS_KEY_FILE: {cert_file} and {key_file} are no certificate and its key without password"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"TLS_CERT_FILE, TLS_KEY_FILE: cannot be read: {error.strerror}") from None
 
 
 def tls_fault(host: str, port: int, authority: Authority | None, timeout: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -38,7 +39,6 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _resource = click.option("--resource", metavar="ID", help="A resource of the customer.")
 _ids = click.argument("ids", nargs=-1, metavar="[ID]...")
 _all = click.option("--all", "every", is_flag=True, help="Every dead and uncertain entry.")
-_port = click.IntRange(0, 65535)
 
 
 @stigg.command()
@@ -132,21 +132,23 @@ def drain(timeout: float, as_json: bool) -> None:
 @stigg.command()
 @click.option("--catalog", metavar="FILE", help="What is sold.  [default: STIGG_GUARD_CATALOG or a demonstration]")
 @click.option("--state", metavar="FILE", help="Where usage is kept.  [default: in memory]")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=_port, default=PORT, show_default=True, help="For gRPC; 0 for a free one.")
-@click.option("--http-port", type=_port, default=HTTP_PORT, show_default=True, help="For HTTP; 0 for a free one.")
-def sidecar(catalog: str | None, state: str | None, host: str, port: int, http_port: int) -> None:
+@click.option("--host", metavar="HOST", help="Where it listens.  [default: 127.0.0.1]")
+@click.option("--port", "grpc_port", metavar="PORT", help=f"For gRPC; 0 for a free one.  [default: {PORT}]")
+@click.option("--http-port", metavar="PORT", help=f"For HTTP; 0 for a free one.  [default: {HTTP_PORT}]")
+@click.option("--log-level", metavar="LEVEL", help="error, warn, info or debug.  [default: info]")
+@click.option("--log-format", metavar="FORMAT", help="text or json.  [default: text]")
+@click.option("--fault", "faults", multiple=True, metavar="FAULT", help="Faults on purpose, such as latency=0.2.")
+@click.option("--print-config", is_flag=True, help="Print every setting, and end.")
+def sidecar(print_config: bool, faults: tuple[str, ...], **given: str | None) -> None:
     """Run a local sidecar, which needs no account, until Ctrl-C. It takes its catalog in again when that changes."""
-    from stigg_guard.sidecar.__main__ import serve  # it is large, and every worker of the site has this file
+    from stigg_guard.sidecar.__main__ import run  # it is large, and every worker of the site has this file
 
+    given["catalog"] = given["catalog"] or app_guard().guard.config.catalog
     try:
-        serve(
-            catalog=catalog or app_guard().guard.config.catalog,
-            state=state,
-            host=host,
-            port=port,
-            http_port=http_port,
-            reload=True,
+        run(
+            Namespace(
+                **given, faults=list(faults) or None, print_config=print_config, reload=True, exit_with_stdin=False
+            )
         )
     except StiggGuardError as error:
         raise _Failure(str(error)) from error

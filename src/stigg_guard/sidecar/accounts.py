@@ -10,7 +10,7 @@ from typing import Any
 
 from stigg_guard.sidecar.catalog import Catalog, Plan
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
-from stigg_guard.sidecar.store import RecordKey, Store
+from stigg_guard.sidecar.state import RecordKey, State
 from stigg_guard.sidecar.subscriptions import CUSTOMER, PROMOTION, SUBSCRIPTION, Denied, Subscriber, Subscriptions
 from stigg_guard.wire import sidecar_pb2 as pb
 
@@ -36,7 +36,7 @@ class Accounts:
     """Reads and changes who is a customer and has subscribed to what. Changes stay in the store."""
 
     def __init__(
-        self, catalog: Catalog, store: Store, subscriptions: Subscriptions, now: Callable[[], datetime]
+        self, catalog: Catalog, store: State, subscriptions: Subscriptions, now: Callable[[], datetime]
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -54,13 +54,20 @@ class Accounts:
         customer = self._subscriptions.customer(customer_id)
         return customer is not None and customer.archived
 
+    def customers(self) -> list[str]:
+        """The ids of all customers, of the catalog and those that were made since."""
+        made = (key.customer for key in self._store.records(CUSTOMER))
+        return sorted({*self._catalog.customers, *made})
+
     def put_customer(self, customer_id: str, details: Mapping[str, Any]) -> None:
         """Make a customer, or change one: of its details those that are given."""
         now = self._now().isoformat()
-        known = self._store.record(RecordKey(CUSTOMER, customer_id, "")) or {}
-        is_new = not known and customer_id not in self._catalog.customers
-        created = {"createdAt": now} if is_new else {}
-        self._store.keep(RecordKey(CUSTOMER, customer_id, ""), {**created, **known, **details, "updatedAt": now})
+        key = RecordKey(CUSTOMER, customer_id, "")
+        with self._store.transaction() as transaction:
+            known = transaction.record(key) or {}
+            is_new = not known and customer_id not in self._catalog.customers
+            created = {"createdAt": now} if is_new else {}
+            transaction.keep(key, {**created, **known, **details, "updatedAt": now})
 
     def subscribe(
         self, customer_id: str, resource_id: str, plan: str, details: Mapping[str, Any], subscription_id: str | None
@@ -72,8 +79,9 @@ class Accounts:
             "startDate": (before.starts if before else self._now()).isoformat(),
             **details,
         }
-        self._store.keep(RecordKey(SUBSCRIPTION, customer_id, resource_id), kept)
-        self._store.assign_plan(customer_id, resource_id, plan)
+        with self._store.transaction() as transaction:
+            transaction.keep(RecordKey(SUBSCRIPTION, customer_id, resource_id), kept)
+            transaction.assign_plan(customer_id, resource_id, plan)
         made = self.subscription(customer_id, resource_id)
         assert made is not None, "it was made just now"
         return made
@@ -81,8 +89,9 @@ class Accounts:
     def change(self, subscription: Subscription, details: Mapping[str, Any]) -> None:
         """Change of a subscription what is given."""
         key = RecordKey(SUBSCRIPTION, subscription.subscriber.customer, subscription.subscriber.resource)
-        known = self._store.record(key) or {"id": subscription.id, "startDate": subscription.starts.isoformat()}
-        self._store.keep(key, {**known, **details})
+        made = {"id": subscription.id, "startDate": subscription.starts.isoformat()}
+        with self._store.transaction() as transaction:
+            transaction.keep(key, {**(transaction.record(key) or made), **details})
 
     def cancel(self, subscription: Subscription, at: datetime) -> None:
         """End a subscription, now or then."""
@@ -112,10 +121,11 @@ class Accounts:
 
     def subscriptions(self, customer_id: str | None = None) -> Iterator[Subscription]:
         """Those that everybody has now, or one customer and its resources."""
-        known = {(one.id, resource) for one in self._catalog.customers.values() for resource in ("", *one.resources)}
-        known |= self._store.plans().keys()
+        named = self._catalog.customers if customer_id is None else self._catalog.customers.keys() & {customer_id}
+        known = {(id_, resource) for id_ in named for resource in ("", *self._catalog.customers[id_].resources)}
+        known |= {key for key in self._store.plans() if customer_id in (None, key[0])}
         for customer, resource in sorted(known):
-            if customer_id in (None, customer) and (found := self.subscription(customer, resource)) is not None:
+            if (found := self.subscription(customer, resource)) is not None:
                 yield found
 
     def billing_period(self, subscription: Subscription) -> Period:

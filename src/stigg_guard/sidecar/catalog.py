@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from stigg_guard.amounts import QUANTA_PER_UNIT, quanta
 from stigg_guard.errors import ConfigError
-from stigg_guard.sidecar.document import Table, read_json, read_toml
+from stigg_guard.sidecar.document import Faults, Table, read_json, read_toml, without_nulls
 from stigg_guard.sidecar.periods import RESETS
 
 KINDS = ("boolean", "numeric", "enum", "metered")
@@ -20,7 +21,8 @@ AGGREGATIONS = ("count", "sum", "count_unique", "max")
 UNKNOWN = "unknown"
 """The kind of a feature that does not say it rightly: what refers to it is not refused a second time."""
 
-_OFFLINE_KINDS = tuple(kind.upper() for kind in KINDS)
+_CREDIT = "credit"
+_OFFLINE_KINDS = tuple(kind.upper() for kind in (*KINDS, _CREDIT))
 _EXAMPLES = {"numeric": "{ value = 100 }", "enum": '{ values = ["eu"] }', "metered": "{ limit = 6 }"}
 
 
@@ -117,12 +119,14 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class CatalogCustomer:
-    """A customer as the catalog has it, whose resources have plans and usage of their own."""
+    """A customer as the catalog has it, whose resources have plans and usage of their own. With ``is_any_resource``
+    what the customer has is what each resource has that is not among them."""
 
     id: str
     account: Account
     archived: bool = False
     resources: Mapping[str, Account] = field(default_factory=dict)
+    is_any_resource: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,27 +199,52 @@ def parse_catalog(text: str, *, source: str = "catalog") -> Catalog:
 def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
     """The catalog that the documented offline JSON describes. Raises ``ConfigError``.
 
-    Each customer gets a plan of its own, named as the customer, with the entitlements listed there.
+    Each customer, and each resource that it names, gets a plan of its own with the entitlements listed there. A
+    customer that names no resources answers for any.
     """
-    root, faults = read_json(text, source)
-    features: dict[str, Feature] = {}
+    return _offline_catalog(*read_json(text, source))
+
+
+def offline_catalog(document: Mapping[str, Any], *, source: str) -> Catalog:
+    """As :func:`parse_offline`, of what is parsed already."""
+    faults = Faults(source)
+    return _offline_catalog(Table(faults, (), without_nulls(document)), faults)
+
+
+def _offline_catalog(root: Table, faults: Faults) -> Catalog:
+    kinds: dict[str, str] = {}
     plans: dict[str, Plan] = {}
     customers: dict[str, CatalogCustomer] = {}
     for customer_id, table in root.tables("customers"):
-        entitlements: dict[str, Grant] = {}
-        for feature_id, given in table.tables("entitlements"):
-            if kind := given.required_choice("type", _OFFLINE_KINDS):
-                feature = features.setdefault(feature_id, Feature(feature_id, kind.lower()))
-                if feature.kind != kind.lower():
-                    given.fault("type", f"is {feature.kind.upper()} for another customer; a feature has one type")
-                entitlements[feature_id] = _offline_grant(given, kind.lower())
-                given.end()
+        plans[customer_id] = _offline_plan(customer_id, table, kinds)
+        resources = {}
+        for resource_id, resource in table.tables("resources"):
+            plan_id = f"{customer_id}\n{resource_id}"  # which no customer is called
+            plans[plan_id] = _offline_plan(plan_id, resource, kinds)
+            resources[resource_id] = Account(plan=plan_id)
+            resource.end()
         table.end()
-        plans[customer_id] = Plan(customer_id, entitlements=entitlements)
-        customers[customer_id] = CatalogCustomer(customer_id, Account(plan=customer_id))
+        account = Account(plan=customer_id)
+        customers[customer_id] = CatalogCustomer(customer_id, account, False, resources, not resources)
     root.end()
     faults.raise_any()
-    return Catalog(features=features, plans=plans, customers=customers)
+    features = {id_: Feature(id_, kind) for id_, kind in kinds.items() if kind != _CREDIT}
+    currencies = {id_: Currency(id_, id_) for id_, kind in kinds.items() if kind == _CREDIT}
+    return Catalog(features=features, currencies=currencies, plans=plans, customers=customers)
+
+
+def _offline_plan(plan_id: str, table: Table, kinds: dict[str, str]) -> Plan:
+    """What one customer, or resource, has; ``kinds`` of its ids are those of the others."""
+    entitlements: dict[str, Grant] = {}
+    credits_: dict[str, Grant] = {}
+    for id_, given in table.tables("entitlements"):
+        if type_ := given.required_choice("type", _OFFLINE_KINDS):
+            kind = type_.lower()
+            if kinds.setdefault(id_, kind) != kind:
+                given.fault("type", f"is {kinds[id_].upper()} for another customer; a feature has one type")
+            (credits_ if kind == _CREDIT else entitlements)[id_] = _offline_grant(given, kind)
+            given.end()
+    return Plan(plan_id, entitlements=entitlements, credits=credits_)
 
 
 def _feature(id_: str, table: Table, currencies: Mapping[str, Currency]) -> Feature:
@@ -383,4 +412,10 @@ def _offline_grant(given: Table, kind: str) -> Grant:
         return Grant(value=given.int32("value"), unlimited=_is_unlimited(given, "value", "isUnlimited"))
     if kind == "metered":
         return Grant(limit=given.amount("usageLimit"), unlimited=_is_unlimited(given, "usageLimit", "isUnlimited"))
+    if given.flag("isUnlimited"):
+        given.fault("isUnlimited", f"only NUMERIC and METERED can be unlimited; this is {kind.upper()}")
+    if kind == _CREDIT:
+        if "usageLimit" not in given:
+            given.fault("", "needs usageLimit, the number of credits")
+        return Grant(limit=given.amount("usageLimit"))
     return Grant(values=_some_values(given, "enumValues")) if kind == "enum" else Grant()

@@ -13,9 +13,11 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 
 from stigg_guard.errors import SidecarStartError
 from stigg_guard.fallbacks import Fallback
+from stigg_guard.sidecar.settings import without_settings
 
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
@@ -24,23 +26,33 @@ STOP_SECONDS = 5.0
 class ChildSidecar:
     """A local sidecar on ``127.0.0.1:port``, and over HTTP on ``http_port``, that lives no longer than this process.
 
-    It is told to end when its standard input closes, which also happens when this process is killed.
+    It is told to end when its standard input closes, which also happens when this process is killed. ``variables`` are
+    settings beside these.
 
     Raises:
         SidecarStartError: it did not become ready; the message carries what it said.
     """
 
-    def __init__(self, *, port: int, catalog: str | os.PathLike[str] | None, fallbacks: Mapping[str, Fallback]) -> None:
+    def __init__(
+        self,
+        *,
+        port: int,
+        catalog: str | os.PathLike[str] | None,
+        fallbacks: Mapping[str, Fallback],
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._stopped = False
         self._options = [] if catalog is None else ["--catalog", os.fspath(catalog)]
-        self._environ = {**os.environ, "ENTITLEMENTS_FALLBACK": json.dumps(_documented(fallbacks))}
+        # The application's own variables may have the names of the sidecar's, such as LOG_LEVEL.
+        told = {**variables, "ENTITLEMENTS_FALLBACK": json.dumps(_documented(fallbacks))}
+        self._environ = without_settings(os.environ) | told
         self._process, self.port, self.http_port = self._started(port, 0)
         atexit.register(self.stop)
 
     def revive(self) -> None:
-        """Starts it again, on the same ports, if it died; its usage is gone then, as it is kept in memory.
+        """Starts it again, on the same ports, if it died; usage that was kept in memory is gone then.
 
         Raises:
             SidecarStartError: it does not start.

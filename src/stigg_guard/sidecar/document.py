@@ -79,8 +79,9 @@ class Table:
         return cast("float | None", self.value(key, _is_amount, "a number, 0 or more"))
 
     def int32(self, key: str) -> int | None:
-        """A whole number of 32 bits, which is what the wire can carry."""
-        return cast("int | None", self.value(key, _is_int32, "a whole number of 32 bits"))
+        """A whole number of 32 bits, which is what the wire can carry; ``50.0`` is one."""
+        given = self.value(key, _is_int32, "a whole number of 32 bits")
+        return None if given is None else int(given)
 
     def texts(self, key: str, *, at_least: int = 0) -> tuple[str, ...]:
         """A list of texts, none of them empty; absent is an empty list."""
@@ -153,8 +154,16 @@ def read_toml(text: str, source: str) -> tuple[Table, Faults]:
 
 
 def read_json(text: str, source: str) -> tuple[Table, Faults]:
-    """The root table of a JSON text, and where its faults gather. Raises ``ConfigError`` when it cannot be read."""
-    return _root(json_value, text, source, _json_lines(text))
+    """The root table of a JSON text, and where its faults gather; a key whose value is null counts as absent. Raises
+    ``ConfigError`` when it cannot be read."""
+    return _root(lambda text: without_nulls(json_value(text)), text, source, _json_lines(text))
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without those keys of mappings, however deep, that have none."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(one) for key, one in value.items() if one is not None}
+    return value
 
 
 def _root(
@@ -183,7 +192,8 @@ def _is_amount(value: object) -> bool:
 
 
 def _is_int32(value: object) -> bool:
-    return type(value) is int and -(2**31) <= value < 2**31
+    is_whole = type(value) is int or (type(value) is float and value.is_integer())
+    return is_whole and -(2**31) <= cast(float, value) < 2**31
 
 
 def _is_texts(value: object) -> bool:

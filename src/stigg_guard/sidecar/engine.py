@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from threading import Lock
+from datetime import datetime, timedelta
+from threading import Event, Lock
 from types import MappingProxyType
 from typing import Any
 
@@ -19,9 +19,11 @@ from stigg_guard.sidecar.catalog import Catalog
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.entitlement_checks import Checks
 from stigg_guard.sidecar.reports import Reports
-from stigg_guard.sidecar.store import CounterKey, RecordKey, Store
+from stigg_guard.sidecar.state import CounterKey, RecordKey, State
 from stigg_guard.sidecar.subscriptions import SUBSCRIPTION, Subscriber, Subscriptions, without_plan
 from stigg_guard.sidecar.wallets import Wallets
+
+_CLOCK = RecordKey("clock", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Engine:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: State,
         *,
         now: Callable[[], datetime] = utc_now,
         fallbacks: Mapping[str, Fallback] = MappingProxyType({}),
@@ -58,9 +60,12 @@ class Engine:
         self._now = now
         self._fallbacks = fallbacks
         self._reporting = reporting
+        self.on_change: Callable[[frozenset[str] | None], None] = lambda _: None
+        """Called with the customers who have changed, None for everybody; not for usage that is reported."""
         self.changing = Lock()
         """Held while customers or their subscriptions change."""
         self.replace_catalog(catalog)
+        store.on_change = self._changed
 
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
@@ -93,9 +98,31 @@ class Engine:
         """The credits of customers."""
         return self._rules.wallets
 
+    @property
+    def version(self) -> object:
+        """Another one after each change of the catalog or of the state."""
+        return id(self._rules), self._store.version
+
+    @property
+    def moved(self) -> float:
+        """By how many seconds :meth:`advance` has moved the present instant."""
+        moved = self._store.record(_CLOCK)
+        return float(moved["seconds"]) if moved else 0.0
+
     def now(self) -> datetime:
         """The present instant."""
-        return self._now()
+        moved = self._store.record(_CLOCK)
+        return self._now() + timedelta(seconds=moved["seconds"]) if moved else self._now()
+
+    def advance(self, time: timedelta) -> None:
+        """Move the present instant forward, for all that share the state, until it is gone."""
+        with self._store.transaction() as transaction:
+            moved = transaction.record(_CLOCK)
+            transaction.keep(_CLOCK, {"seconds": (moved["seconds"] if moved else 0.0) + time.total_seconds()})
+
+    def refresh(self) -> bool:
+        """Learn what others that share the state have changed; whether there was nothing to learn."""
+        return self._store.refresh()
 
     @property
     def honours_keys(self) -> bool:
@@ -112,8 +139,9 @@ class Engine:
         """
         with self.changing:
             rules = self._made(catalog)
-            self._store.seed(dict(_initial_usage(rules, self._now())))
+            self._store.seed(dict(_initial_usage(rules, self.now())))
             self._rules = rules
+        self.on_change(None)
 
     def assign_plan(self, customer_id: str, plan: str | None, resource_id: str | None = None) -> None:
         """Subscribe a customer, or one of its resources, to a plan; ``None`` ends the subscription.
@@ -125,24 +153,37 @@ class Engine:
             subscriber = self._rules.reports.subscriber(customer_id, resource_id or "")
             if plan is not None and plan not in plans:
                 raise InvalidRequest("plan", f"there is no {plan!r}; {nearest(plan, plans)}")
-            self._store.keep(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource), None)
-            self._store.assign_plan(subscriber.customer, subscriber.resource, plan)
+            with self._store.transaction() as transaction:
+                transaction.keep(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource), None)
+                transaction.assign_plan(subscriber.customer, subscriber.resource, plan)
+
+    def follow(self, over: Event) -> None:
+        """Learn at once what others that share the state change, until it is over; nothing where nobody can."""
+        self._store.follow(over)
+
+    def tell(self, customer: str) -> None:
+        """Tell who listens that a customer's entitlements have changed; reports do not tell it by themselves."""
+        self.on_change(frozenset({customer}))
 
     def close(self) -> None:
         """Close the store; a second time does nothing."""
         self._store.close()
 
+    def _changed(self, customers: frozenset[str] | None) -> None:
+        # What is of no customer is the clock, which is everybody's.
+        self.on_change(None if customers is None or "" in customers else customers)
+
     def _made(self, catalog: Catalog) -> _Rules:
-        subscriptions = Subscriptions(catalog, self._store, self._now)
-        wallets = Wallets(self._store, subscriptions, self._now)
-        checks = Checks(catalog, self._store, subscriptions, wallets, self._now, self._fallbacks)
-        reports = Reports(catalog, self._store, subscriptions, wallets, self._now, counting=self._reporting)
+        subscriptions = Subscriptions(catalog, self._store, self.now)
+        wallets = Wallets(self._store, subscriptions, self.now)
+        checks = Checks(catalog, self._store, subscriptions, wallets, self.now, self._fallbacks)
+        reports = Reports(catalog, self._store, subscriptions, wallets, self.now, counting=self._reporting)
         of_customers: Mapping[str, Callable[[Any], Message]] = {
             "GetEntitlements": checks.entitlements,
             "GetEntitlementsStateV2": checks.entitlements_state,
             "ReloadEntitlements": checks.reload,
         }
-        accounts = Accounts(catalog, self._store, subscriptions, self._now)
+        accounts = Accounts(catalog, self._store, subscriptions, self.now)
         return _Rules(catalog, accounts, subscriptions, wallets, checks, reports, of_customers)
 
 

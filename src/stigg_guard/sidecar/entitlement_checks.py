@@ -18,7 +18,7 @@ from stigg_guard.fallbacks import (
 )
 from stigg_guard.sidecar.catalog import Catalog, CreditRate, Grant
 from stigg_guard.sidecar.fields import require_finite, require_ids
-from stigg_guard.sidecar.store import Store
+from stigg_guard.sidecar.state import State
 from stigg_guard.sidecar.subscriptions import Denied, Offer, Offers, Subscriber, Subscriptions, Window
 from stigg_guard.sidecar.wallets import Wallets
 from stigg_guard.wire import sidecar_pb2 as pb
@@ -53,7 +53,7 @@ class Checks:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: State,
         subscriptions: Subscriptions,
         wallets: Wallets,
         now: Callable[[], datetime],

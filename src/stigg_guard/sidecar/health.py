@@ -4,61 +4,41 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from socketserver import TCPServer
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from stigg_guard.errors import InvalidRequest, MissingExtra, StiggGuardError
+from stigg_guard.errors import InvalidRequest, StiggGuardError
 from stigg_guard.foreign import json_value
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
+from stigg_guard.sidecar.metrics import CONTENT_TYPE, Metrics
+from stigg_guard.sidecar.offline import FallbackAnswers
+from stigg_guard.sidecar.page import CHANGES, EVENTS, HEADERS, TOKEN_HEADER, Page
+from stigg_guard.sidecar.state import StateUnavailable
 from stigg_guard.wire import Answerer
 
 if TYPE_CHECKING:
     from stigg_guard.sidecar.graph import Graph
 
-try:
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
-except ModuleNotFoundError as error:
-    raise MissingExtra("sidecar", "The local sidecar") from error
-
 MAX_BODY_BYTES = 64 * 1024
 MAX_GRAPHQL_BYTES = 1024 * 1024  # of a batch of usages or events
 GRAPHQL = "/graphql"
 CUSTOMERS = "/customers/"
-
-
-class Metrics:
-    """The counters of one sidecar, in a registry of their own.
-
-    The error counters carry the names of Stigg's sidecar, so that its dashboards work here. With a catalog they stay 0,
-    since it needs no API key and no network; what asks another server counts its failures.
-    """
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter("sidecar_requests", "Answered requests.", ["method", "code"], registry=self.registry)
-        self._failures = {
-            cause: Counter(f"sidecar_{cause}_errors", "Failures of this cause.", registry=self.registry)
-            for cause in ("initialization", "invalid_api_key", "network_request", "redis_client")
-        }
-
-    def count_failure(self, *, is_key: bool) -> None:
-        """The server behind this one gave no answer, for the key if ``is_key``."""
-        self._failures["invalid_api_key" if is_key else "network_request"].inc()
-
-    def text(self) -> bytes:
-        """The counters in Prometheus' text format."""
-        return generate_latest(self.registry)
+OFFLINE = "this sidecar is offline: it knows no customers"
+ELSEWHERE = "customers and the GraphQL API are at Stigg, which this sidecar asks"
 
 
 class HealthServer(ThreadingHTTPServer):
-    """``/livez``, ``/readyz``, ``/metrics``; over an engine ``PUT /customers/{id}`` and ``POST /graphql``, too.
+    """``/livez``, ``/readyz``, ``/metrics``; over an engine ``PUT /customers/{id}``, ``POST /graphql`` and the status
+    page, too.
 
     Listens as soon as it is made, or raises ``OSError``; ``serve_forever`` answers.
     """
@@ -67,27 +47,40 @@ class HealthServer(ThreadingHTTPServer):
     # HTTPServer's own asks the DNS for this host's name, which can take seconds and serves only CGI.
     server_bind = TCPServer.server_bind
 
-    def __init__(self, host: str, port: int, metrics: Metrics, answers: Answerer, api_key: str | None) -> None:
+    def __init__(
+        self, host: str, port: int, metrics: Metrics, answers: Answerer, api_key: str | None, page: Page | None
+    ) -> None:
         self.address_family, address = resolve(host, port)
         self.host = host
         self.metrics = metrics
         self._answers = answers
         self.api_key = api_key
+        self.page = page
         super().__init__(address, _Handler)
 
-    @property
-    def engine(self) -> Engine:
-        """The engine that has customers to change."""
+    def learn(self) -> Engine:
+        """What knows customers; it has learnt what others have changed.
+
+        Raises:
+            _Problem: there is none.
+        """
         if not isinstance(self._answers, Engine):
-            raise _Problem(HTTPStatus.NOT_FOUND, "customers and the GraphQL API are at Stigg, which this sidecar asks")
+            raise self.without_customers()
+        self._answers.refresh()
         return self._answers
+
+    def without_customers(self) -> _Problem:
+        """Why there are no customers here."""
+        if isinstance(self._answers, FallbackAnswers):
+            return _Problem(HTTPStatus.CONFLICT, OFFLINE)
+        return _Problem(HTTPStatus.NOT_FOUND, ELSEWHERE)
 
     @cached_property
     def graph(self) -> Graph:
         """The GraphQL API, made on first use: reading its schema takes a moment."""
         from stigg_guard.sidecar.graph import Graph
 
-        return Graph(self.engine, self.api_key)
+        return Graph(self.learn(), self.api_key)
 
     @property
     def port(self) -> int:
@@ -116,9 +109,34 @@ class _Handler(BaseHTTPRequestHandler):
         if path in ("/livez", "/readyz"):
             self._reply(HTTPStatus.OK, b'{"status":"UP"}')
         elif path == "/metrics":
-            self._reply(HTTPStatus.OK, self.server.metrics.text(), CONTENT_TYPE_LATEST)
+            self._reply(HTTPStatus.OK, self.server.metrics.text(), CONTENT_TYPE)
         else:
-            self._reply_problem(_Problem(HTTPStatus.NOT_FOUND, "here are /livez, /readyz and /metrics"))
+            self._show(path)
+
+    def _show(self, path: str) -> None:
+        """The page's files and its stream of events, for who is on this machine."""
+        page = self.server.page
+        try:
+            found = page.file(path) if page is not None else None
+            if page is None or (found is None and path != EVENTS):
+                raise _Problem(HTTPStatus.NOT_FOUND, "here are /, /livez, /readyz and /metrics")
+            self._require_loopback()
+            if found is not None:
+                self._reply(HTTPStatus.OK, *found, HEADERS)
+                return
+            (search,) = parse_qs(urlsplit(self.path).query).get("search", [""])[:1]
+            with page.stream(search) as events:
+                if events is None:
+                    raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, "too many windows show this page; close some")
+                self._stream(events)
+        except _Problem as problem:
+            self._reply_problem(problem)
+
+    def _stream(self, events: Iterator[bytes]) -> None:
+        with suppress(OSError):  # who read it has gone
+            self._reply(HTTPStatus.OK, b"", "text/event-stream", HEADERS)
+            for event in events:
+                self.wfile.write(event)
 
     def do_PUT(self) -> None:
         try:
@@ -129,29 +147,52 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(HTTPStatus.NO_CONTENT)
 
     def do_POST(self) -> None:
+        path, _, _ = self.path.partition("?")
         try:
-            status, answer = self._graphql()
+            body = self._body(MAX_GRAPHQL_BYTES if path == GRAPHQL else MAX_BODY_BYTES)
+            if path.startswith(CHANGES):
+                self._change(path.removeprefix(CHANGES), body)
+                self._reply(HTTPStatus.NO_CONTENT)
+            elif path == GRAPHQL:
+                status, answer = self._graphql(body)
+                self._reply(status, json.dumps(answer).encode())
+            else:
+                raise _Problem(HTTPStatus.NOT_FOUND, f"POST is for {GRAPHQL} and {CHANGES}{{name}}")
         except _Problem as problem:
             self._reply_problem(problem)
-        else:
-            self._reply(status, json.dumps(answer).encode())
 
-    def _graphql(self) -> tuple[HTTPStatus, Mapping[str, Any]]:
-        body = self._body(MAX_GRAPHQL_BYTES)
-        path, _, _ = self.path.partition("?")
-        if path != GRAPHQL:
-            raise _Problem(HTTPStatus.NOT_FOUND, f"POST is for {GRAPHQL}")
+    def _change(self, name: str, body: bytes) -> None:
+        """A change by whoever has the page's token, in a header that no other page can send."""
+        self._require_loopback()
+        self._refuse_foreign_pages()
+        page = self.server.page
+        if page is None:
+            raise self.server.without_customers()
+        if not page.may_change(self.headers.get(TOKEN_HEADER)):
+            raise _Problem(
+                HTTPStatus.UNAUTHORIZED, f"send {TOKEN_HEADER}: it is in the address that the sidecar printed"
+            )
+        try:
+            page.change(name, _object(body))
+        except InvalidRequest as error:
+            raise _Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except StateUnavailable as error:
+            raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
+
+    def _graphql(self, body: bytes) -> tuple[HTTPStatus, Mapping[str, Any]]:
         self._refuse_foreign_pages()
         request = _object(body)
+        self.server.learn()
         try:
-            return self.server.graph.answer(self.headers.get("X-API-KEY"), request)
-        except _Problem:
-            raise
+            status, answer = self.server.graph.answer(self.headers.get("X-API-KEY"), request)
         except StiggGuardError as error:  # the extra is not installed
             raise _Problem(HTTPStatus.NOT_IMPLEMENTED, str(error)) from None
         except Exception:
             logger.exception("a GraphQL request failed")
             raise _Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the sidecar's log says why") from None
+        if status is HTTPStatus.UNAUTHORIZED:
+            self.server.metrics.invalid_api_key_errors.inc()
+        return status, answer
 
     def _change_plan(self) -> None:
         # Read first, whatever the answer: closing a socket with unread input would cut the answer off.
@@ -161,15 +202,23 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Problem(HTTPStatus.NOT_FOUND, f"PUT is for {CUSTOMERS}{{id}}")
         self._refuse_foreign_pages()
         plan, resource = _plan_change(body)
-        engine = self.server.engine
+        engine = self.server.learn()
         try:
             engine.assign_plan(unquote(path.removeprefix(CUSTOMERS)), plan, resource)
         except InvalidRequest as error:
             status = HTTPStatus.NOT_FOUND if error.field == "customer_id" else HTTPStatus.BAD_REQUEST
             raise _Problem(status, str(error)) from None
+        except StateUnavailable as error:
+            raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
         except Exception:
             logger.exception("a plan change failed: %s", self.requestline)
             raise _Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the sidecar's log says why") from None
+
+    def _require_loopback(self) -> None:
+        """The page is for who is on this machine; a web page whose name was made to point here is not."""
+        host = _hostname(self.headers.get("Host", ""))
+        if not (is_loopback(str(self.client_address[0])) and is_loopback(host)):
+            raise _Problem(HTTPStatus.FORBIDDEN, "the page is for this machine alone; ask for it as localhost")
 
     def _refuse_foreign_pages(self) -> None:
         """A web page in the user's browser must not change plans.
@@ -195,11 +244,20 @@ class _Handler(BaseHTTPRequestHandler):
         body = {"title": problem.status.phrase, "status": problem.status, "detail": problem.detail}
         self._reply(problem.status, json.dumps(body).encode(), "application/problem+json")
 
-    def _reply(self, status: HTTPStatus, body: bytes = b"", content_type: str = "application/json") -> None:
+    def _reply(
+        self,
+        status: HTTPStatus,
+        body: bytes = b"",
+        content_type: str = "application/json",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.send_response(status)
         if body:
-            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
+        if body or headers:
+            self.send_header("Content-Type", content_type)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

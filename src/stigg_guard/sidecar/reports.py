@@ -15,7 +15,7 @@ from stigg_guard.errors import InvalidRequest
 from stigg_guard.sidecar.catalog import Catalog, Meter
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.fields import require_count, require_finite, require_finite_dimensions, require_ids
-from stigg_guard.sidecar.store import CounterKey, EventKey, Store, StoredResponse, Transaction
+from stigg_guard.sidecar.state import CounterKey, EventKey, State, StoredResponse, Transaction
 from stigg_guard.sidecar.subscriptions import Denied, Offer, Subscriber, Subscriptions, without_plan
 from stigg_guard.sidecar.wallets import Wallets
 from stigg_guard.wire import METHODS
@@ -49,7 +49,7 @@ class Reports:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: State,
         subscriptions: Subscriptions,
         wallets: Wallets,
         now: Callable[[], datetime],

@@ -1,17 +1,27 @@
-"""Stores the local sidecar's usage: one SQLite database, of which this process is the only user."""
+"""The state of one sidecar: a SQLite database in a file or in memory, of which this process is the only user."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
 
 from stigg_guard.errors import ConfigError
+from stigg_guard.sidecar.state import (
+    ANSWERS_KEPT,
+    CounterKey,
+    CreditEvent,
+    EventKey,
+    RecordKey,
+    State,
+    StateUnavailable,
+    StoredResponse,
+    Transaction,
+)
 
 _APPLICATION_ID = 0x53544747
 _VERSION = 3
@@ -52,239 +62,112 @@ CREATE INDEX credit_events_of_customer ON credit_events (customer);
 PRAGMA user_version = {_VERSION};
 """
 
-ANSWERS_KEPT = 24 * 60 * 60.0
-"""How long the answer to an idempotency key is repeated, in seconds."""
 
+class Store(State):
+    """The state in a file, made if absent, or with ``None`` in memory.
 
-class CounterKey(NamedTuple):
-    """The key of a usage counter; ``resource`` and ``period`` are empty where there is none."""
-
-    customer: str
-    resource: str
-    feature: str
-    period: str
-
-
-DECIMALS = 9
-"""Of sums of usage: those of binary fractions are not what a person reckons."""
-
-
-class EventKey(NamedTuple):
-    """What makes a raw event the same as another; ``resource`` is empty where there is none."""
-
-    stamp: str
-    customer: str
-    resource: str
-    name: str
-    idempotency_key: str
-
-
-class RecordKey(NamedTuple):
-    """What a record is kept under: a kind, a customer, and a name where a customer has several of the kind."""
-
-    kind: str
-    customer: str
-    name: str
-
-
-class CreditEvent(NamedTuple):
-    """What happened to credits: ``amount`` is in quanta, ``at`` an instant in ISO 8601; ``feature`` is empty unless its
-    usage was paid."""
-
-    customer: str
-    resource: str
-    currency: str
-    type: str
-    credit_grant: str
-    feature: str
-    amount: int
-    at: str
-
-
-class StoredResponse(NamedTuple):
-    """The response kept under an idempotency key, and a digest of the request that it answered."""
-
-    request: bytes
-    response: bytes
-
-
-class Store:
-    """Usage, deduplication, idempotent answers, and the plans and records of customers that were changed at run time,
-    shared by all threads.
-
-    ``path`` is a file, made if absent, or ``None`` for memory. What a transaction committed survives the death of the
-    process, but not always a power cut. A store that is dropped closes. Raises ``ConfigError`` for a file that cannot
-    be used.
+    What a transaction committed survives the death of the process, but not always a power cut. A store that is dropped
+    closes. Raises ``ConfigError`` for a file that cannot be used.
     """
 
     def __init__(self, path: str | Path | None) -> None:
+        super().__init__()
         self._lock = Lock()
+        self._path = path
         self._connection = _connect(path)
         weakref.finalize(self, self._connection.close).atexit = False  # a forked child leaves its parent's alone
-        self._usage: dict[CounterKey, float] = {
-            CounterKey(*key): amount
-            for *key, amount in self._connection.execute(
-                "SELECT customer, resource, feature, period, amount FROM usage"
-            )
-        }
-        self._records: dict[RecordKey, Mapping[str, Any]] = {
-            RecordKey(*key): json.loads(content)
-            for *key, content in self._connection.execute("SELECT kind, customer, name, content FROM records")
-        }
-        self._kept = {key[:2] for key in self._records}
-        self._plans: dict[tuple[str, str], str | None] = {
-            (customer, resource): plan
-            for customer, resource, plan in self._connection.execute("SELECT customer, resource, plan FROM plans")
-        }
-
-    def usage(self, key: CounterKey) -> float:
-        """The committed usage; 0 if nothing was ever counted."""
-        return self._usage.get(key, 0.0)
-
-    def plan(self, customer: str, resource: str, default: str | None) -> str | None:
-        """The plan assigned at run time, or the default if there was no assignment; ``None`` is no plan."""
-        return self._plans.get((customer, resource), default)
-
-    def has_plan(self, customer: str, resource: str) -> bool:
-        """Whether a plan was ever assigned at run time."""
-        return (customer, resource) in self._plans
-
-    def plans(self) -> dict[tuple[str, str], str | None]:
-        """All assignments by customer and resource."""
-        return dict(self._plans)
-
-    def assign_plan(self, customer: str, resource: str, plan: str | None) -> None:
-        """Remember a plan; ``None`` is the end of the subscription."""
-        with self._lock:
-            self._connection.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", (customer, resource, plan))
-            self._plans[customer, resource] = plan
-
-    def record(self, key: RecordKey) -> Mapping[str, Any] | None:
-        """What is kept under the key: a JSON object, which must not be changed."""
-        return self._records.get(key)
-
-    def has_records(self, kind: str, customer: str) -> bool:
-        """Whether the customer has, or had, a record of the kind; fast, for the sake of checks."""
-        return (kind, customer) in self._kept
-
-    def records(self, kind: str, customer: str | None = None) -> dict[RecordKey, Mapping[str, Any]]:
-        """All records of a kind, or those of one customer."""
-        found = list(self._records.items())
-        return {key: content for key, content in found if key.kind == kind and customer in (None, key.customer)}
-
-    def keep(self, key: RecordKey, content: Mapping[str, Any] | None) -> None:
-        """Keep a record, or with ``None`` forget it."""
-        with self._lock:
-            if content is None:
-                self._connection.execute("DELETE FROM records WHERE (kind, customer, name) = (?, ?, ?)", key)
-                self._records.pop(key, None)
-            else:
-                row = (*key, json.dumps(content))
-                self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", row)
-                self._records[key] = content
-                self._kept.add(key[:2])
+        usage = self._connection.execute("SELECT customer, resource, feature, period, amount FROM usage")
+        plans = self._connection.execute("SELECT customer, resource, plan FROM plans")
+        records = self._connection.execute("SELECT kind, customer, name, content FROM records")
+        self._learn(
+            {CounterKey(*key): amount for *key, amount in usage},
+            {(customer, resource): plan for customer, resource, plan in plans},
+            {RecordKey(*key): json.loads(content) for *key, content in records},
+        )
 
     def credit_events(self, customer: str) -> list[CreditEvent]:
-        """What happened to the customer's credits, in that order."""
         with self._lock:
             rows = self._connection.execute(
                 "SELECT * FROM credit_events WHERE customer = ? ORDER BY rowid", (customer,)
             )
             return [CreditEvent(*row) for row in rows]
 
-    def seed(self, amounts: dict[CounterKey, float]) -> None:
-        """Set usage to begin with, for those customers' features of which nothing was ever written in any period."""
-        with self.transaction() as transaction:
-            written = {key[:3] for key in self._usage}
-            for key, amount in amounts.items():
-                if key[:3] not in written:
-                    transaction.set_usage(key, amount)
-
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """All that is written within happens at once, or not at all when the block raises. One runs at a time."""
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            transaction = Transaction(self._connection, self._usage, self._records)
+            transaction = _Transaction(self, self._connection)
+            yield transaction
             try:
-                yield transaction
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-            self._usage.update(transaction.written)
-            self._records.update(transaction.kept)
-            self._kept.update(key[:2] for key in transaction.kept)
+                transaction.write()
+            except sqlite3.OperationalError as error:
+                raise StateUnavailable(f"the state file {self._path}: {error}") from error
+            self._learn(transaction.usages, transaction.plans, transaction.kept)
 
     def close(self) -> None:
-        """Close the database; a second time does nothing."""
         with self._lock:
             self._connection.close()
 
 
-class Transaction:
-    """One report's reading and writing; made by ``Store.transaction``."""
-
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        committed: dict[CounterKey, float],
-        records: dict[RecordKey, Mapping[str, Any]],
-    ) -> None:
+class _Transaction(Transaction):
+    def __init__(self, state: State, connection: sqlite3.Connection) -> None:
+        super().__init__(state)
         self._connection = connection
-        self._committed = committed
-        self._records = records
-        self.written: dict[CounterKey, float] = {}
-        self.kept: dict[RecordKey, Mapping[str, Any]] = {}
 
-    def usage(self, key: CounterKey) -> float:
-        """The usage with what this transaction has written."""
-        amount = self.written.get(key)
-        return self._committed.get(key, 0.0) if amount is None else amount
+    def write(self) -> None:
+        """Write all that was gathered, at once."""
+        many = self._connection.executemany
+        usages = [(*key, amount) for key, amount in self.usages.items()]
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            many("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)", usages)
+            many("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", [(*key, plan) for key, plan in self.plans.items()])
+            self._write_records()
+            many("INSERT INTO credit_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self.credit_events)
+            many("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", self.events)
+            many(
+                "INSERT OR IGNORE INTO unique_values VALUES (?, ?, ?, ?, ?)",
+                [(*key, value) for key, value in self.values],
+            )
+            self._write_answers()
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
 
-    def set_usage(self, key: CounterKey, amount: float) -> None:
-        """Write usage, which others see once the transaction is committed; ten times 0.1 are 1."""
-        amount = round(amount, DECIMALS)
-        self._connection.execute("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)", (*key, amount))
-        self.written[key] = amount
+    def _write_records(self) -> None:
+        for key, content in self.kept.items():
+            if content is None:
+                self._connection.execute("DELETE FROM records WHERE (kind, customer, name) = (?, ?, ?)", key)
+            else:
+                row = (*key, json.dumps(content))
+                self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", row)
 
-    def records(self, kind: str, customer: str) -> dict[RecordKey, Mapping[str, Any]]:
-        """The customer's records of a kind, with what this transaction has kept."""
-        return {key: one for key, one in {**self._records, **self.kept}.items() if key[:2] == (kind, customer)}
+    def _write_answers(self) -> None:
+        """Older ones go."""
+        for key, (answer, given_at) in self.answers.items():
+            self._connection.execute("DELETE FROM answers WHERE given_at <= ?", (given_at - ANSWERS_KEPT,))
+            self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", (key, *answer, given_at))
 
-    def keep(self, key: RecordKey, content: Mapping[str, Any]) -> None:
-        """Keep a record."""
-        self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (*key, json.dumps(content)))
-        self.kept[key] = content
+    def _knows_event(self, key: EventKey) -> bool:
+        return self._finds(
+            "SELECT 1 FROM events WHERE (stamp, customer, resource, name, idempotency_key) = (?, ?, ?, ?, ?)", key
+        )
 
-    def note(self, event: CreditEvent) -> None:
-        """Write down what happened to credits."""
-        self._connection.execute("INSERT INTO credit_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", event)
+    def _knows_value(self, key: CounterKey, value: str) -> bool:
+        return self._finds(
+            "SELECT 1 FROM unique_values WHERE (customer, resource, feature, period, value) = (?, ?, ?, ?, ?)",
+            (*key, value),
+        )
 
-    def is_new_event(self, key: EventKey) -> bool:
-        """Remember the event; false if it was known."""
-        return self._inserted("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", key)
-
-    def is_new_value(self, key: CounterKey, value: str) -> bool:
-        """Remember a value of a dimension that is counted once; false if it was known."""
-        return self._inserted("INSERT OR IGNORE INTO unique_values VALUES (?, ?, ?, ?, ?)", (*key, value))
-
-    def answer(self, idempotency_key: str, now: float) -> StoredResponse | None:
-        """The answer given under the key, unless it is too old. ``now`` is in seconds since 1970."""
+    def _stored_answer(self, idempotency_key: str) -> tuple[StoredResponse, float] | None:
         row = self._connection.execute(
-            "SELECT request, response FROM answers WHERE idempotency_key = ? AND given_at > ?",
-            (idempotency_key, now - ANSWERS_KEPT),
+            "SELECT request, response, given_at FROM answers WHERE idempotency_key = ?", (idempotency_key,)
         ).fetchone()
-        return row and StoredResponse(*row)
+        return row and (StoredResponse(*row[:2]), row[2])
 
-    def remember(self, idempotency_key: str, answer: StoredResponse, now: float) -> None:
-        """Keep the answer for 24 hours; older ones go."""
-        self._connection.execute("DELETE FROM answers WHERE given_at <= ?", (now - ANSWERS_KEPT,))
-        self._connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (idempotency_key, *answer, now))
-
-    def _inserted(self, statement: str, row: tuple[str, ...]) -> bool:
-        return self._connection.execute(statement, row).rowcount == 1
+    def _finds(self, statement: str, row: tuple[str, ...]) -> bool:
+        return self._connection.execute(statement, row).fetchone() is not None
 
 
 def _connect(path: str | Path | None) -> sqlite3.Connection:

@@ -15,7 +15,7 @@ from stigg_guard.errors import ConfigError
 from stigg_guard.sidecar.catalog import Account, Catalog, CatalogCustomer, CreditRate, Currency, Feature, Grant, Plan
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, Period, period_at
-from stigg_guard.sidecar.store import CounterKey, RecordKey, Store
+from stigg_guard.sidecar.state import CounterKey, RecordKey, State
 from stigg_guard.wire import sidecar_pb2 as pb
 from stigg_guard.wire.responses import FEATURE_TYPES
 
@@ -102,7 +102,7 @@ class Subscriptions:
     Raises ``ConfigError`` when a plan was assigned that the catalog lacks.
     """
 
-    def __init__(self, catalog: Catalog, store: Store, now: Callable[[], datetime]) -> None:
+    def __init__(self, catalog: Catalog, store: State, now: Callable[[], datetime]) -> None:
         self._catalog = catalog
         self._store = store
         self._now = now
@@ -125,6 +125,8 @@ class Subscriptions:
         account = customer.resources.get(resource_id) if resource_id else customer.account
         if account is None and self._store.has_plan(customer_id, resource_id):
             account = Account()  # a resource begins with its first subscription
+        if account is None and customer.is_any_resource:
+            account = customer.account
         if account is None:
             raise Denied(pb.ACCESS_DENIED_REASON_CUSTOMER_RESOURCE_NOT_FOUND)
         return Subscriber(customer_id, resource_id, account)
@@ -169,7 +171,8 @@ class Subscriptions:
         kept = self._store.record(RecordKey(SUBSCRIPTION, subscriber.customer, subscriber.resource))
         if kept is not None and kept.get("endDate") and datetime.fromisoformat(kept["endDate"]) <= self._now():
             return None
-        return self._store.plan(subscriber.customer, subscriber.resource, subscriber.account.plan)
+        plan = self._store.plan(subscriber.customer, subscriber.resource, subscriber.account.plan)
+        return plan if plan in self._offers else None  # another sidecar may have assigned one that only its catalog has
 
     def _additions(self, subscriber: Subscriber) -> tuple[Addition, ...]:
         """What the subscription and, for customers themselves, promotions add to the plan."""

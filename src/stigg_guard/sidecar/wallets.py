@@ -12,7 +12,7 @@ from typing import Any
 from stigg_guard.amounts import quanta, units
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR
-from stigg_guard.sidecar.store import CounterKey, CreditEvent, RecordKey, Store, StoredResponse, Transaction
+from stigg_guard.sidecar.state import CounterKey, CreditEvent, RecordKey, State, StoredResponse, Transaction
 from stigg_guard.sidecar.subscriptions import CREDITS, Subscriber, Subscriptions, is_usable, without_plan
 
 GRANTED, CONSUMED, VOIDED, EXPIRED = "CREDITS_GRANTED", "CREDITS_CONSUMED", "CREDITS_VOIDED", "CREDITS_EXPIRED"
@@ -56,7 +56,7 @@ class Source:
 class Wallets:
     """Reads, fills and debits the credits of customers and resources."""
 
-    def __init__(self, store: Store, subscriptions: Subscriptions, now: Callable[[], datetime]) -> None:
+    def __init__(self, store: State, subscriptions: Subscriptions, now: Callable[[], datetime]) -> None:
         self._store = store
         self._subscriptions = subscriptions
         self._now = now

@@ -95,7 +95,7 @@ class Holds:
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
         found = self._found(amounts, customer)
-        if not self._counts():
+        if not self._lookup.counts:
             denied = next((asked for asked, _ in found.values() if not asked), None)
             if denied is not None:
                 raise FeatureDenied(denied, customer)
@@ -163,7 +163,7 @@ class Holds:
 
     def record(self, use: Use, confirm: Confirm) -> None:
         """Takes usage that happened without a hold, once it is certain."""
-        if self._counts():
+        if self._lookup.counts:
             confirm(lambda certain: self._record(use) if certain else None)
 
     def close(self) -> None:
@@ -193,9 +193,6 @@ class Holds:
         if use.amount > 0 and not use.is_set:
             _correct(self._lookup, use.key, usage)
         self.send(use.key.customer_id)
-
-    def _counts(self) -> bool:
-        return self._config.enabled and not self._lookup.offline
 
     def _found(
         self, amounts: Mapping[str, float], customer: Customer, max_age: float = inf

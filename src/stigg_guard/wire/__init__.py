@@ -52,6 +52,14 @@ class Answerer(Protocol):
 TELLS_OF_KEYS = ("ReportUsage", "ReportUsageBulk", "ReloadEntitlements")
 KEYS_HONOURED = ("idempotency-key", "honoured")
 
+API_KEY = "x-api-key"
+"""The metadata in which a call brings the key of a local sidecar that requires one."""
+
+NEWS = "stigg_guard.sidecar.v1.News"
+WATCH = f"/{NEWS}/Watch"
+"""A method of our own, which Stigg's sidecar lacks: for ``google.protobuf.Empty`` a stream of ``StringValue``, the id
+of a customer whose entitlements have changed, empty for everybody."""
+
 SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
 
 METHODS: dict[str, Method] = {

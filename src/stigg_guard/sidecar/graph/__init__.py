@@ -15,6 +15,7 @@ from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.graph.inputs import Problem
 from stigg_guard.sidecar.graph.resolvers import Resolvers
+from stigg_guard.sidecar.state import StateUnavailable
 
 try:
     from graphql import (
@@ -117,6 +118,8 @@ def _told(error: GraphQLError) -> Mapping[str, Any]:
         return {**error.formatted, "extensions": {"code": "BAD_USER_INPUT"}}
     if isinstance(cause, Problem):
         return {**error.formatted, "extensions": {"code": cause.code}}
+    if isinstance(cause, StateUnavailable):
+        return {**error.formatted, "extensions": {"code": "SERVICE_UNAVAILABLE"}}
     if isinstance(cause, InvalidRequest):
         return {
             **error.formatted,

@@ -11,7 +11,7 @@ from stigg_guard.amounts import MAX_AMOUNT, quanta, units
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.graph.inputs import Json, Problem, instant_of, take
-from stigg_guard.sidecar.store import CreditEvent
+from stigg_guard.sidecar.state import CreditEvent
 from stigg_guard.sidecar.subscriptions import Denied
 from stigg_guard.sidecar.wallets import CONSUMED, Source
 from stigg_guard.wire import sidecar_pb2 as pb
