@@ -12,7 +12,16 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = ("django", "flask", "redis", "prometheus_client", "grpc_health", "grpc_reflection")
+OPTIONAL = (
+    "django",
+    "flask",
+    "redis",
+    "prometheus_client",
+    "grpc_health",
+    "grpc_reflection",
+    "openfeature",
+    "opentelemetry",
+)
 
 
 def required(name: str) -> Iterator[Distribution]:
@@ -61,6 +70,8 @@ def test_imports_without_any_extra(environment: Path) -> None:
         ("flask", "stigg_guard.flask"),
         ("sidecar", "stigg_guard.sidecar.server"),
         ("prometheus", "stigg_guard.metrics"),
+        ("openfeature", "stigg_guard.openfeature"),
+        ("otel", "stigg_guard.otel"),
         ("redis", "stigg_guard.ledger.redis"),
         ("redis", "stigg_guard.cache.redis"),
     ],

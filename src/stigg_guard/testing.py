@@ -31,11 +31,11 @@ from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import ConfigError, FeatureDenied, RealLedgerWarning
+from stigg_guard.errors import ConfigError, RealLedgerWarning
 from stigg_guard.guard import Workings, work_with
 from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
 from stigg_guard.lookup import Lookup
-from stigg_guard.observer import Observer
+from stigg_guard.observer import Audience, Observer
 from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan
 from stigg_guard.usage.consumption import Book
 from stigg_guard.usage.messages import usage_of
@@ -159,9 +159,9 @@ class StandIn:
         """What a guard works with instead of its own; how it confirms and whom it tells stay its own."""
         with self._making:
             if own.book not in self._books:
-                observer = _Recorder(own.book.observer, self._record)
+                audience = Audience(self._clock, _Recorder(self._record), others=own.book.audience)
                 self._books[own.book] = Book(
-                    _CONFIG, self._lookup, self._ledger, self._clock, own.book.confirm, observer
+                    _CONFIG, self._lookup, self._ledger, self._clock, own.book.confirm, audience
                 )
             return Workings(self._lookup, self._ledger, self._books[own.book])
 
@@ -278,16 +278,11 @@ class _Reports:
 class _Recorder(Observer):
     """Notes what is reported before the guard's own observer is told."""
 
-    def __init__(self, observer: Observer, record: Callable[[Entry], None]) -> None:
-        self._observer = observer
+    def __init__(self, record: Callable[[Entry], None]) -> None:
         self._record = record
-
-    def denied(self, error: FeatureDenied) -> None:
-        self._observer.denied(error)
 
     def reported(self, answer: Acknowledged) -> None:
         self._record(answer.report)
-        self._observer.reported(answer)
 
 
 _standing: list[StandIn] = []

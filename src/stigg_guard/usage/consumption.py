@@ -30,7 +30,7 @@ from stigg_guard.errors import (
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, LimitExceeded, News, Period, UsageKey, Use
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
-from stigg_guard.observer import Observer, tell
+from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.processes import may_end_at_once
 from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
@@ -70,22 +70,22 @@ class Book:
         ledger: Ledger,
         clock: Clock,
         confirm: Confirm,
-        observer: Observer,
+        audience: Audience,
     ) -> None:
         self._config = config
         self._lookup = lookup
         self._ledger = ledger
         self.confirm = confirm
-        self.observer = observer
+        self.audience = audience
         self.keeper = HoldKeeper(ledger, config.hold_ttl)
         self.reporter = Reporter(
             ledger,
             lambda: lookup.stigg,
             config,
             self.keeper,
-            partial(_acknowledged, lookup, observer),
+            partial(_acknowledged, lookup, audience),
             clock,
-            partial(tell, observer.lost_contact),
+            audience,
         )
         # The threads of a guard that nobody has any more end by themselves.
         for thread in (self.reporter, self.keeper):
@@ -99,19 +99,8 @@ class Book:
             SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
-        found = self._found(amounts, customer)
-        if not self._counts():
-            denied = next((asked for asked, _ in found.values() if not asked), None)
-            if denied is not None:
-                raise FeatureDenied(denied, customer)
-            return _answers(found), None
-        try:
-            return self._taken(found, customer)
-        except FeatureDenied:
-            ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
-            if max(ages, default=0.0) <= DENIAL_SECONDS:
-                raise
-        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer)
+        with self.audience.timed(Observer.held, customer, tuple(amounts)):
+            return self._decided(amounts, customer)
 
     def commit(
         self,
@@ -145,6 +134,7 @@ class Book:
         self.keeper.unwatch(hold)
         for use, usage in zip(uses, counted, strict=True):
             _correct(self._lookup, use.key, usage)
+            self.audience.tell(Observer.used, use)
         if any(amounts.values()):
             self.send(hold.claims[0].key.customer_id)
 
@@ -189,6 +179,21 @@ class Book:
                 logger.warning("usage is not reported yet and stays in the ledger: %s", error)
         self.reporter.notify()
 
+    def _decided(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
+        found = self._found(amounts, customer)
+        if not self._counts():
+            denied = next((asked for asked, _ in found.values() if not asked), None)
+            if denied is not None:
+                raise FeatureDenied(denied, customer)
+            return _answers(found), None
+        try:
+            return self._taken(found, customer)
+        except FeatureDenied:
+            ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
+            if max(ages, default=0.0) <= DENIAL_SECONDS:
+                raise
+        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer)
+
     def _record(self, use: Use) -> None:
         try:
             usage = self._ledger.record(use)
@@ -197,6 +202,7 @@ class Book:
             return
         if use.amount > 0 and not use.is_set:
             _correct(self._lookup, use.key, usage)
+        self.audience.tell(Observer.used, use)
         self.send(use.key.customer_id)
 
     def _counts(self) -> bool:
@@ -284,12 +290,12 @@ class Book:
 _checking = tuple(threading.Lock() for _ in range(64))
 
 
-def _acknowledged(lookup: Lookup, observer: Observer, answer: Acknowledged) -> None:
+def _acknowledged(lookup: Lookup, audience: Audience, answer: Acknowledged) -> None:
     if answer.current_usage is not None:
         # What was used since the report was sent is not in its answer, so that only units given back lower it.
         lower = answer.report.is_set or answer.report.amount < 0
         _correct(lookup, answer.report.key, answer.current_usage, lower=lower)
-    tell(observer.reported, answer)
+    audience.tell(Observer.reported, answer)
 
 
 def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True) -> None:
@@ -414,9 +420,12 @@ class Consumption:
         try:
             answers, hold = self._book.hold(self._amounts, self._customer)
         except FeatureDenied as error:
-            tell(self._book.observer.denied, error)
+            self._book.audience.tell(Observer.checked, error.entitlement, self._customer)
+            self._book.audience.tell(Observer.denied, error)
             raise
         self.entitlements = MappingProxyType(answers)
+        for answer in answers.values() if self._book.audience.follows_checks else ():
+            self._book.audience.tell(Observer.checked, answer, self._customer)
         if hold is not None and hold.id:
             self._book.watch(hold, self)
         self._confirm = self._book.begin()
