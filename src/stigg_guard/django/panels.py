@@ -25,7 +25,7 @@ _notes: ContextVar[dict[str, list[dict[str, Any]]] | None] = ContextVar("stigg_g
 _followed: WeakSet[Guard] = WeakSet()
 
 
-class GuardPanel(Panel):  # type: ignore[misc] # the toolbar has no types
+class GuardPanel(Panel):
     """Lists a request's checks with their sources, questions to the sidecar, holds, usage and reports, with times.
 
     Add ``"stigg_guard.django.panels.GuardPanel"`` to ``DEBUG_TOOLBAR_PANELS``. What background threads report is of no
