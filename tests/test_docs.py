@@ -123,6 +123,16 @@ def test_examples_are_python(page: Path) -> None:
         ast.parse(block)
 
 
+def test_every_claim_about_security_has_its_test() -> None:
+    page = (DOCS / "security.md").read_text(encoding="utf-8")
+    claims = [row for row in re.findall(r"^\| .+ \|$", page, re.MULTILINE) if "::" in row]
+    named = [re.fullmatch(r"\| .+ \| `(tests/[\w/]+\.py)::(test_\w+)` \|", row) for row in claims]
+    assert len(claims) > 20
+    assert [row for row, found in zip(claims, named, strict=True) if found is None] == []
+    tests = [(DOCS.parent / found[1], found[2]) for found in named if found is not None]
+    assert [name for path, name in tests if f"def {name}(" not in path.read_text(encoding="utf-8")] == []
+
+
 def anchors(page: Path) -> set[str]:
     """What the headings of a page can be linked to by."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)

@@ -14,6 +14,7 @@ from stigg_guard.config import Config, ReportMode
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.sidecar import __main__ as sidecar
+from stigg_guard.sidecar.catalog import catalog_schema
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,11 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_features(features)
     features.set_defaults(run=_acting(lambda _, config: replace(config, ledger="memory://")), paths=["."])
 
+    schema = commands.add_parser("schema", help="print the JSON Schema of catalogs, for editors")
+    schema.set_defaults(run=_print_schema)
+
     options = parser.parse_args(argv)
     try:
         return int(options.run(options))
     except StiggGuardError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _print_schema(_options: Namespace) -> int:
+    print(catalog_schema(), end="")
+    return 0
 
 
 def _acting(adjust: Callable[[Namespace, Config], Config]) -> Callable[[Namespace], int]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from threading import Thread
 
-from stigg_guard.errors import StiggGuardError
+from stigg_guard.errors import SidecarStartError, StiggGuardError
 from stigg_guard.fallbacks import parse_fallbacks
 from stigg_guard.sidecar import HTTP_PORT, PORT
 from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
@@ -43,6 +43,10 @@ def serve(
     # Here, since the parser must work without the extra that the server needs.
     from stigg_guard.sidecar.server import Sidecar
 
+    if not hasattr(signal, "pthread_sigmask"):
+        raise SidecarStartError(
+            "the local sidecar waits for signals as POSIX has them: run it on Linux, macOS or in WSL"
+        )
     # Before any thread exists, so that all of them leave the signals to sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
