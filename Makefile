@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY_E2E := .venv/.ready-e2e
+READY_DOCS := .venv/.ready-docs
 OLD := .venv-django42
 LOWEST := .venv-lowest
 EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,openfeature,otel,prometheus,redis,sidecar,sqlalchemy
@@ -12,7 +13,7 @@ MATRIX := 3.10 3.11 3.12 3.13
 WORKERS ?= 3
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots lint bench faults wire api package wheel clean
+.PHONY: help demo test pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench faults wire api package wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -24,6 +25,7 @@ help:
 	@echo "make screenshots   save pictures of their pages in screenshots/"
 	@echo "make lint    ruff, mypy --strict, bandit, and zizmor for the workflows"
 	@echo "make audit   look for known faults of what this package needs; asks the package index"
+	@echo "make docs    build the site of the manuals in site/; make docs-serve shows it while it is written"
 	@echo "make bench   measure the hot paths against their floors"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
 	@echo "make package   build wheel and sdist in dist/, and inspect them"
@@ -112,6 +114,18 @@ e2e: $(READY_E2E) chromium
 screenshots: $(READY_E2E) chromium
 	@$(BIN)/python -m pytest tests/e2e/test_pages.py --screenshots screenshots $(ARGS)
 
+$(READY_DOCS): $(READY)
+	@$(BIN)/python -m pip install --quiet --group docs
+	@touch $(READY_DOCS)
+
+# Material's makers warn of another project's next version at each build.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY_DOCS)
+	@$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(READY_DOCS)
+	@$(BIN)/mkdocs serve $(ARGS)
+
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -152,4 +166,4 @@ wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	@rm -rf .venv .venv-3.* .venv-peers $(OLD) $(LOWEST) dist screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*
+	@rm -rf .venv .venv-3.* .venv-peers $(OLD) $(LOWEST) dist site screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*
