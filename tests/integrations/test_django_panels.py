@@ -59,9 +59,11 @@ def site(sidecar: Sidecar, settings: Any) -> Any:
 def shown(client: Client, page: bytes) -> tuple[str, str]:
     """What the side bar says, and the words of the panel that the browser then asks for."""
     text = page.decode()
-    (request_id,) = re.findall(r'data-request-id="(\w+)"', text)
+    (request,) = re.findall(r'data-(?:request|store)-id="(\w+)"', text)  # before version 6 it was a store's
     (subtitle,) = re.findall(r"<small>([^<]*)</small>", text)
-    asked = client.get("/__debug__/render_panel/", {"request_id": request_id, "panel_id": "GuardPanel"})
+    asked = client.get(
+        "/__debug__/render_panel/", {"request_id": request, "store_id": request, "panel_id": "GuardPanel"}
+    )
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", asked.json()["content"]))
     return subtitle, html.unescape(words).strip()
 
