@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from conftest import ManualClock
-from stigg_guard import Fallback, FeatureDenied, Guard, SidecarUnavailable
+from stigg_guard import Config, Fallback, FeatureDenied, Guard, SidecarUnavailable
 from stigg_guard.ledger import UsageKey, Use
 from stigg_guard.metrics import GuardCollector
 from stigg_guard.sidecar.server import Sidecar
@@ -129,3 +131,25 @@ def test_counts_denials_by_reason_and_no_mere_checks(guard: Guard) -> None:
         'stigg_guard_denials_total{reason="NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION"}': 1,
         'stigg_guard_denials_total{reason="REQUESTED_USAGE_EXCEEDING_LIMIT"}': 1,
     }
+
+
+def exported() -> set[str]:
+    """The names of the samples that a page may have."""
+    ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
+    with Guard(Config(ledger="memory://")) as guard:
+        families = list(GuardCollector(guard).describe())
+    return {f"{family.name}{end}" for family in families for end in ends.get(family.type, [""])}
+
+
+@pytest.mark.parametrize("file", ["grafana.json", "operations.md"])
+def test_dashboard_and_alerts_name_what_there_is(file: str) -> None:
+    text = (Path(__file__).parents[1] / "docs" / file).read_text(encoding="utf-8")
+    named = set(re.findall(r"\bstigg_guard_\w+[a-z]\b", text)) - {"stigg_guard_fetch_seconds"}  # the histogram itself
+    assert named <= exported()
+
+
+def test_dashboard_shows_every_metric() -> None:
+    dashboard = json.loads((Path(__file__).parents[1] / "docs" / "grafana.json").read_text(encoding="utf-8"))
+    queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    ends = ("_sum", "_count")  # of a histogram whose buckets are shown
+    assert [name for name in exported() if not name.endswith(ends) and name not in queries] == []
