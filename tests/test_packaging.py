@@ -109,6 +109,15 @@ def test_the_metadata_lack_nothing_that_is_expected(built: Path) -> None:
     assert str(described.author_email).partition("<")[2].rstrip(">") in (ROOT / "SECURITY.md").read_text()
 
 
+def test_the_projects_address_is_in_one_place() -> None:
+    """It is a placeholder until there is one: see CONTRIBUTING.md."""
+    (address,) = re.findall(r'^Source = "https://(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    folders = ("src", "docs", ".github", "example_projects")
+    files = [*(path for folder in folders for path in (ROOT / folder).rglob("*")), *ROOT.glob("*.md")]
+    texts = (path for path in files if path.suffix in {".py", ".md", ".yml", ".json", ".html", ".toml"})
+    assert [str(path) for path in texts if address in path.read_text(encoding="utf-8")] == []
+
+
 def test_the_classifiers_name_what_is_tested(built: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pythons = re.search(r"^MATRIX := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
