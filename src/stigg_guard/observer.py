@@ -77,35 +77,39 @@ class Observer:
         a change through ``.api``, a webhook, or another process that shares the ``CACHE``."""
 
 
+_EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
 class Audience:
     """The observers of a guard, and beside them those of ``others``. What one of them raises is logged.
 
-    ``follows_checks`` is empty, and thus false, while nobody overrides :meth:`Observer.checked`.
+    Only those are called that have a method of their own for what happened. ``follows_checks`` is empty, and thus
+    false, while nobody has :meth:`Observer.checked`.
     """
 
     def __init__(self, clock: Clock, observer: Observer | None = None, *, others: Audience | None = None) -> None:
         self._clock = clock
         self._others = others
-        self._observers: list[Observer] = []
-        self.follows_checks: list[Observer] = []
+        self._listening: dict[str, list[Observer]] = {name: [] for name in _EVENTS}
+        self.follows_checks = self._listening["checked"]
         if observer is not None:
             self.add(observer)
 
     def add(self, observer: Observer) -> None:
         """From now on tells this one, too."""
-        self._observers.append(observer)
-        if type(observer).checked is not Observer.checked:
-            self.follows_checks.append(observer)
+        for name, listening in self._listening.items():
+            if getattr(type(observer), name) is not getattr(Observer, name):
+                listening.append(observer)
 
     def remove(self, observer: Observer) -> None:
         """Tells this one no more."""
-        for listening in (self._observers, self.follows_checks):
+        for listening in self._listening.values():
             if observer in listening:
                 listening.remove(observer)
 
     def tell(self, event: Callable[Concatenate[Observer, P], None], *what: P.args, **named: P.kwargs) -> None:
         """Calls each observer's method of the name of ``event``, a method of :class:`Observer`."""
-        for observer in list(self._observers):
+        for observer in list(self._listening[event.__name__]):
             tell(lambda one: getattr(one, event.__name__)(*what, **named), observer)
         if self._others is not None:
             self._others.tell(event, *what, **named)

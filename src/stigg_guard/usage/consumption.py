@@ -99,8 +99,19 @@ class Book:
             SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
-        with self.audience.timed(Observer.held, customer, tuple(amounts)):
-            return self._decided(amounts, customer)
+        found = self._found(amounts, customer)
+        if not self._counts():
+            denied = next((asked for asked, _ in found.values() if not asked), None)
+            if denied is not None:
+                raise FeatureDenied(denied, customer)
+            return _answers(found), None
+        try:
+            return self._taken(found, customer)
+        except FeatureDenied:
+            ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
+            if max(ages, default=0.0) <= DENIAL_SECONDS:
+                raise
+        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer)
 
     def commit(
         self,
@@ -178,21 +189,6 @@ class Book:
             except (SidecarError, LedgerUnavailable) as error:
                 logger.warning("usage is not reported yet and stays in the ledger: %s", error)
         self.reporter.notify()
-
-    def _decided(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
-        found = self._found(amounts, customer)
-        if not self._counts():
-            denied = next((asked for asked, _ in found.values() if not asked), None)
-            if denied is not None:
-                raise FeatureDenied(denied, customer)
-            return _answers(found), None
-        try:
-            return self._taken(found, customer)
-        except FeatureDenied:
-            ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
-            if max(ages, default=0.0) <= DENIAL_SECONDS:
-                raise
-        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer)
 
     def _record(self, use: Use) -> None:
         try:
@@ -417,20 +413,25 @@ class Consumption:
         if self._pid:
             raise InvalidRequest("", "a use is entered once; call consume() again for another one, as for a second try")
         self._pid = os.getpid()
+        audience = self._book.audience
         try:
-            answers, hold = self._book.hold(self._amounts, self._customer)
+            with audience.timed(Observer.held, self._customer, tuple(self._amounts)):
+                self._take()
         except FeatureDenied as error:
-            self._book.audience.tell(Observer.checked, error.entitlement, self._customer)
-            self._book.audience.tell(Observer.denied, error)
+            audience.tell(Observer.checked, error.entitlement, self._customer)
+            audience.tell(Observer.denied, error)
             raise
+        for answer in self.entitlements.values() if audience.follows_checks else ():
+            audience.tell(Observer.checked, answer, self._customer)
+        return self
+
+    def _take(self) -> None:
+        answers, hold = self._book.hold(self._amounts, self._customer)
         self.entitlements = MappingProxyType(answers)
-        for answer in answers.values() if self._book.audience.follows_checks else ():
-            self._book.audience.tell(Observer.checked, answer, self._customer)
         if hold is not None and hold.id:
             self._book.watch(hold, self)
         self._confirm = self._book.begin()
         self._hold = hold
-        return self
 
     def __enter__(self) -> Consumption:
         return self.begin()
