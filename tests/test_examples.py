@@ -44,7 +44,8 @@ from stigg_guard.testing import override_entitlements
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"recipes"}  # each recipe is followed by a test of its own, in integrations/
+FOLLOWED = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/integrations/test_*_recipes.py"))
+"""The tests of recipes, which name each by its heading."""
 CUSTOMER = "customer-demo-01"
 
 
@@ -58,8 +59,12 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
+    """All blocks of a page but those of recipes that have a test of their own."""
     source = page.read_text(encoding="utf-8")
     for found in re.finditer(r"^```(\w+)\n(.*?)^```$", source, re.DOTALL | re.MULTILINE):
+        heading = re.findall(r"^#+ (.+)$", source[: found.start()], re.MULTILINE)[-1]
+        if page.stem == "recipes" and f'"{heading}"' in FOLLOWED:
+            continue
         yield Block(page, source.count("\n", 0, found.start()) + 2, found[1], found[2])
 
 
@@ -70,6 +75,14 @@ def name_of(page: Path) -> str:
 def execute(block: Block, names: dict[str, Any]) -> None:
     """Executes the block, which sees these names and adds to them. An error names the page and its line."""
     exec(compile("\n" * (block.line - 1) + block.text, str(block.page), "exec"), names)
+
+
+def with_ports_of_this_test(text: str, sidecar: Sidecar) -> str:
+    """The block, asking the test's sidecar; one that it starts itself has a free port."""
+    host, _, port = sidecar.address.partition(":")
+    text = re.sub(r"localhost:(80|8433)\b", sidecar.address, text)
+    text = text.replace('"localhost", remote_sidecar_port=80', f'"{host}", remote_sidecar_port={port}')
+    return text.replace("=LocalSidecarConfig()", "=LocalSidecarConfig(), local_sidecar_port=0")
 
 
 def django_project() -> dict[str, Any]:
@@ -96,6 +109,8 @@ def django_project() -> dict[str, Any]:
         "method_decorator": method_decorator,
         "path": path,
         "permission_required": permission_required,
+        "render": lambda report: None,
+        "shared_task": celery.shared_task,
         "transaction": transaction,
         **{name: getattr(skin, name) for name in skin.__all__},
     }
@@ -126,6 +141,7 @@ def readers_own(page: str, guard: Guard) -> dict[str, Any]:
     own: dict[str, Any] = {name: getattr(stigg_guard, name) for name in ("Config", "Guard")}
     own |= {
         "TestCase": TestCase,
+        "customer": CUSTOMER,
         "create_template": lambda: guard.report("feature-templates", 1, customer=CUSTOMER),
         "create_templates": lambda: ["a template"],
         "datetime": datetime,
@@ -155,25 +171,28 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STIGG_WEBHOOK_SECRET", "a secret")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in ELSEWHERE], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_python_block_runs(
-    page: Path, sidecar: Sidecar, make_guard: Callable[..., Guard], own_names: None, stopped: list[Guard | Stigg]
+    page: Path,
+    sidecar: Sidecar,
+    make_guard: Callable[..., Guard],
+    own_names: None,
+    stopped: list[Guard | Stigg],
+    settings: Any,
 ) -> None:
+    settings.STIGG_GUARD = {"SIDECAR": sidecar.address, "LEDGER": "memory://"}
     names = {"__name__": "reader", **readers_own(name_of(page), make_guard(REPORT="inline"))}
     with _request_where_one_is(name_of(page), names):
         for block in blocks(page):
             if block.language == "python":
-                text = re.sub(r"localhost:(80|8433)\b", sidecar.address, block.text)
-                host, _, port = sidecar.address.partition(":")
-                text = text.replace('"localhost", remote_sidecar_port=80', f'"{host}", remote_sidecar_port={port}')
-                execute(block._replace(text=text), names)
+                execute(block._replace(text=with_ports_of_this_test(block.text, sidecar)), names)
     stopped.extend(value for value in names.values() if isinstance(value, (Guard, Stigg)))
 
 
 @contextlib.contextmanager
 def _request_where_one_is(page: str, names: dict[str, Any]) -> Iterator[None]:
-    """The manual of Flask's guards has a block of a view's body, which runs in a request."""
-    if page != "docs/flask/guards":
+    """Two pages of Flask's manual have blocks of a view's body, which run in a request."""
+    if page not in ("docs/flask/guards", "docs/flask/recipes"):
         yield
         return
     with override_entitlements({"feature-templates": {"limit": 100}}), names["app"].test_request_context("/"):
