@@ -13,11 +13,12 @@ MATRIX := 3.10 3.11 3.12 3.13
 WORKERS ?= 3
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench faults wire api package wheel clean
+.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench faults wire api package wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
 	@echo "make test    run the tests"
+	@echo "make test-cloud   run the guard's tests straight on the API, as with SIDECAR = cloud"
 	@echo "make test-django42   run Django's tests under the oldest Django that is supported"
 	@echo "make test-matrix   run all tests under each of Python $(MATRIX) that is installed; test-3.13 under one"
 	@echo "make test-lowest   run the tests with the lowest versions of all that this package needs"
@@ -48,6 +49,12 @@ demo: $(READY)
 
 test: $(READY) pgbouncer
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+
+# What these tests ask is the GraphQL API of the local sidecar; those that break gRPC on purpose go on to do so.
+ON_CLOUD := tests/test_guard.py tests/test_decorators.py tests/test_metrics.py tests/test_observer.py tests/usage \
+  tests/sidecar/test_credits.py tests/cloud
+test-cloud: $(READY)
+	@STIGG_TESTS_ON=cloud $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ON_CLOUD) $(ARGS)
 
 $(OLD)/.ready: pyproject.toml
 	$(call install,$(PYTHON),'django==4.2.*')

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from stigg_guard.config import PREFIX, STATUS_CODES, Config, OnOutage, ReportMode, split_address
+from stigg_guard.config import PREFIX, STATUS_CODES, Config, OnOutage, ReportMode
 from stigg_guard.entitlements import Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback
+from stigg_guard.readers import split_address
 
 SECRET = "server-0123456789"
 
@@ -115,8 +116,8 @@ def test_optional_settings_may_be_none() -> None:
         ("CACHE_TIL", "did you mean CACHE_TTL?"),
         ("cache_ttl", "did you mean CACHE_TTL?"),
         ("STATUS_CODE", "did you mean STATUS_CODES?"),
-        ("XYZZY", "the settings are ANONYMOUS, API_KEY, API_URL, CACHE"),
-        ("", "the settings are ANONYMOUS, API_KEY, API_URL, CACHE"),
+        ("XYZZY", "the settings are ANONYMOUS, API_KEY, API_SHARE, API_URL"),
+        ("", "the settings are ANONYMOUS, API_KEY, API_SHARE, API_URL"),
     ],
 )
 def test_unknown_setting_is_named_with_the_nearest_right_one(key: str, advice: str) -> None:
@@ -241,5 +242,5 @@ def test_address_is_a_host_and_a_port(address: str, parts: tuple[str, int]) -> N
     ],
 )
 def test_what_is_no_address_is_refused_with_the_form(address: str) -> None:
-    with pytest.raises(ConfigError, match="expected host:port, host, 'local' or 'offline'"):
+    with pytest.raises(ConfigError, match="expected host:port, host, 'local', 'offline' or 'cloud'"):
         split_address(address)

@@ -168,7 +168,8 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves no trace of modules that the reader would have written, nor of what blocks set for a whole process."""
     for name in ("shop", "shop.api"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setenv("STIGG_WEBHOOK_SECRET", "a secret")
+    for secret in ("STIGG_WEBHOOK_SECRET", "STIGG_SERVER_API_KEY"):
+        monkeypatch.setenv(secret, "a-secret")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from stigg_guard.amounts import is_figure
 from stigg_guard.client import Stigg
-from stigg_guard.clock import Clock
+from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import OnUncertain
 from stigg_guard.errors import InvalidRequest, SidecarError, SidecarUnavailable
 from stigg_guard.ledger import Acknowledged, Batch, Entry, UsageKey
@@ -17,15 +18,25 @@ from stigg_guard.wire import sidecar_pb2 as wire
 
 T = TypeVar("T")
 
+KEY_SECONDS = 86_400.0
+"""For how long a key is relied on: the local sidecar remembers it for a day; how long Stigg's API does is not told."""
+
 
 class Sender:
     """Reports through the client that ``stigg`` gives. It remembers nothing and touches no ledger. The ``audience`` is
     told of each batch."""
 
-    def __init__(self, stigg: Callable[[], Stigg], on_uncertain: OnUncertain, audience: Audience | None = None) -> None:
+    def __init__(
+        self,
+        stigg: Callable[[], Stigg],
+        on_uncertain: OnUncertain,
+        now: Callable[[], datetime] = utc_now,
+        audience: Audience | None = None,
+    ) -> None:
         self._stigg = stigg
         self._audience = audience or Audience(Clock())
         self._on_uncertain = on_uncertain
+        self._now = now
 
     def send(self, batch: Batch, timeout: float | None = None) -> list[Acknowledged]:
         """Sends the reports under the batch's id, which is their idempotency key; what the sidecar says to each.
@@ -41,13 +52,16 @@ class Sender:
             return self._sent(batch, timeout)
 
     def may_repeat(self, report: Entry) -> bool:
-        """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to.
+        """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to. One whose use is longer
+        ago than a key is remembered for certain may not.
 
         Raises:
             SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
         """
         if report.event or report.is_set or self._on_uncertain is OnUncertain.RESEND:
             return True
+        if report.first_at and self._now().timestamp() - report.first_at / 1e6 > KEY_SECONDS:
+            return False
         stigg = self._stigg()
         if stigg.honours_keys is None:
             try:
