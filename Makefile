@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY_E2E := .venv/.ready-e2e
+READY_DOCS := .venv/.ready-docs
 OLD := .venv-django42
+LOWEST := .venv-lowest
+EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,openfeature,otel,prometheus,redis,sidecar,sqlalchemy
 MATRIX := 3.10 3.11 3.12 3.13
 # One more than two cores: tests wait for servers half of the time.
 WORKERS ?= 3
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test test-cloud pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench faults wire api wheel clean
+.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench faults wire api package wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -18,11 +21,15 @@ help:
 	@echo "make test-cloud   run the guard's tests straight on the API, as with SIDECAR = cloud"
 	@echo "make test-django42   run Django's tests under the oldest Django that is supported"
 	@echo "make test-matrix   run all tests under each of Python $(MATRIX) that is installed; test-3.13 under one"
+	@echo "make test-lowest   run the tests with the lowest versions of all that this package needs"
 	@echo "make e2e     click through both example sites in a browser"
 	@echo "make screenshots   save pictures of their pages, and of the sidecar's, in screenshots/"
-	@echo "make lint    ruff and mypy --strict"
+	@echo "make lint    ruff, mypy --strict, bandit, and zizmor for the workflows"
+	@echo "make audit   look for known faults of what this package needs; asks the package index"
+	@echo "make docs    build the site of the manuals in site/; make docs-serve shows it while it is written"
 	@echo "make bench   measure the hot paths against their floors"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
+	@echo "make package   build wheel and sdist in dist/, and inspect them"
 	@echo "make wire    generate the wire code from sidecar.proto"
 	@echo "make api     generate the types and methods of .api from stigg.graphql and operations.json"
 
@@ -55,6 +62,18 @@ $(OLD)/.ready: pyproject.toml
 # The example shop is written for the newest Django.
 test-django42: $(OLD)/.ready
 	@$(OLD)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integrations -k "django and not shop" $(ARGS)
+
+# The lowest versions that pyproject.toml allows of what this package needs, with the newest tools that go with them.
+$(LOWEST)/.ready: pyproject.toml
+	@test -x $(@D)/bin/python || $(or $(call found,3.10),$(PYTHON)) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(@D) --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	@$(LOWEST)/bin/uv pip freeze --python $(@D) --exclude-editable | grep -v '^uv==' >$(@D)/constraints.txt
+	@$(LOWEST)/bin/uv pip install --quiet --python $(@D) --constraints $(@D)/constraints.txt --group test
+	@touch $@
+
+test-lowest: $(LOWEST)/.ready
+	@$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -k "not shop" $(ARGS)
 
 # Where Python 3.X is: python3.X of the PATH, or one that pyenv has installed. Nothing if it is in neither.
 found = $(firstword $(shell for python in python$(1) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1).*/bin/python; do \
@@ -102,10 +121,27 @@ e2e: $(READY_E2E) chromium
 screenshots: $(READY_E2E) chromium
 	@$(BIN)/python -m pytest tests/e2e/test_pages.py tests/e2e/test_status_page.py --screenshots screenshots $(ARGS)
 
+$(READY_DOCS): $(READY)
+	@$(BIN)/python -m pip install --quiet --group docs
+	@touch $(READY_DOCS)
+
+# Material's makers warn of another project's next version at each build.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY_DOCS)
+	@$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(READY_DOCS)
+	@$(BIN)/mkdocs serve $(ARGS)
+
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src
+	@$(BIN)/zizmor --quiet --offline .github
+
+audit: $(READY)
+	@$(BIN)/python -m pip_audit --skip-editable
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -127,8 +163,14 @@ wire: $(READY)
 api: $(READY)
 	@$(BIN)/python -m stigg_guard.api.generate
 
+package: $(READY)
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/check-wheel-contents dist/*.whl
+
 wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	@rm -rf .venv .venv-3.* .venv-peers $(OLD) dist screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*
+	@rm -rf .venv .venv-3.* .venv-peers $(OLD) $(LOWEST) dist site screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*

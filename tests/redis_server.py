@@ -16,6 +16,7 @@ from types import TracebackType
 import pytest
 from redis import Redis
 from redis.backoff import ConstantBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 PORTS = range(20_000, 32_768)  # below those that a system hands out to clients
@@ -29,7 +30,7 @@ class RedisServer:
     def __init__(self, folder: Path, *, durable: bool = True, password: str = "") -> None:
         self.port = _free_port()
         self.url = f"redis://:{password}@127.0.0.1:{self.port}/0"
-        retry = Retry(ConstantBackoff(RETRY_SECONDS), int(START_SECONDS / RETRY_SECONDS))
+        retry = Retry(ConstantBackoff(RETRY_SECONDS), int(START_SECONDS / RETRY_SECONDS), (RedisError, OSError))
         self.client: Redis = Redis.from_url(self.url, retry=retry, decode_responses=True)
         self._command = [
             *(_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),

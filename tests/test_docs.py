@@ -25,11 +25,14 @@ from stigg_guard.web.denial import Denial, page_source
 from stigg_guard.web.views import succeeded
 
 DOCS = Path(__file__).parents[1] / "docs"
-MANUALS = {name: (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("django", "flask")}
-PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
+MANUALS = {
+    name: "".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / name).glob("*.md")))
+    for name in ("django", "flask")
+}
+PAGES = [*sorted(DOCS.rglob("*.md")), *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
 PACKAGE = Path(stigg_guard.__file__).parent
 COMMANDS = PACKAGE / "django" / "management" / "commands"
-DEFAULT = r"### `(?:STIGG_GUARD_)?{}`\n\n.+, default `(.+)`"
+DEFAULT = r"##+ `(?:STIGG_GUARD_)?{}`\n\n.+, default `(.+)`"
 
 
 @pytest.mark.parametrize("name", [entry.name.upper() for entry in fields(Config)])
@@ -60,12 +63,12 @@ def test_the_hash_of_the_built_in_style_is_right(manual: str) -> None:
 
 
 def test_every_tag_and_filter_of_django_is_there() -> None:
-    assert [tag for tag in register.tags if f"### `{{% {tag} %}}`" not in MANUALS["django"]] == []
+    assert [tag for tag in register.tags if f"## `{{% {tag} %}}`" not in MANUALS["django"]] == []
     assert [name for name in register.filters if f"|{name}" not in MANUALS["django"]] == []
 
 
 def test_every_function_of_jinja_is_there() -> None:
-    assert [name for name in TEMPLATE_GLOBALS if f"### `{name}`" not in MANUALS["flask"]] == []
+    assert [name for name in TEMPLATE_GLOBALS if f"## `{name}`" not in MANUALS["flask"]] == []
     assert [name for name in TEMPLATE_TESTS if f"is {name} %}}" not in MANUALS["flask"]] == []
     assert [name for name in TEMPLATE_GLOBALS if name in vars(jinja2) and f"`{name}`" not in MANUALS["django"]] == []
 
@@ -109,7 +112,7 @@ def test_every_status_has_its_row_in_what_is_counted() -> None:
     assert said == {status: succeeded(status) for status in range(100, 600)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(((?!https?:)[^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
     assert [link for link, _ in links if not (page.parent / link).exists()] == []
@@ -117,10 +120,20 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [(target.name, anchor) for target, anchor in anchored if anchor not in anchors(target)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
 def test_examples_are_python(page: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         ast.parse(block)
+
+
+def test_every_claim_about_security_has_its_test() -> None:
+    page = (DOCS / "security.md").read_text(encoding="utf-8")
+    claims = [row for row in re.findall(r"^\| .+ \|$", page, re.MULTILINE) if "::" in row]
+    named = [re.fullmatch(r"\| .+ \| `(tests/[\w/]+\.py)::(test_\w+)` \|", row) for row in claims]
+    assert len(claims) > 20
+    assert [row for row, found in zip(claims, named, strict=True) if found is None] == []
+    tests = [(DOCS.parent / found[1], found[2]) for found in named if found is not None]
+    assert [name for path, name in tests if f"def {name}(" not in path.read_text(encoding="utf-8")] == []
 
 
 def anchors(page: Path) -> set[str]:

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from packaging.metadata import Metadata, parse_email
 from packaging.requirements import Requirement
 
+import stigg_guard
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
-OPTIONAL = ("django", "flask", "redis", "prometheus_client", "grpc_health", "grpc_reflection")
+OPTIONAL = (
+    "django",
+    "flask",
+    "redis",
+    "prometheus_client",
+    "grpc_health",
+    "grpc_reflection",
+    "openfeature",
+    "opentelemetry",
+)
 
 
 def required(name: str) -> Iterator[Distribution]:
@@ -25,13 +45,22 @@ def required(name: str) -> Iterator[Distribution]:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist."""
+    return build(tmp_path_factory.mktemp("built"))
+
+
+def build(folder: Path) -> Path:
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the built wheel and links to its core dependencies."""
     folder = tmp_path_factory.mktemp("environment")
-    wheels = tmp_path_factory.mktemp("wheels")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = wheels.iterdir()
+    (wheel,) = built.glob("*.whl")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     for needed in required("stigg-guard"):
@@ -49,6 +78,55 @@ def run(environment: Path, program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False)
 
 
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_wheel_and_sdist_are_the_same_each_time(built: Path, tmp_path: Path) -> None:
+    assert digests(build(tmp_path)) == digests(built)
+    assert len(digests(built)) == 2
+
+
+@pytest.mark.parametrize("inspect", ["twine check --strict", "check-wheel-contents --config pyproject.toml"])
+def test_inspectors_find_no_fault(built: Path, inspect: str) -> None:
+    program, *options = inspect.split()
+    files = [str(path) for path in built.glob("*.whl" if program != "twine" else "*")]
+    command = [str(Path(sys.executable).with_name(program)), *options, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_metadata_lack_nothing_that_is_expected(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with ZipFile(wheel) as opened:
+        (name,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata, problems = parse_email(opened.read(name))
+    assert problems == {}
+    described = Metadata.from_raw(metadata)
+    assert str(described.version) == stigg_guard.__version__
+    assert set(described.project_urls or ()) == {"Homepage", "Documentation", "Changelog", "Issues", "Source"}
+    assert described.license_expression == "Apache-2.0"
+    assert str(described.author_email).partition("<")[2].rstrip(">") in (ROOT / "SECURITY.md").read_text()
+
+
+def test_the_projects_address_is_in_one_place() -> None:
+    """It is a placeholder until there is one: see CONTRIBUTING.md."""
+    (address,) = re.findall(r'^Source = "https://(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    folders = ("src", "docs", ".github", "example_projects")
+    files = [*(path for folder in folders for path in (ROOT / folder).rglob("*")), *ROOT.glob("*.md")]
+    texts = (path for path in files if path.suffix in {".py", ".md", ".yml", ".json", ".html", ".toml"})
+    assert [str(path) for path in texts if address in path.read_text(encoding="utf-8")] == []
+
+
+def test_the_classifiers_name_what_is_tested(built: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pythons = re.search(r"^MATRIX := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert pythons is not None
+    prefix = "Programming Language :: Python :: 3."
+    named = [name.removeprefix(prefix) for name in project["classifiers"] if name.startswith(prefix)]
+    assert [f"3.{minor}" for minor in named] == pythons[1].split()
+
+
 def test_imports_without_any_extra(environment: Path) -> None:
     done = run(environment, f"import stigg_guard; print([name for name in {OPTIONAL} if name in sys.modules])")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
@@ -61,6 +139,8 @@ def test_imports_without_any_extra(environment: Path) -> None:
         ("flask", "stigg_guard.flask"),
         ("sidecar", "stigg_guard.sidecar.server"),
         ("prometheus", "stigg_guard.metrics"),
+        ("openfeature", "stigg_guard.openfeature"),
+        ("otel", "stigg_guard.otel"),
         ("redis", "stigg_guard.ledger.redis"),
         ("redis", "stigg_guard.cache.redis"),
     ],
@@ -85,7 +165,14 @@ def test_has_its_data_and_says_that_it_is_typed(environment: Path) -> None:
         "web/paywall.html",
         "django/locale/de/LC_MESSAGES/django.mo",
     )
-    for name in ("py.typed", *pages, "wire/sidecar_pb2.pyi", "wire/sidecar.proto", "sidecar/demo.toml"):
+    for name in (
+        "py.typed",
+        *pages,
+        "wire/sidecar_pb2.pyi",
+        "wire/sidecar.proto",
+        "sidecar/demo.toml",
+        "sidecar/catalog.schema.json",
+    ):
         assert (package / name).is_file(), name
 
 

@@ -36,10 +36,15 @@ from flask import (
     url_for,
 )
 from flask.typing import ResponseReturnValue
+from openfeature import api as openfeature
+from openfeature.evaluation_context import EvaluationContext
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from werkzeug.exceptions import HTTPException
 
 from stigg_guard import ApiError, SidecarError
 from stigg_guard.flask import RequestDenied, StiggGuard
+from stigg_guard.metrics import GuardCollector
+from stigg_guard.openfeature import StiggProvider
 
 # The customers of the demonstration catalog. A real site has users, with passwords, who belong to customers.
 CUSTOMERS = {
@@ -69,6 +74,7 @@ FEATURES = {
     "feature-analytics": "Analytics",
 }
 MAX_NAMES = 100
+FLAGS = "inkwell"  # the domain of OpenFeature's client
 
 guard = StiggGuard()
 site = Blueprint("site", __name__)
@@ -106,6 +112,9 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
     app.context_processor(lambda: {"titles": FEATURES, "customer_name": name_of(session.get("customer", ""))})
     app.jinja_env.globals["csrf_token"] = csrf_token
     with app.app_context():
+        app.extensions["metrics"] = CollectorRegistry()
+        app.extensions["metrics"].register(GuardCollector(guard.guard))
+        openfeature.set_provider_and_wait(StiggProvider(guard.guard), FLAGS)
         execute("create table if not exists template (id integer primary key, customer text, title text, body text)")
         execute("create table if not exists account (customer text primary key, name text, token text)")
     return app
@@ -305,6 +314,26 @@ def write_letters() -> ResponseReturnValue:
     twice gets one letter."""
     template = template_of(api_customer(), request.get_json().get("template"))
     return {"letters": [template["body"].replace("{name}", name) for name in dict.fromkeys(names(request))]}
+
+
+@api.get("/options")
+@guard.requires_feature("feature-templates")
+def options() -> ResponseReturnValue:
+    """What the customer's editor offers, by flags of OpenFeature: code that knows nothing of this library."""
+    flags, customer = openfeature.get_client(FLAGS), EvaluationContext(api_customer())
+    return {
+        "custom_domain": flags.get_boolean_value("feature-custom-domain", False, customer),
+        "storage_gb": flags.get_integer_value("feature-storage", 0, customer),
+        "regions": flags.get_string_value("feature-regions", "", customer).split(","),
+    }
+
+
+@site.get("/metrics")
+def metrics() -> Response:
+    """For Prometheus. A real site lets nobody else ask."""
+    if request.remote_addr != "127.0.0.1":
+        abort(404)
+    return Response(generate_latest(current_app.extensions["metrics"]), content_type=CONTENT_TYPE_LATEST)
 
 
 @api.errorhandler(HTTPException)

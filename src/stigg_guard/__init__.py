@@ -84,6 +84,8 @@ from stigg_guard.wire.sidecar_pb2 import (
     UsageUpdateBehavior,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AccessDeniedReason",
     "ApiConfig",

@@ -21,6 +21,7 @@ from stigg_guard.config import Config, ReportMode
 from stigg_guard.errors import ConfigError, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.sidecar import __main__ as sidecar
+from stigg_guard.sidecar.catalog import catalog_schema
 from stigg_guard.sidecar.commands import configure_changes
 
 
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_features(features)
     features.set_defaults(run=_acting(lambda _, config: replace(config, ledger="memory://")), paths=["."])
 
+    schema = commands.add_parser("schema", help="print the JSON Schema of catalogs, for editors")
+    schema.set_defaults(run=_print_schema)
+
     doctor = commands.add_parser("doctor", help="tell what of the settings works, and what to do")
     configure_doctor(doctor)
     doctor.set_defaults(run=_acting(lambda _, config: config))
@@ -77,6 +81,11 @@ def _sidecar(options: Namespace) -> int:
 
     config = upstream_config(os.environ)
     return sidecar.run(options, lambda: CachedAnswers(config))
+
+
+def _print_schema(_options: Namespace) -> int:
+    print(catalog_schema(), end="")
+    return 0
 
 
 def _acting(adjust: Callable[[Namespace, Config], Config]) -> Callable[[Namespace], int]:

@@ -15,12 +15,12 @@ from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Customer, Entitlement, require_id
-from stigg_guard.errors import FeatureDenied, InvalidRequest, RealLedgerWarning
+from stigg_guard.errors import FeatureDenied, InvalidRequest, RealLedgerWarning, SidecarError
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
 from stigg_guard.lookup import Lookup
-from stigg_guard.observer import Observer, tell
+from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.consumption import Consumption, checked_dimensions, make_event
 from stigg_guard.usage.holds import Confirm, Holds, confirm_now
 
@@ -79,11 +79,13 @@ class Guard:
         self._is_testing = is_testing
         clock = clock or Clock()
         ledger = ledger if ledger is not None else _ledger(self.config, clock)
-        lookup = Lookup(self.config, clock, ledger, stigg)
-        holds = Holds(self.config, lookup, ledger, clock, confirm, observer or Observer())
+        self._audience = Audience(clock, observer)
+        lookup = Lookup(self.config, clock, ledger, stigg, self._audience)
+        holds = Holds(self.config, lookup, ledger, clock, confirm, self._audience)
         self._own = Workings(lookup, ledger, holds)
         self._monotonic = clock.monotonic
         self._snapshots = lookup.cache.snapshots
+        self._follows_checks = self._audience.follows_checks
         self._api: Api | None = None
         self._closed = False
 
@@ -110,6 +112,11 @@ class Guard:
 
     def _changed(self, customers: frozenset[str] | None) -> None:
         self._workings.lookup.outdate(customers)
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Lets the observer be told, too, of what happens from now on; call the returned function to end that."""
+        self._audience.add(observer)
+        return lambda: self._audience.remove(observer)
 
     @property
     def ledger(self) -> Ledger:
@@ -139,9 +146,17 @@ class Guard:
             if snapshot is not None and self._monotonic() < snapshot.fresh_until:
                 answer = snapshot.answers.get(feature)
                 if answer is not None and answer.has_access:
+                    if self._follows_checks:
+                        self._audience.tell(Observer.checked, answer, Customer.of(customer))
                     return answer
         asked = Customer.of(customer)
-        answer, _ = self._workings.lookup.decide(feature, asked, fallback, requested_usage, requested_values)
+        try:
+            answer, _ = self._workings.lookup.decide(feature, asked, fallback, requested_usage, requested_values)
+        except SidecarError as error:
+            self._audience.tell(Observer.unanswered, feature, asked, error)
+            raise
+        if self._follows_checks:
+            self._audience.tell(Observer.checked, answer, asked)
         return answer
 
     def require(
@@ -167,7 +182,7 @@ class Guard:
         )
         if not entitlement.has_access:
             denied = FeatureDenied(entitlement, Customer.of(customer))
-            tell(self._own.holds.observer.denied, denied)
+            self._audience.tell(Observer.denied, denied)
             raise denied
         return entitlement
 
@@ -205,7 +220,7 @@ class Guard:
         The next request fetches them again. For news from elsewhere, say from a webhook: it sends nothing to the
         sidecar and cannot fail. What is known goes on answering while the sidecar cannot be reached.
         """
-        self._workings.lookup.cache.forget(Customer.of(customer))
+        self._workings.lookup.forget(Customer.of(customer))
 
     def report(
         self,

@@ -36,6 +36,7 @@ from stigg_guard.entitlements import (
 from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
 from stigg_guard.fallbacks import Fallback, fallback_answer
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
+from stigg_guard.observer import Audience, Observer
 from stigg_guard.offline import OfflineReports
 from stigg_guard.readers import split_address
 from stigg_guard.wire import Answerer
@@ -57,12 +58,16 @@ class Lookup:
     """Answers for customers. The ``ledger`` orders a customer's snapshots and reports, and says what is on its way.
 
     ``stigg`` is the client to ask; without one it is made from the configuration on first use, and closed with this.
+    The ``audience`` is told of each fetch and of what is outdated.
     """
 
-    def __init__(self, config: Config, clock: Clock, ledger: Ledger, stigg: Stigg | None) -> None:
+    def __init__(
+        self, config: Config, clock: Clock, ledger: Ledger, stigg: Stigg | None, audience: Audience | None = None
+    ) -> None:
         self._config = config
         self._clock = clock
         self._ledger = ledger
+        self._audience = audience or Audience(clock)
         self._stigg = stigg
         self._owns_stigg = stigg is None
         self._making = threading.Lock()
@@ -132,7 +137,13 @@ class Lookup:
             return True
         exists = self._reload(customer)
         self.cache.refresh(customer)
+        self._audience.tell(Observer.invalidated, customer)
         return exists
+
+    def forget(self, whose: Customer | AllOf) -> None:
+        """Invalidates what was fetched before, in all processes."""
+        self.cache.forget(whose)
+        self._tell_of(whose)
 
     def outdate(self, customers: frozenset[str] | None) -> None:
         """After a change to these customers, or to anybody: what was fetched before does not answer any more, in any
@@ -145,7 +156,7 @@ class Lookup:
         if customers is not None and len(customers) <= MAX_RELOADED:
             self._reload_outdated(customers)
         for scope in scopes:
-            self.cache.forget(scope)
+            self.forget(scope)
 
     def close(self) -> None:
         """Closes the client that was made here, and what is shared with other processes."""
@@ -220,7 +231,8 @@ class Lookup:
             found, snapshot = self._looked_up(feature, customer, fallback, max_age)
             answer = asked(found)
             if not answer and denial_age < max_age:
-                found, snapshot = self._looked_up(feature, customer, fallback, denial_age)
+                again, newest = self._looked_up(feature, customer, fallback, denial_age)
+                found, snapshot = self._seen(again, found.source) if newest is snapshot else again, newest
                 answer = asked(found)
         except SidecarError as error:
             return asked(self._without_data(feature, customer, fallback, error)), None
@@ -307,7 +319,17 @@ class Lookup:
         )
         return None if answer.reason in _NOT_SEEDED else answer
 
+    def _tell_of(self, whose: Customer | AllOf) -> None:
+        if isinstance(whose, AllOf):
+            self._audience.tell(Observer.invalidated, None if whose.customer is None else Customer(whose.customer))
+        else:
+            self._audience.tell(Observer.invalidated, whose)
+
     def _fetch(self, customer: Customer) -> Snapshot:
+        with self._audience.timed(Observer.fetched, customer):
+            return self._fetched(customer)
+
+    def _fetched(self, customer: Customer) -> Snapshot:
         if customer in self._outdated:
             self._reload(customer)
         ticket = self._next_ticket(customer)
@@ -315,7 +337,7 @@ class Lookup:
             snapshot = self._list(customer, ticket)
         except NotSupported:
             self._list = self._state_v1 if self._list == self._state_v2 else _no_list
-            return self._fetch(customer)
+            return self._fetched(customer)
         self._has_answered = True
         self.stigg.watch(self._heard)
         return snapshot
@@ -355,15 +377,17 @@ class Lookup:
         if isinstance(whose, AllOf):
             self._outdated.update(self.cache.known(whose))
         self.cache.expire(whose, stamp)
+        self._tell_of(whose)
 
     def _single(self, feature: str, customer: Customer, requested_usage: float | None = None) -> Entitlement:
         ids: dict[str, Any] = {"customer_id": customer.id, "resource_id": customer.resource, "feature_id": feature}
         if requested_usage is not None:
             ids["options"] = wire.GetEntitlementOptions(requested_usage=requested_usage)
-        try:
-            answer: Any = self.stigg.get_entitlement_v2(wire.GetEntitlementV2Request(**ids)).entitlement
-        except NotSupported:
-            answer = self.stigg.get_entitlement(wire.GetEntitlementRequest(**ids))
+        with self._audience.timed(Observer.fetched, customer, (feature,)):
+            try:
+                answer: Any = self.stigg.get_entitlement_v2(wire.GetEntitlementV2Request(**ids)).entitlement
+            except NotSupported:
+                answer = self.stigg.get_entitlement(wire.GetEntitlementRequest(**ids))
         return entitlement_from_wire(answer, feature_id=feature)
 
 

@@ -35,11 +35,11 @@ from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import ConfigError, FeatureDenied, RealLedgerWarning, SidecarTimeout
+from stigg_guard.errors import ConfigError, RealLedgerWarning, SidecarTimeout
 from stigg_guard.guard import Workings, work_with
 from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
 from stigg_guard.lookup import Lookup
-from stigg_guard.observer import Observer
+from stigg_guard.observer import Audience, Observer
 from stigg_guard.sidecar.faults import Fault, Faults, Injected, parse_faults
 from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan
 from stigg_guard.usage.holds import Holds
@@ -177,9 +177,9 @@ class StandIn:
         """What a guard works with instead of its own; how it confirms and whom it tells stay its own."""
         with self._making:
             if own.holds not in self._holds:
-                observer = _Recorder(own.holds.observer, self._record)
+                audience = Audience(self._clock, _Recorder(self._record), others=own.holds.audience)
                 self._holds[own.holds] = Holds(
-                    _CONFIG, self._lookup, self._ledger, self._clock, own.holds.confirm, observer
+                    _CONFIG, self._lookup, self._ledger, self._clock, own.holds.confirm, audience
                 )
             return Workings(self._lookup, self._ledger, self._holds[own.holds])
 
@@ -328,16 +328,11 @@ class _Reports:
 class _Recorder(Observer):
     """Notes what is reported before the guard's own observer is told."""
 
-    def __init__(self, observer: Observer, record: Callable[[Entry], None]) -> None:
-        self._observer = observer
+    def __init__(self, record: Callable[[Entry], None]) -> None:
         self._record = record
-
-    def denied(self, error: FeatureDenied) -> None:
-        self._observer.denied(error)
 
     def reported(self, answer: Acknowledged) -> None:
         self._record(answer.report)
-        self._observer.reported(answer)
 
 
 _standing: list[StandIn] = []

@@ -48,9 +48,24 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shop(browser: Browser, sidecar: Sidecar, migrated: Path, tmp_path: Path) -> Iterator[Visitor]:
     """A visitor of the Django example."""
-    shutil.copytree(migrated, tmp_path, dirs_exist_ok=True)
+    with _visiting_shop(browser, sidecar, migrated, tmp_path) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def debugged_shop(browser: Browser, sidecar: Sidecar, migrated: Path, tmp_path: Path) -> Iterator[Visitor]:
+    """A visitor of the Django example with its debug toolbar, as a developer sees it."""
+    with _visiting_shop(browser, sidecar, migrated, tmp_path, SHOP_DEBUG_TOOLBAR="1") as visitor:
+        yield visitor
+
+
+@contextmanager
+def _visiting_shop(
+    browser: Browser, sidecar: Sidecar, migrated: Path, folder: Path, **environ: str
+) -> Iterator[Visitor]:
+    shutil.copytree(migrated, folder, dirs_exist_ok=True)
     command = ["manage.py", "runserver", "--noreload", "127.0.0.1:0"]
-    environ = {**_shop_in(tmp_path), **_sidecar_of(sidecar)}
+    environ = {**_shop_in(folder), **_sidecar_of(sidecar), **environ}
     with _serving(SHOP, command, environ) as address, _visiting(browser, address) as visitor:
         yield visitor
 

@@ -131,3 +131,16 @@ def test_the_keyboard_alone_signs_in_and_creates_a_template(shop: Visitor) -> No
     shop.page.keyboard.type("Typed")
     shop.page.keyboard.press("Enter")
     expect(shop.page.get_by_role("status")).to_have_text("Typed is ready.")
+
+
+def test_the_debug_toolbar_shows_what_a_page_asked(debugged_shop: Visitor) -> None:
+    page = debugged_shop.page
+    debugged_shop.press("Ada's studio")
+    debugged_shop.expects("402 /analytics/")
+    debugged_shop.follow("Analytics")
+    if page.locator("#djDebugToolbarHandle").is_visible():
+        page.locator("#djShowToolBarButton").click()
+    page.locator("#djDebug").get_by_role("link", name="Entitlements").click()
+    panel = page.locator("#GuardPanel")
+    expect(panel.get_by_role("cell", name="feature-analytics").first).to_be_visible()
+    expect(panel.get_by_role("cell", name="NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION").first).to_be_visible()

@@ -18,13 +18,13 @@ from rest_framework.viewsets import ModelViewSet
 
 from stigg_guard.testing import StandIn, override_entitlements
 
-MANUAL = (Path(__file__).parents[2] / "docs" / "django.md").read_text(encoding="utf-8")
+MANUAL = (Path(__file__).parents[2] / "docs" / "django" / "recipes.md").read_text(encoding="utf-8")
 made: list[Any] = []
 
 
 def recipe(title: str, **names: Any) -> SimpleNamespace:
     """What the first Python block below the heading defines, with these names known."""
-    section = MANUAL.partition(f"### {title}\n")[2].partition("\n### ")[0]
+    section = MANUAL.partition(f"## {title}\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     namespace: dict[str, Any] = {"__name__": __name__, **names}
     for block in blocks:

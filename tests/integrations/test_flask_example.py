@@ -239,3 +239,27 @@ def test_a_sign_up_that_fails_makes_nothing(make_app: Callable[..., Flask]) -> N
     visitor.get("/")
     assert visitor.post("/sign-up", name="Barbara").status_code == 502
     assert "Choose whose account" in visitor.get("/").text
+
+
+def test_options_are_flags_of_openfeature(app: Flask) -> None:
+    client = app.test_client()
+    assert client.get("/api/options", headers=ADA).json == {
+        "custom_domain": True,
+        "storage_gb": 100,
+        "regions": ["eu", "us"],
+    }
+    assert client.get("/api/options", headers=LINUS).json == {
+        "custom_domain": False,
+        "storage_gb": 5,
+        "regions": ["eu"],
+    }
+
+
+def test_metrics_count_what_was_asked(app: Flask) -> None:
+    client = app.test_client()
+    for _ in range(2):
+        client.get("/api/options", headers=ADA)
+    page = client.get("/metrics")
+    assert page.mimetype == "text/plain"
+    assert re.search(r'^stigg_guard_checks_total\{outcome="granted",source="cache"\} [1-9]', page.text, re.MULTILINE)
+    assert client.get("/metrics", environ_base={"REMOTE_ADDR": "203.0.113.5"}).status_code == 404

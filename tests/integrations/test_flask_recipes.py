@@ -1,4 +1,4 @@
-"""The recipes of docs/flask.md, executed as they are written there."""
+"""The recipes of docs/flask, executed as they are written there."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from stigg_guard.sidecar.server import Sidecar
 MakeApp = Callable[..., Flask]
 Used = Callable[[], float]
 
-MANUAL = (Path(__file__).parents[2] / "docs" / "flask.md").read_text(encoding="utf-8")
+MANUAL = (Path(__file__).parents[2] / "docs" / "flask" / "recipes.md").read_text(encoding="utf-8")
 PROBLEM = "application/problem+json"
 
 
 def follow_recipe(heading: str, **names: Any) -> dict[str, Any]:
     """Executes the recipe with these names; the names that it has made, too."""
-    section = MANUAL.split(f"\n### {heading}\n")[1].split("\n### ")[0]
+    section = MANUAL.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         exec(compile(block, f"recipe {heading}", "exec"), names)
     return names

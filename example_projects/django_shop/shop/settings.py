@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from django import VERSION
+from django.http import HttpRequest
 
 DATA = Path(os.environ.get("SHOP_DATA") or Path(tempfile.gettempdir()) / "stigg-guard-django-shop")
 DATA.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,11 @@ MIDDLEWARE = [
     "shop.billing.read_through",
     "stigg_guard.django.middleware.StiggGuardMiddleware",
 ]
+if os.environ.get("SHOP_DEBUG_TOOLBAR"):  # shows what each page asked of the guard; for a developer's machine only
+    INSTALLED_APPS += ["debug_toolbar"]
+    MIDDLEWARE.insert(0, "debug_toolbar.middleware.DebugToolbarMiddleware")
+    DEBUG_TOOLBAR_PANELS = ["stigg_guard.django.panels.GuardPanel", "debug_toolbar.panels.sql.SQLPanel"]
+    DEBUG_TOOLBAR_CONFIG = {"SHOW_TOOLBAR_CALLBACK": "shop.settings.is_developer"}
 STATIC_URL = "static/"
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
@@ -93,3 +99,8 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
 }
+
+
+def is_developer(request: HttpRequest) -> bool:
+    """Whether the request comes from this machine."""
+    return bool(request.META["REMOTE_ADDR"] == "127.0.0.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.apps import apps
 from django.contrib import admin
 from django.urls import include, path
 
@@ -22,3 +23,5 @@ urlpatterns = [
     path("api/", protect(include("shop.api"), "feature-api-calls", 1)),
     path("admin/", admin.site.urls),
 ]
+if apps.is_installed("debug_toolbar"):
+    urlpatterns.append(path("__debug__/", include("debug_toolbar.urls")))

@@ -18,6 +18,7 @@ from stigg_guard.channel.statuses import error_of
 from stigg_guard.channel.target import Target, checked_port
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, InvalidRequest, SidecarError, StiggGuardError
+from stigg_guard.forks import follow_forks
 from stigg_guard.log import logger
 from stigg_guard.wire import KEYS_HONOURED, METHODS, TELLS_OF_KEYS
 
@@ -196,7 +197,7 @@ def _watch_forks(channel: Channel) -> None:
     _watched.add(channel)
     if not _hooked:
         _hooked = True
-        os.register_at_fork(
+        follow_forks(
             before=lambda: _each(Channel._before_fork),
             after_in_parent=lambda: _each(Channel._after_fork_in_parent),
             after_in_child=lambda: _each(Channel._after_fork_in_child),

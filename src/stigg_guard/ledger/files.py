@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +11,33 @@ from urllib.parse import quote
 from stigg_guard.errors import ConfigError
 from stigg_guard.urls import LedgerFile
 
+try:
+    import grp
+    import pwd
+except ModuleNotFoundError:
+    IS_POSIX = False  # as on Windows
+else:
+    IS_POSIX = True
+
 COMPANIONS = ("-wal", "-shm")
 """What SQLite appends to the name of a database for the files beside it, which are there while it is open."""
 
 _PRIVATE, _PRIVATE_FOLDER = 0o600, 0o700
 _MAX_GROUP = 2**32 - 2  # the next number means none
 _BY_EFFECTIVE_USER = os.access in os.supports_effective_ids
+
+
+def require_posix() -> None:
+    """Refuses ledgers in files where files have no owner, group and mode.
+
+    Raises:
+        ConfigError: this is no POSIX system.
+    """
+    if not IS_POSIX:
+        raise ConfigError(
+            "LEDGER: a ledger in a file needs a POSIX system, which this is not; "
+            "set LEDGER to memory:// for one process, or redis://… for several"
+        )
 
 
 def user_state_folder() -> str:
@@ -39,9 +58,13 @@ def default_url(folder: str | os.PathLike[str], sidecar: str) -> str:
     """The URL of the ledger in a folder; one for each sidecar, since usage belongs to it.
 
     What ``local`` and ``offline`` count is gone with the process, and so is their ledger: it is in memory.
+
+    Raises:
+        ConfigError: as from :func:`require_posix`.
     """
     if sidecar in ("local", "offline"):
         return "memory://"
+    require_posix()
     name = re.sub(r"[^\w.-]+", "_", sidecar)
     return f"sqlite:///{quote(os.path.join(os.path.abspath(folder), f'stigg-guard-{name}.sqlite3'))}"
 
@@ -58,6 +81,7 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: it cannot be made, or not be written.
     """
+    require_posix()
     path = os.path.abspath(folder)
     try:
         _make(path)
@@ -74,6 +98,7 @@ def make_file(file: LedgerFile) -> None:
         ConfigError: there is no such group, or this user cannot give it a file.
         OSError: the file cannot be made; :func:`obstacle` says why.
     """
+    require_posix()
     path = os.path.realpath(file.path)  # a link may be there before its file
     group = -1 if file.group is None else _group_number(file.group)
     try:
@@ -161,6 +186,7 @@ def _may(path: str | os.PathLike[str], rights: int) -> bool:
 
 
 def _home() -> str:
+    require_posix()
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:

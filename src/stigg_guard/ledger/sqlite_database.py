@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from stigg_guard.clock import Clock, microseconds
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
+from stigg_guard.forks import follow_forks
 from stigg_guard.ledger.entries import Hold
 from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
 from stigg_guard.ledger.sqlite_schema import prepare
@@ -193,7 +194,7 @@ def _after_fork_in_child() -> None:
     _lock.release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
+follow_forks(before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
 
 
 def _opened(file: LedgerFile | None) -> sqlite3.Connection:

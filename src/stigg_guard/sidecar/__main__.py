@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from stigg_guard.errors import StiggGuardError
+from stigg_guard.errors import SidecarStartError, StiggGuardError
 from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.faults import Faults
@@ -48,6 +48,10 @@ def serve(
     from stigg_guard.sidecar.metrics import Metrics
     from stigg_guard.sidecar.server import Sidecar, Tls
 
+    if not hasattr(signal, "pthread_sigmask"):
+        raise SidecarStartError(
+            "the local sidecar waits for signals as POSIX has them: run it on Linux, macOS or in WSL"
+        )
     # Before any thread exists, so that all of them leave the signals to sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     log_to_stderr(LEVELS[settings.log_level], settings.log_format)

@@ -179,6 +179,11 @@ def demo_catalog() -> Catalog:
     return parse_catalog(text, source="demo.toml")
 
 
+def catalog_schema() -> str:
+    """The JSON Schema of TOML catalogs, by which editors complete them."""
+    return files("stigg_guard.sidecar").joinpath("catalog.schema.json").read_text(encoding="utf-8")
+
+
 def parse_catalog(text: str, *, source: str = "catalog") -> Catalog:
     """The catalog that a TOML text describes; ``source`` is what error messages call it. Raises ``ConfigError``."""
     root, faults = read_toml(text, source)

@@ -12,7 +12,7 @@ from stigg_guard.amounts import Amount, finite_number, usage_amount
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import FeatureDenied, InvalidRequest
 from stigg_guard.ledger import Event, Hold
-from stigg_guard.observer import tell
+from stigg_guard.observer import Observer
 from stigg_guard.usage.holds import Confirm, Holds, confirm_now
 
 
@@ -131,17 +131,25 @@ class Consumption:
         if self._pid:
             raise InvalidRequest("", "a use is entered once; call consume() again for another one, as for a second try")
         self._pid = os.getpid()
+        audience = self._holds.audience
         try:
-            answers, hold = self._holds.hold(self._amounts, self._customer)
+            with audience.timed(Observer.held, self._customer, tuple(self._amounts)):
+                self._take()
         except FeatureDenied as error:
-            tell(self._holds.observer.denied, error)
+            audience.tell(Observer.checked, error.entitlement, self._customer)
+            audience.tell(Observer.denied, error)
             raise
+        for answer in self.entitlements.values() if audience.follows_checks else ():
+            audience.tell(Observer.checked, answer, self._customer)
+        return self
+
+    def _take(self) -> None:
+        answers, hold = self._holds.hold(self._amounts, self._customer)
         self.entitlements = MappingProxyType(answers)
         if hold is not None and hold.id:
             self._holds.watch(hold, self)
         self._confirm = self._holds.begin()
         self._hold = hold
-        return self
 
     def __enter__(self) -> Consumption:
         return self.begin()

@@ -27,7 +27,7 @@ from stigg_guard.errors import (
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, LimitExceeded, News, Period, UsageKey, Use
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
-from stigg_guard.observer import Observer, tell
+from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.processes import may_end_at_once
 from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
@@ -65,22 +65,22 @@ class Holds:
         ledger: Ledger,
         clock: Clock,
         confirm: Confirm,
-        observer: Observer,
+        audience: Audience,
     ) -> None:
         self._config = config
         self._lookup = lookup
         self._ledger = ledger
         self.confirm = confirm
-        self.observer = observer
+        self.audience = audience
         self.keeper = HoldKeeper(ledger, config.hold_ttl)
         self.reporter = Reporter(
             ledger,
             lambda: lookup.stigg,
             config,
             self.keeper,
-            partial(_acknowledged, lookup, observer),
+            partial(_acknowledged, lookup, audience),
             clock,
-            partial(tell, observer.lost_contact),
+            audience,
         )
         # The threads of a guard that nobody has any more end by themselves.
         for thread in (self.reporter, self.keeper):
@@ -140,6 +140,7 @@ class Holds:
         self.keeper.unwatch(hold)
         for use, usage in zip(uses, counted, strict=True):
             _correct(self._lookup, use.key, usage)
+            self.audience.tell(Observer.used, use)
         if any(amounts.values()):
             self.send(hold.claims[0].key.customer_id)
 
@@ -192,6 +193,7 @@ class Holds:
             return
         if use.amount > 0 and not use.is_set:
             _correct(self._lookup, use.key, usage)
+        self.audience.tell(Observer.used, use)
         self.send(use.key.customer_id)
 
     def _found(
@@ -276,12 +278,12 @@ class Holds:
 _checking = tuple(threading.Lock() for _ in range(64))
 
 
-def _acknowledged(lookup: Lookup, observer: Observer, answer: Acknowledged) -> None:
+def _acknowledged(lookup: Lookup, audience: Audience, answer: Acknowledged) -> None:
     if answer.current_usage is not None:
         # What was used since the report was sent is not in its answer, so that only units given back lower it.
         lower = answer.report.is_set or answer.report.amount < 0
         _correct(lookup, answer.report.key, answer.current_usage, lower=lower)
-    tell(observer.reported, answer)
+    audience.tell(Observer.reported, answer)
 
 
 def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from typing import Any
+
+from stigg_guard.forks import follow_forks
 
 # Servers' workers live long and end in good order. Their masters fork them, or make them by ``multiprocessing``.
 _FORKING_SERVERS = ("gunicorn", "uwsgi", "mod_wsgi", "uvicorn", "hypercorn", "granian")
@@ -41,4 +42,4 @@ def _note_fork() -> None:
     _is_forked = True
 
 
-os.register_at_fork(after_in_child=_note_fork)
+follow_forks(after_in_child=_note_fork)

@@ -20,6 +20,7 @@ from stigg_guard.config import Config
 from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Ledger, Use
 from stigg_guard.log import logger
+from stigg_guard.observer import Audience, Observer
 from stigg_guard.threads import start
 from stigg_guard.usage.delivery import RECHECK_SECONDS, Delivery
 from stigg_guard.usage.keeper import HoldKeeper
@@ -36,8 +37,8 @@ FLUSH_PAUSES = (0.02, 0.5)
 
 
 class Reporter:
-    """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to,
-    ``lost_contact`` with the first failure after a success.
+    """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to.
+    The ``audience`` is told of each batch, and of the first failure after a success.
 
     Its thread starts with the first :meth:`start` or :meth:`notify` of each process, and ends with it, or with
     :meth:`close` or :meth:`leave`. It also gives back what the ``keeper`` holds for work that was dropped. A forked
@@ -54,15 +55,15 @@ class Reporter:
         keeper: HoldKeeper,
         acknowledged: Callable[[Acknowledged], None],
         clock: Clock,
-        lost_contact: Callable[[StiggGuardError], None] = lambda _: None,
+        audience: Audience | None = None,
     ) -> None:
         self._ledger = ledger
-        self._sender = Sender(stigg, config.on_uncertain, clock.now)
+        self._audience = audience or Audience(clock)
+        self._sender = Sender(stigg, config.on_uncertain, clock.now, self._audience)
         self._config = config
         self._keeper = keeper
         self._clock = clock
         self._acknowledged = acknowledged
-        self._lost_contact = lost_contact
         self._start_process()
 
     @property
@@ -240,7 +241,7 @@ class Reporter:
             logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
             with contextlib.suppress(IndexError):
                 self._contact.pop()  # of several threads that fail at once, one tells
-                self._lost_contact(error)
+                self._audience.tell(Observer.lost_contact, error)
             self._failures += 1
             return False
         except Exception:  # whatever it is, the thread goes on: nothing else reports

@@ -8,10 +8,11 @@ from typing import TypeVar
 
 from stigg_guard.amounts import is_figure
 from stigg_guard.client import Stigg
-from stigg_guard.clock import utc_now
+from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import OnUncertain
 from stigg_guard.errors import InvalidRequest, SidecarError, SidecarUnavailable
 from stigg_guard.ledger import Acknowledged, Batch, Entry, UsageKey
+from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.messages import acknowledged, event_of, ids_of, request_of, usage_of
 from stigg_guard.wire import sidecar_pb2 as wire
 
@@ -22,12 +23,18 @@ KEY_SECONDS = 86_400.0
 
 
 class Sender:
-    """Reports through the client that ``stigg`` gives. It remembers nothing and touches no ledger."""
+    """Reports through the client that ``stigg`` gives. It remembers nothing and touches no ledger. The ``audience`` is
+    told of each batch."""
 
     def __init__(
-        self, stigg: Callable[[], Stigg], on_uncertain: OnUncertain, now: Callable[[], datetime] = utc_now
+        self,
+        stigg: Callable[[], Stigg],
+        on_uncertain: OnUncertain,
+        now: Callable[[], datetime] = utc_now,
+        audience: Audience | None = None,
     ) -> None:
         self._stigg = stigg
+        self._audience = audience or Audience(Clock())
         self._on_uncertain = on_uncertain
         self._now = now
 
@@ -40,19 +47,9 @@ class Sender:
             InvalidRequest: one of the reports is rejected, or cannot be written as a message, and none was counted.
             SidecarError: there is no answer; ``outcome_unknown`` tells whether the reports may have been counted.
         """
-        reports, stigg = batch.reports, self._stigg()
-        if reports[0].event is not None:
-            events = wire.ReportEventsRequest(events=_written(event_of, reports))
-            stigg.report_events(events, timeout=timeout)
-            return [Acknowledged(report, None) for report in reports]
-        usages = _written(usage_of, reports)
-        if len(usages) == 1:
-            answers = [stigg.report_usage(usages[0], idempotency_key=batch.id, timeout=timeout)]
-        else:
-            bulk = wire.ReportUsageBulkRequest(usages=usages)
-            answers = list(stigg.report_usage_bulk(bulk, idempotency_key=batch.id, timeout=timeout).usages)
-        by_key = {(answer.customer_id, answer.resource_id, answer.feature_id): answer for answer in answers}
-        return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
+        features = tuple(report.key.feature_id for report in batch.reports)
+        with self._audience.timed(Observer.sent, None, features):
+            return self._sent(batch, timeout)
 
     def may_repeat(self, report: Entry) -> bool:
         """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to. One whose use is longer
@@ -90,6 +87,21 @@ class Sender:
         usage = answer.entitlement
         is_answer = answer.HasField("entitlement") and usage.feature.id == key.feature_id
         return usage if is_answer and is_figure(usage.current_usage) else None
+
+    def _sent(self, batch: Batch, timeout: float | None) -> list[Acknowledged]:
+        reports, stigg = batch.reports, self._stigg()
+        if reports[0].event is not None:
+            events = wire.ReportEventsRequest(events=_written(event_of, reports))
+            stigg.report_events(events, timeout=timeout)
+            return [Acknowledged(report, None) for report in reports]
+        usages = _written(usage_of, reports)
+        if len(usages) == 1:
+            answers = [stigg.report_usage(usages[0], idempotency_key=batch.id, timeout=timeout)]
+        else:
+            bulk = wire.ReportUsageBulkRequest(usages=usages)
+            answers = list(stigg.report_usage_bulk(bulk, idempotency_key=batch.id, timeout=timeout).usages)
+        by_key = {(answer.customer_id, answer.resource_id, answer.feature_id): answer for answer in answers}
+        return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
 
 
 def _written(write: Callable[[Entry], T], reports: Sequence[Entry]) -> list[T]:

@@ -4,13 +4,13 @@ has no connection left: no time-out of a statement ends that. So the client hang
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
+from stigg_guard.forks import follow_forks
 from stigg_guard.threads import start
 
 _steps: dict[object, tuple[float, socket.socket]] = {}  # changed and read by single operations only
@@ -68,4 +68,4 @@ def _forget_parent() -> None:
     _lock, _is_watched = threading.Lock(), False
 
 
-os.register_at_fork(after_in_child=_forget_parent)
+follow_forks(after_in_child=_forget_parent)
