@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, Period, Row, believed, counted, is_free, is_perhaps_free
+from stigg_guard.ledger.accounting import (
+    EXPIRED_HOLDS_KEPT,
+    UNTOLD,
+    Period,
+    Row,
+    believed,
+    counted,
+    is_free,
+    is_perhaps_free,
+)
 from stigg_guard.ledger.entries import (
     Acknowledged,
     Batch,
@@ -39,7 +48,6 @@ from stigg_guard.ledger.sqlite_statements import (
     new_batch,
     next_ticket,
     note,
-    pending_of,
     record,
     row_of_key,
     sending_of,
@@ -173,10 +181,8 @@ class SqliteLedger(SqliteDatabase):
 
     def outstanding(self, key: UsageKey) -> float:
         def step(db: sqlite3.Connection) -> int:
-            columns, now = columns_of(key), self._time()
-            held, is_more, _ = standing(db, columns, now)
-            pending = pending_of(db, columns, Period()) if is_more else ()
-            return counted(Row(Period(), 0), held, pending)
+            found = standing(db, columns_of(key), self._time())
+            return counted(Row(UNTOLD, 0), found.held, found.pending)
 
         return units(self._write(step))
 
@@ -221,12 +227,12 @@ class SqliteLedger(SqliteDatabase):
         exceeded = None
         for claim in hold.claims:
             key = columns_of(claim.key)
-            held, is_more, known = standing(db, key, now)
-            row, limit = believed(known, claim.news, now, self._grace)
-            if row != known:
+            found = standing(db, key, now, claim.news.period)
+            row, limit = believed(found.row, claim.news, now, self._grace)
+            if row != found.row:
                 note(db, key, row)
             amount, before = quanta(claim.amount), parts.get(key, (0, row))[0]
-            total = counted(row, held + before, pending_of(db, key, row.period) if is_more else ())
+            total = counted(row, found.held + before, found.pending)
             if exceeded is None and not is_free(total, amount, limit):
                 perhaps = is_perhaps_free(row, total, amount, limit, sending_of(db, key))
                 exceeded = LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
