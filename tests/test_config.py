@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from stigg_guard.config import PREFIX, STATUS_CODES, Config, OnOutage, ReportMode, split_address
+from stigg_guard.config import PREFIX, STATUS_CODES, Config, OnOutage, ReportMode
 from stigg_guard.entitlements import Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback
+from stigg_guard.readers import split_address
 
 SECRET = "server-0123456789"
 

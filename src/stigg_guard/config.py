@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from enum import Enum
-from ipaddress import IPv6Address
-from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
+from stigg_guard import readers
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError
-from stigg_guard.fallbacks import Fallback, parse_fallbacks
+from stigg_guard.fallbacks import Fallback
 from stigg_guard.foreign import json_value, quoted
-from stigg_guard.rules import Rule, parse_rules
-from stigg_guard.urls import REDIS, require_parts, require_redis
+from stigg_guard.rules import Rule
 
 PREFIX = "STIGG_GUARD_"
-YEAR = 366 * 86_400.0
 
 # What money can change is 402; the rest is 403 (RFC 9110).
 STATUS_CODES: Mapping[Reason, int] = {
@@ -104,156 +100,15 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield "CATALOG: with SIDECAR = 'offline' answers come from OFFLINE_FILE, which may be a catalog"
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, os.PathLike):
-        return str(os.fspath(value))
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"expected text, not {type(value).__name__ if not isinstance(value, str) else 'nothing'}")
-    return value.strip()
-
-
-def _optional_text(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _sidecar(value: Any) -> str:
-    address = _text(value)
-    if address not in ("local", "offline"):
-        split_address(address)
-    return address
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port``; without a port it is 80, the sidecar's own default.
-
-    Raises:
-        ConfigError: it is not an address.
-    """
-    found = _ADDRESS.fullmatch(f"[{address}]" if _is_ipv6(address) else address)
-    port = int((found and found["port"]) or 80)
-    if found is None or not 0 < port < 65536 or not _is_ipv6(found["numeric"] or "::"):
-        raise ConfigError(f"expected host:port, host, 'local' or 'offline', not {address!r}")
-    return found["numeric"] or found["host"], port
-
-
-_ADDRESS = re.compile(r"(?:\[(?P<numeric>[^\[\]]+)\]|(?P<host>[^\s\[\]/@:]+))(?::(?P<port>[0-9]{1,5}))?")
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _seconds(value: Any) -> float:
-    seconds = _number(value)
-    if not 0 < seconds <= YEAR:
-        raise ValueError(f"expected a number of seconds above 0 and up to a year, not {quoted(value)}")
-    return seconds
-
-
-def _keys_ttl(value: Any) -> int:
-    seconds = _number(value)
-    if seconds == 0 or seconds != int(seconds):
-        raise ValueError(f"expected a whole number of seconds, negative for never, not {quoted(value)}")
-    return int(seconds)
-
-
-def _cache(value: Any) -> str:
-    url = _text(value)
-    if url != "memory://":
-        if not url.startswith(REDIS):
-            raise ValueError("expected memory://, redis://host:port/number, rediss://… or unix:///path")
-        require_redis(url)
-    return url
-
-
-def _ledger(value: Any) -> str | None:
-    if value is None:
-        return None
-    url = _text(value)
-    require_parts(url)
-    return url
-
-
-def _duration(value: Any) -> float:
-    seconds = _number(value)
-    if seconds < 0:
-        raise ValueError(f"expected a number of seconds, 0 or more, not {quoted(value)}")
-    return seconds
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float(value) if not isinstance(value, bool) else float("nan")
-    except (ValueError, TypeError, OverflowError):
-        number = float("nan")
-    if not isfinite(number):
-        raise ValueError(f"expected a finite number, not {quoted(value)}")
-    return number
-
-
-def _count(value: Any) -> int:
-    number = _number(value)
-    if number < 1 or number != int(number):
-        raise ValueError(f"expected a whole number of 1 or more, not {quoted(value)}")
-    return int(number)
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    spelled = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    answer = spelled.get(str(value).strip().lower())
-    if answer is None:
-        raise ValueError(f"expected true or false, not {quoted(value)}")
-    return answer
-
-
-def _one_of(choices: type[Enum]) -> Callable[[Any], Enum]:
-    def read(value: Any) -> Enum:
-        try:
-            return choices(value.strip().lower() if isinstance(value, str) else value)
-        except ValueError:
-            names = ", ".join(repr(choice.value) for choice in choices)
-            raise ValueError(f"expected one of {names}, not {quoted(value)}") from None
-
-    return read
-
-
 def _anonymous(value: Any) -> Anonymous | Customer:
     if isinstance(value, Customer):
         return value
-    kind, _, customer_id = _text(value).partition(":")
+    kind, _, customer_id = readers.text(value).partition(":")
     if kind == "customer":
         return Customer(customer_id)
     if value not in {choice.value for choice in Anonymous}:
         raise ValueError(f"expected 'refuse', 'login' or 'customer:' and an id, not {quoted(value)}")
     return Anonymous(value)
-
-
-def _rules(value: Any) -> Sequence[Rule]:
-    return parse_rules(value) if value else ()
-
-
-def _resolver(value: Any) -> str | Callable[..., Any] | None:
-    return value if callable(value) else _optional_text(value)
-
-
-def _fallbacks(value: Any) -> Mapping[str, Fallback]:
-    return parse_fallbacks(value) if value else {}
-
-
-def _feature_names(value: Any) -> Mapping[str, object]:
-    table = json_value(value) if isinstance(value, str) else value
-    if not isinstance(table, Mapping):
-        raise ValueError("expected a mapping of feature ids to names")
-    for feature, name in table.items():  # a lazy translation is not translated before it is shown
-        if name is None or isinstance(name, (bool, int, float, bytes, list, tuple, Mapping)):
-            raise ValueError(f"{feature}: expected a text, not {quoted(name)}")
-    return dict(table)
 
 
 def _status_codes(value: Any) -> Mapping[Reason, int]:
@@ -288,88 +143,88 @@ class Config:
 
     sidecar: str = _setting(
         "localhost:80",
-        _sidecar,
+        readers.sidecar,
         "``host:port`` of the sidecar, or a host alone for port 80; ``local`` starts one as a child "
         "process; ``offline`` answers from a file.",
     )
     catalog: str | None = _setting(
         None,
-        _optional_text,
+        readers.optional_text,
         "The catalog file of the ``local`` sidecar, and of the commands that run one or compare features;"
         " none means the demonstration catalog.",
     )
     offline_file: str | None = _setting(
         None,
-        _optional_text,
+        readers.optional_text,
         "The file that ``offline`` answers from.",
     )
     api_key: str | None = _setting(
         None,
-        _optional_text,
+        readers.optional_text,
         "The server key for Stigg's GraphQL API, which ``Guard.api`` asks.",
         shown=False,
     )
     api_url: str | None = _setting(
         None,
-        _optional_text,
+        readers.optional_text,
         "Where that API is; none means Stigg's own.",
     )
     tls_ca_file: str | None = _setting(
         None,
-        _optional_text,
+        readers.optional_text,
         "PEM file of the authority that signed the sidecar's certificate; none means plaintext, as "
         "Stigg's sidecar has.",
     )
     timeout: float = _setting(
         1.0,
-        _seconds,
+        readers.seconds,
         "Deadline of a check.",
     )
     cache_ttl: float = _setting(
         30.0,
-        _seconds,
+        readers.seconds,
         "How long a customer's entitlements are fresh.",
     )
     cache_size: int = _setting(
         10_000,
-        _count,
+        readers.count,
         "Number of customers whose entitlements are kept.",
     )
     cache: str = _setting(
         "memory://",
-        _cache,
+        readers.cache,
         "``memory://``, or the ``redis://``, ``rediss://`` or ``unix://`` URL of what all processes "
         "share; it may hold a password.",
         shown=False,
     )
     redis_environment_prefix: str = _setting(
         "stigg-guard",
-        _text,
+        readers.text,
         "What the keys of the shared cache begin with: another one for each environment that shares a Redis.",
     )
     redis_keys_ttl: int = _setting(
         604_800,
-        _keys_ttl,
+        readers.keys_ttl,
         "After how many seconds without a request Redis forgets a customer; negative: never.",
     )
     stale_ttl: float = _setting(
         86_400.0,
-        _duration,
+        readers.duration,
         "How long past its TTL an entitlement may still answer while the sidecar cannot be reached.",
     )
     fallbacks: Mapping[str, Fallback] = _setting(
         MappingProxyType({}),
-        _fallbacks,
+        readers.fallbacks,
         "Answers for features without data, by their ids; JSON or a mapping.",
     )
     on_outage: OnOutage = _setting(
         OnOutage.ERROR,
-        _one_of(OnOutage),
+        readers.one_of(OnOutage),
         "What a check answers when there is neither data nor a fallback.",
     )
     ledger: str | None = _setting(
         None,
-        _ledger,
+        readers.ledger,
         "URL of the ledger, which may hold a password and never shows in a repr. None is a file of its "
         "own: beside the project in Django, in the instance folder in Flask, else in the user's state "
         "folder.",
@@ -377,29 +232,29 @@ class Config:
     )
     hold_ttl: float = _setting(
         300.0,
-        _seconds,
+        readers.seconds,
         "After this time a hold that was neither committed nor released no longer counts against the limit.",
     )
     report: ReportMode = _setting(
         ReportMode.AUTO,
-        _one_of(ReportMode),
+        readers.one_of(ReportMode),
         "When usage is reported.",
     )
     on_uncertain: OnUncertain = _setting(
         OnUncertain.RECONCILE,
-        _one_of(OnUncertain),
+        readers.one_of(OnUncertain),
         "``reconcile`` reads the usage back and decides when the figures allow it; ``resend`` may count "
         "twice, ``drop`` not at all. A sidecar that honours idempotency keys, as the local one does, is "
         "simply asked again.",
     )
     settle_grace: float = _setting(
         15.0,
-        _duration,
+        readers.duration,
         "How long the sidecar's figures may lag behind its own acknowledgement.",
     )
     customer: str | Callable[..., Any] | None = _setting(
         None,
-        _resolver,
+        readers.resolver,
         "Dotted path or callable that finds the customer of a request.",
     )
     anonymous: Anonymous | Customer = _setting(
@@ -411,39 +266,39 @@ class Config:
     )
     login_url: str | None = _setting(
         None,
-        _optional_text,
+        readers.optional_text,
         "The login page; in Django without it the project's own ``LOGIN_URL``.",
     )
     rules: Sequence[Rule] = _setting(
         (),
-        _rules,
+        readers.rules,
         "What guards requests by their path, first match first: mappings with ``path``, ``feature``, "
         "``consume`` and ``methods``.",
     )
     rate_limit_headers: bool = _setting(
         False,
-        _flag,
+        readers.flag,
         "Whether responses tell what is left of the consumed features, in ``RateLimit`` and ``RateLimit-Policy``.",
     )
     webhook_secret: str | None = _setting(
         None,
-        _optional_text,
+        readers.optional_text,
         "What Stigg's webhooks carry to show that they are Stigg's.",
         shown=False,
     )
     database: str = _setting(
         "default",
-        _text,
+        readers.text,
         "In Django, the alias of the database whose transactions usage follows.",
     )
     upgrade_url: str | None = _setting(
         None,
-        _optional_text,
+        readers.optional_text,
         "Where a denied customer can buy more; ``{feature}`` is replaced by the feature's id.",
     )
     feature_names: Mapping[str, object] = _setting(
         MappingProxyType({}),
-        _feature_names,
+        readers.feature_names,
         "What pages call features that have no display name: texts, or what becomes one when it is shown.",
     )
     status_codes: Mapping[Reason, int] = _setting(
@@ -453,7 +308,7 @@ class Config:
     )
     enabled: bool = _setting(
         True,
-        _flag,
+        readers.flag,
         "False lets every check pass and reports nothing.",
     )
 

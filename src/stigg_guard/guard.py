@@ -21,7 +21,8 @@ from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Observer, tell
-from stigg_guard.usage.consumption import Book, Confirm, Consumption, checked_dimensions, confirm_now, make_event
+from stigg_guard.usage.consumption import Consumption, checked_dimensions, make_event
+from stigg_guard.usage.holds import Confirm, Holds, confirm_now
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api
@@ -32,11 +33,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Workings:
-    """The parts of a guard: lookup, ledger and book."""
+    """The parts of a guard: lookup, ledger and holds."""
 
     lookup: Lookup
     ledger: Ledger
-    book: Book
+    holds: Holds
 
 
 ReplaceWorkings: TypeAlias = Callable[[Workings], Workings]
@@ -79,8 +80,8 @@ class Guard:
         clock = clock or Clock()
         ledger = ledger if ledger is not None else _ledger(self.config, clock)
         lookup = Lookup(self.config, clock, ledger, stigg)
-        book = Book(self.config, lookup, ledger, clock, confirm, observer or Observer())
-        self._own = Workings(lookup, ledger, book)
+        holds = Holds(self.config, lookup, ledger, clock, confirm, observer or Observer())
+        self._own = Workings(lookup, ledger, holds)
         self._monotonic = clock.monotonic
         self._snapshots = lookup.cache.snapshots
         self._api: Api | None = None
@@ -166,7 +167,7 @@ class Guard:
         )
         if not entitlement.has_access:
             denied = FeatureDenied(entitlement, Customer.of(customer))
-            tell(self._own.book.observer.denied, denied)
+            tell(self._own.holds.observer.denied, denied)
             raise denied
         return entitlement
 
@@ -224,8 +225,8 @@ class Guard:
             InvalidRequest: the value is not a finite number, an id is empty, or a dimension is wrong.
         """
         amount, told = usage_amount(value, negative=not set_total), checked_dimensions(dimensions)
-        book = self._workings.book
-        book.record(Use(_key(feature, customer), amount, is_set=set_total, dimensions=told), book.begin())
+        holds = self._workings.holds
+        holds.record(Use(_key(feature, customer), amount, is_set=set_total, dimensions=told), holds.begin())
 
     def report_later(self, feature: str, *, customer: str | Customer) -> Callable[[Amount], None]:
         """Reports as :meth:`report`, for work that begins now. Call the returned function with the units on success.
@@ -233,9 +234,9 @@ class Guard:
         Raises:
             InvalidRequest: as from :meth:`report`.
         """
-        key, book = _key(feature, customer), self._workings.book
-        confirm = book.begin()
-        return lambda value: book.record(Use(key, usage_amount(value, negative=True)), confirm)
+        key, holds = _key(feature, customer), self._workings.holds
+        confirm = holds.begin()
+        return lambda value: holds.record(Use(key, usage_amount(value, negative=True)), confirm)
 
     def consume(
         self,
@@ -268,7 +269,7 @@ class Guard:
             raise InvalidRequest("feature_id", "name at least one feature to consume")
         told = checked_dimensions(dimensions)
         what = None if event is None else make_event(event, told)
-        return Consumption(self._workings.book, amounts, Customer.of(customer), what, told)
+        return Consumption(self._workings.holds, amounts, Customer.of(customer), what, told)
 
     def requires_feature(
         self, feature: str, *, customer: OneOrComputed[str | Customer]
@@ -315,11 +316,11 @@ class Guard:
     def send(self) -> None:
         """Reports what is unsent when ``REPORT`` says: now, or soon by the background thread. For usage that others put
         into the ledger; what fails stays there."""
-        self._own.book.send()
+        self._own.holds.send()
 
     def flush(self, timeout: float = 5.0) -> int:
         """Reports what is unsent within about ``timeout`` seconds; the number of reports left in the ledger."""
-        return self._workings.book.reporter.flush(timeout)
+        return self._workings.holds.reporter.flush(timeout)
 
     def stats(self) -> Mapping[str, int]:
         """Counts the entries of the ledger that are ``held``, ``unsent``, ``sending``, ``uncertain`` and ``dead`` (dead
@@ -328,14 +329,14 @@ class Guard:
 
     def reporter_stats(self) -> Mapping[str, int]:
         """Returns the part of :meth:`stats` that needs no ledger: what this process's reporter did."""
-        return self._workings.book.reporter.stats()
+        return self._workings.holds.reporter.stats()
 
     def close(self) -> None:
         """Flushes briefly, then closes the ledger and the client that this guard made. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
-        self._own.book.close()
+        self._own.holds.close()
         self._own.ledger.close()
         if self._api is not None:
             self._api.close()

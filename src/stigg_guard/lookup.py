@@ -23,7 +23,7 @@ from stigg_guard.cache.snapshots import (
 )
 from stigg_guard.client import ApiConfig, LocalSidecarConfig, Stigg
 from stigg_guard.clock import Clock
-from stigg_guard.config import Config, OnOutage, split_address
+from stigg_guard.config import Config, OnOutage
 from stigg_guard.entitlements import (
     Customer,
     Entitlement,
@@ -36,6 +36,7 @@ from stigg_guard.entitlements import (
 from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
 from stigg_guard.fallbacks import Fallback, fallback_answer
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
+from stigg_guard.readers import split_address
 from stigg_guard.wire import sidecar_pb2 as wire
 
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
@@ -215,7 +216,7 @@ class Lookup:
             outstanding, held = 0.0, False
         wanted = outstanding if held else outstanding + amount
         try:
-            answer = _about(feature, self.cache.ask(lambda: self._single(feature, customer, wanted)))
+            answer = _about(feature, self.cache.backoff.ask(lambda: self._single(feature, customer, wanted)))
         except SidecarError as error:
             fallback = fallback or self._config.fallbacks.get(feature)
             return self._without_data(feature, fallback, error).allows(amount)

@@ -37,14 +37,14 @@ from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Observer
 from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan
-from stigg_guard.usage.consumption import Book
+from stigg_guard.usage.holds import Holds
 from stigg_guard.usage.messages import usage_of
 
 __all__ = ["Override", "RealLedgerWarning", "Report", "StandIn", "override_entitlements"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-SETTLE_SECONDS = 1.0
+FLUSH_SECONDS = 1.0
 """How long an assertion waits for work in another thread, such as a live server's, to end."""
 
 _CONFIG = Config(report=ReportMode.INLINE, settle_grace=0.0)
@@ -152,34 +152,34 @@ class StandIn:
             return isclose(self._total(feature, customer), amount, abs_tol=1e-9)
 
         _flush()
-        if not self._reports.wait_until(is_reported, SETTLE_SECONDS if _held() else 0.0):
+        if not self._reports.wait_until(is_reported, FLUSH_SECONDS if _held() else 0.0):
             raise AssertionError(self._difference(feature, float(amount), customer))
 
     def _workings(self, own: Workings) -> Workings:
         """What a guard works with instead of its own; how it confirms and whom it tells stay its own."""
         with self._making:
-            if own.book not in self._books:
-                observer = _Recorder(own.book.observer, self._record)
-                self._books[own.book] = Book(
-                    _CONFIG, self._lookup, self._ledger, self._clock, own.book.confirm, observer
+            if own.holds not in self._holds:
+                observer = _Recorder(own.holds.observer, self._record)
+                self._holds[own.holds] = Holds(
+                    _CONFIG, self._lookup, self._ledger, self._clock, own.holds.confirm, observer
                 )
-            return Workings(self._lookup, self._ledger, self._books[own.book])
+            return Workings(self._lookup, self._ledger, self._holds[own.holds])
 
     def _begin_work(self) -> None:
         self._clock = Clock(now=self._time.now)
         self._ledger = ledger_from_url("memory://", self._clock)
         self._lookup = Lookup(_CONFIG, self._clock, self._ledger, Stigg(answers=self._plan))
-        self._books: dict[Book, Book] = {}
+        self._holds: dict[Holds, Holds] = {}
         # A test's transaction is rolled back after the test: the ledger is there as long as anybody holds units in it.
         weakref.finalize(self._lookup, self._ledger.close)
 
     def _end_work(self) -> None:
-        for book in list(self._books.values()):
-            book.close()
+        for holds in list(self._holds.values()):
+            holds.close()
 
     def _flush(self) -> None:
-        for book in list(self._books.values()):
-            book.reporter.flush(SETTLE_SECONDS)
+        for holds in list(self._holds.values()):
+            holds.reporter.flush(FLUSH_SECONDS)
 
     def _innermost(self) -> StandIn:
         if self not in _standing:

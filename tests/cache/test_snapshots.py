@@ -12,6 +12,7 @@ from itertools import count
 import pytest
 
 from conftest import ManualClock, in_child
+from stigg_guard.cache.backoff import BACK_OFF_SECONDS
 from stigg_guard.cache.snapshots import EXTRAS_KEPT, Snapshot, SnapshotCache
 from stigg_guard.clock import Clock
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, entitlements_by_id
@@ -184,7 +185,7 @@ class TestOutage:
                 cache.get(Customer(name))
         assert origin.asked == [ANN]
         origin.fault = None
-        clock.advance(SnapshotCache.BACK_OFF)
+        clock.advance(BACK_OFF_SECONDS)
         assert cache.get(ANN)[1] is Source.SIDECAR
 
     def test_fresh_snapshots_answer_during_the_back_off(self, cache: SnapshotCache, origin: Origin) -> None:

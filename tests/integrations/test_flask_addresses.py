@@ -24,7 +24,7 @@ SIGNED_IN = {"X-Signed-In": ESSENTIALS}
 
 def shop(make_app: MakeApp, **settings: Any) -> Flask:
     """An app with a guarded view, a login page and an upgrade page."""
-    app = make_app(ANONYMOUS="login", **settings)
+    app = make_app(**{"ANONYMOUS": "login", **settings})
     app.testing = True
     add_view(app, requires_feature(ANALYTICS))
     pages = Blueprint("pages", __name__)
@@ -115,3 +115,8 @@ def test_template_without_the_address_stands(make_app: MakeApp, page: str, caplo
     with app.app_context():
         assert render_template_string("[{{ upgrade_url('') }}]") == "[]"
     assert "a template shows no address of the upgrade page" in caplog.text
+
+
+def test_login_page_is_not_looked_for_where_nobody_is_sent_there(make_app: MakeApp) -> None:
+    app = shop(make_app, ANONYMOUS="refuse", LOGIN_URL="pages.nowhere")
+    assert at_root(app, HTML).status_code == 401

@@ -243,7 +243,7 @@ class TestOneUse:
             guard.ledger.record(Use(UsageKey("c", "", "tokens"), 0.1))
 
         guard.ledger.record(Use(UsageKey("c", "", "seats"), 1))
-        reporter = guard._own.book.reporter
+        reporter = guard._own.holds.reporter
         engine.counted = use_more
         reporter.drain(before=guard.ledger.ticket("c").at)
         assert reported == ["seats", "tokens"]
@@ -302,7 +302,7 @@ class TestLongWork:
         with guard.consume("seats", 10, customer="c"):
             for _ in range(3):
                 clock.advance(200)
-                guard._own.book.keeper._renew()
+                guard._own.holds.keeper._renew()
             with pytest.raises(FeatureDenied), guard.consume("seats", customer="c"):
                 pytest.fail("oversold")
         assert guard.stats()["late"] == 0

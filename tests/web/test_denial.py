@@ -432,7 +432,7 @@ def test_nobody_is_sent_to_sign_in_unless_the_settings_say_so() -> None:
 @pytest.mark.parametrize(("found", "used"), [(None, "/sign-in"), ("/accounts/login/", "/accounts/login/")])
 def test_login_page_is_that_of_the_settings_unless_the_framework_finds_it(found: str | None, used: str) -> None:
     config = replace(CONFIG, anonymous="login", login_url="/sign-in")
-    denial = Denial.of(SignInRequired("nobody"), config, login_url=found)
+    denial = Denial.of(SignInRequired("nobody"), config, login_page=lambda: found)
     assert answer(denial, {"Accept": BROWSER}).headers["Location"] == f"{used}?next=%2Freports%3Fpage%3D2"
 
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from time import monotonic
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from cachetools import TTLCache
 
+from stigg_guard.cache.backoff import Backoff
+from stigg_guard.cache.single_flight import SingleFlight
 from stigg_guard.clock import Clock
 from stigg_guard.entitlements import (
     Customer,
@@ -28,7 +29,7 @@ from stigg_guard.entitlements import (
     entitlement_from_wire,
     entitlements_by_id,
 )
-from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable
+from stigg_guard.errors import SidecarError
 from stigg_guard.ledger import Ticket
 
 T = TypeVar("T")
@@ -167,10 +168,8 @@ class SnapshotCache:
     what is ``shared`` with other processes.
 
     ``ttl`` and ``stale_ttl`` are seconds, ``size`` a number of customers, ``patience`` how many seconds a thread waits
-    for another one's fetch. After a failed fetch no request goes out for ``BACK_OFF`` seconds.
+    for another one's fetch. ``backoff`` is what each request for snapshots goes through.
     """
-
-    BACK_OFF = 0.5
 
     def __init__(
         self,
@@ -207,7 +206,7 @@ class SnapshotCache:
             return snapshot, Source.CACHE
         load = partial(self._loaded, customer, max_age)
         try:
-            return load() if self._shared is NOT_SHARED else self._fly((key, max_age), load)
+            return load() if self._shared is NOT_SHARED else self._flights.load((key, max_age), load)
         except SidecarError:
             snapshot = self.snapshots.get(key)
             if snapshot is not None and self._clock.monotonic() < snapshot.stale_until:
@@ -276,7 +275,7 @@ class SnapshotCache:
         Raises:
             SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
         """
-        return self._fly(key, lambda: self.ask(ask))
+        return self._flights.load(key, lambda: self.backoff.ask(ask))
 
     def _enter_process(self) -> None:
         if self._pid != os.getpid():
@@ -284,61 +283,12 @@ class SnapshotCache:
 
     def _start_process(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[Hashable, _Flight] = {}
+        self._flights = SingleFlight(self._patience)
+        self.backoff = Backoff(self._clock.monotonic)
         self._forgotten = 0
-        self._asleep_until = 0.0
-        self._last_fault = ""
         for snapshot in list(self.snapshots.values()):
             snapshot.ticket = NO_TICKET  # what a parent fetched is older than anything of this process
         self._pid = os.getpid()
-
-    def _fly(self, key: Hashable, load: Callable[[], T]) -> T:
-        """Single flight: the first thread that asks for a key loads it, the others wait for what it gets. If it is
-        interrupted, another one loads."""
-        deadline = monotonic() + self._patience
-        while True:
-            own = _Flight()
-            with own.latch:
-                flight = self._flights.setdefault(key, own)
-                if flight is own:
-                    try:
-                        own.result = load()
-                    except Exception as error:
-                        own.error = error
-                        raise
-                    finally:
-                        self._flights.pop(key, None)
-                    return cast(T, own.result)
-            if not flight.latch.acquire(timeout=max(0.0, deadline - monotonic())):
-                self._land(key, flight)
-                raise SidecarTimeout(f"another thread's fetch took longer than {self._patience:g} s")
-            flight.latch.release()
-            self._land(key, flight)
-            if flight.error is not None:
-                raise flight.error
-            if flight.result is not _NOTHING:
-                return cast(T, flight.result)
-
-    def _land(self, key: Hashable, flight: _Flight) -> None:
-        """Forgets a flight that is over, or that an exception from outside has left behind."""
-        if self._flights.get(key) is flight:
-            self._flights.pop(key, None)
-
-    def ask(self, ask: Callable[[], T]) -> T:
-        """Asks the sidecar, with a backoff: not when an attempt failed a moment ago.
-
-        Raises:
-            SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
-        """
-        left = self._asleep_until - self._clock.monotonic()
-        if left > 0:
-            raise SidecarUnavailable(f"the sidecar is not asked for another {left:.1f} s, since: {self._last_fault}")
-        try:
-            return ask()
-        except SidecarError as error:
-            self._last_fault = str(error)
-            self._asleep_until = self._clock.monotonic() + self.BACK_OFF
-            raise
 
     def _serves(self, snapshot: Snapshot, max_age: float = inf) -> bool:
         return self._clock.monotonic() < snapshot.fresh_until and self.age(snapshot) <= max_age
@@ -387,21 +337,6 @@ class SnapshotCache:
         """The first of these instants after ``start``, on the monotonic clock; some may have passed since then."""
         first = min((instant for instant in instants if instant > start), default=inf)
         return self._clock.monotonic() + first - self._clock.now().timestamp()
-
-
-_NOTHING = object()
-
-
-class _Flight:
-    """One load that other threads wait for. Its latch is a lock that C code takes and releases, so that no exception
-    from outside leaves it taken."""
-
-    __slots__ = ("error", "latch", "result")
-
-    def __init__(self) -> None:
-        self.latch = threading.Lock()
-        self.result: Any = _NOTHING
-        self.error: Exception | None = None
 
 
 class _Bound(TTLCache[Hashable, Snapshot]):

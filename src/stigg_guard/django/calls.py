@@ -16,11 +16,11 @@ from django.views import View
 
 from stigg_guard.config import Config
 from stigg_guard.decorators import Begin, Ending, HoldOpen, is_asynchronous, settled_call
-from stigg_guard.django import asynchronous
-from stigg_guard.django.asynchronous import AsyncSettlingStream
+from stigg_guard.django.asynchronous import ASYNC_CALLS
 from stigg_guard.django.conf import DEFAULT, get_guard
 from stigg_guard.django.requests import ViewOf, customer_of, login_pages, note_use
 from stigg_guard.entitlements import Customer
+from stigg_guard.usage.asynchronous import AsyncSettlingStream
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.streams import SettlingStream
 from stigg_guard.web.views import ViewCalls, leads_back, leads_to, private_unless_said, succeeded
@@ -71,7 +71,7 @@ class DjangoCalls(ViewCalls):
         async def awaiting(*args: Any, **kwargs: Any) -> Any:
             if not self.applies(*args, **kwargs):
                 return await function(*args, **kwargs)
-            ending = await asynchronous.begun(partial(begin, *args, **kwargs))
+            ending = await ASYNC_CALLS.begun(partial(begin, *args, **kwargs))
             if ending is None:
                 return _private(await function(*args, **kwargs))
             return await self._settled_later(partial(function, *args, **kwargs), ending, self.request(*args, **kwargs))
@@ -98,7 +98,7 @@ class DjangoCalls(ViewCalls):
         return blocking
 
     async def _settled_later(self, call: Callable[[], Awaitable[Any]], ending: Ending, request: HttpRequest) -> Any:
-        return await asynchronous.settled_call(call, partial(self._settle, request), ending, ViewOf(request))
+        return await ASYNC_CALLS.settled_call(call, partial(self._settle, request), ending, ViewOf(request))
 
     def _settle(self, request: HttpRequest, response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
         """The response, and whether it is a success. A stream is settled when it ends, a template when it is rendered,
@@ -141,7 +141,7 @@ def _settle_streamed(response: StreamingHttpResponse, hold_open: HoldOpen, view:
     parts: Any = response.streaming_content
     is_async = isinstance(parts, AsyncIterable)
     response.streaming_content = (
-        AsyncSettlingStream(parts, hold_open(()), response, view) if is_async else hold_open(parts)
+        AsyncSettlingStream(ASYNC_CALLS, parts, hold_open(()), response, view) if is_async else hold_open(parts)
     )
 
 

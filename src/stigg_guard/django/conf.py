@@ -17,7 +17,7 @@ from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
 from stigg_guard.clock import Clock
-from stigg_guard.config import Config, split_address
+from stigg_guard.config import Config
 from stigg_guard.decorators import is_asynchronous
 from stigg_guard.django.ledger.address import address_of
 from stigg_guard.django.ledger.ledger import django_ledger_from_url
@@ -27,8 +27,9 @@ from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
+from stigg_guard.readers import split_address
 from stigg_guard.urls import ledger_file
-from stigg_guard.usage.consumption import confirm_now
+from stigg_guard.usage.holds import confirm_now
 from stigg_guard.web.paywall import Paywalls
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -13,13 +14,13 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
 
-from stigg_guard.config import Anonymous, Config
+from stigg_guard.config import Config
 from stigg_guard.django.conf import configurations, faults, get_guard
 from stigg_guard.django.pages import rendered
 from stigg_guard.django.requests import asked_configuration, displayed_plan, is_of_customer, note_use, noted_use
 from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
-from stigg_guard.errors import ApiError, FeatureDenied, SignInRequired
+from stigg_guard.errors import ApiError, FeatureDenied
 from stigg_guard.log import logger
 from stigg_guard.web.denial import UNANSWERED, Denial, DeniedError, is_answered
 from stigg_guard.web.rate_limit import rate_limit_headers
@@ -100,8 +101,7 @@ def denial_of(request: HttpRequest, error: DeniedError) -> Denial:
         logger.warning("the request for %s cannot be guarded: %s", request.path, error)
     if isinstance(error, FeatureDenied):
         note_use(request, error, using)
-    signs_in = isinstance(error, SignInRequired) and config.anonymous is Anonymous.LOGIN
-    return Denial.of(error, config, WORDING, login_url=login_page(config) if signs_in else None)
+    return Denial.of(error, config, WORDING, login_page=partial(login_page, config))
 
 
 def login_page(config: Config) -> str:

@@ -23,10 +23,10 @@ from stigg_guard.errors import FeatureDenied, SignInRequired
 from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.web.display import DisplayedPlan
+from stigg_guard.web.views import FoundCustomer, customer_found
 
 T = TypeVar("T")
 
-_ANYBODY = Customer("anybody")
 _CUSTOMER = "_stigg_guard_customer_"
 _PLAN = "_stigg_guard_plan_"
 _USED = "_stigg_guard_used"
@@ -59,7 +59,7 @@ class RequestPlan(DisplayedPlan):
         return look_up() if asynchronous.may_block() else asynchronous.beside_loop(look_up)
 
 
-def find_customer(request: HttpRequest, using: str = DEFAULT) -> str | Customer | None:
+def find_customer(request: HttpRequest, using: str = DEFAULT) -> FoundCustomer:
     """The customer of the request: whom the resolver ``CUSTOMER`` finds, else the free one of ``ANONYMOUS``, or None.
 
     The resolver is asked once per request, and nothing else in a request says who its customer is. With
@@ -73,7 +73,7 @@ def find_customer(request: HttpRequest, using: str = DEFAULT) -> str | Customer 
     key = _CUSTOMER + using
     if key not in known:
         known[key] = _looked_up(request, using)
-    customer: str | Customer | None = known[key]
+    customer: FoundCustomer = known[key]
     return customer
 
 
@@ -148,14 +148,14 @@ def _of_django(request: HttpRequest) -> dict[str, Any]:
     return vars(getattr(request, "_request", request))
 
 
-def _looked_up(request: HttpRequest, using: str) -> str | Customer | None:
+def _looked_up(request: HttpRequest, using: str) -> FoundCustomer:
     made = configured(using)
-    config = made.guard.config
-    if not config.enabled:
-        return _ANYBODY
-    if made.resolver is None:
-        raise ImproperlyConfigured(
-            "settings.STIGG_GUARD['CUSTOMER'] is missing: name the function that finds the customer of a request"
-        )
-    found = made.resolver(request)
-    return config.anonymous if found is None and isinstance(config.anonymous, Customer) else found
+
+    def find() -> FoundCustomer:
+        if made.resolver is None:
+            raise ImproperlyConfigured(
+                "settings.STIGG_GUARD['CUSTOMER'] is missing: name the function that finds the customer of a request"
+            )
+        return made.resolver(request)
+
+    return customer_found(made.guard.config, find)

@@ -14,14 +14,13 @@ from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.web.display import DisplayedPlan
 from stigg_guard.web.paywall import Paywalls
+from stigg_guard.web.views import FoundCustomer, customer_found
 from stigg_guard.wording import Wording
 
-FoundCustomer: TypeAlias = "str | Customer | None"
 CustomerLoader: TypeAlias = "Callable[[Request], FoundCustomer | Awaitable[FoundCustomer]]"
 
 EXTENSION = "stigg_guard"
 _ATTRIBUTE = "_stigg_guard"
-_ANYBODY = Customer("anybody")
 
 
 class AppGuard:
@@ -64,21 +63,18 @@ class AppGuard:
 
     def _customer_of(self, current: CurrentRequest) -> FoundCustomer:
         if not current.is_customer_known:
-            current.customer, current.is_customer_known = self._load_customer(), True
+            current.customer = customer_found(self.guard.config, self._load_customer)
+            current.is_customer_known = True
         return current.customer
 
     def _load_customer(self) -> FoundCustomer:
-        config = self.guard.config
-        if not config.enabled:
-            return _ANYBODY
         loader = self._loader()
         if loader is None:
             raise ConfigError(
                 "nothing says which customer a request belongs to: decorate a function of the request with "
                 "customer_loader, or set STIGG_GUARD_CUSTOMER to its dotted path"
             )
-        found = cast("FoundCustomer", current_app.ensure_sync(loader)(this_request()))
-        return config.anonymous if found is None and isinstance(config.anonymous, Customer) else found
+        return cast("FoundCustomer", current_app.ensure_sync(loader)(this_request()))
 
 
 class CurrentRequest:

@@ -113,8 +113,7 @@ def denying(function: Callable[P, R]) -> Callable[P, R]:
 def denied(error: DeniedError) -> RequestDenied:
     """Returns the denial of the current request for an error. Notes it for the log and the ``RateLimit`` headers."""
     this = app_guard()
-    signs_in = isinstance(error, errors.SignInRequired)
-    denial = Denial.of(error, this.guard.config, this.wording, login_url=login_url() if signs_in else None)
+    denial = Denial.of(error, this.guard.config, this.wording, login_page=login_url)
     if denial.upgrade_url is not None and denial.entitlement is not None:
         denial = replace(denial, upgrade_url=upgrade_url(denial.entitlement.feature_id))
     if isinstance(error, UNANSWERED):

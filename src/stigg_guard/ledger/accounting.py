@@ -158,7 +158,7 @@ def is_perhaps_free(row: Row, counted_so_far: int, amount: int, limit: int | Non
 
 def taken(row: Row, ticket: int, is_alone: bool) -> tuple[Row, Before | None]:
     """The row after a report was taken to be sent for the first time, and what to note with the report: nothing where
-    the row's figure is not the sidecar's own word of all that was sent, as others of the key are not settled yet."""
+    the row's figure is not the sidecar's own word of all that was sent, as others of the key are under way."""
     before = None if row.added or not is_alone else Before(row.period, row.used, row.moved_at)
     return row._replace(settled=ticket), before
 

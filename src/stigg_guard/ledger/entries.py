@@ -1,7 +1,7 @@
 """The protocol of the ledger, an outbox: its entries, its steps, and how its values are written as text.
 
 An entry is *held* while the work runs, *unsent* once it succeeded, *sending* while a report is under way, *uncertain*
-when nobody knows whether a report was counted, and gone once it is settled. A report that the sidecar rejects is
+when nobody knows whether a report was counted, and gone once it was counted. A report that the sidecar rejects is
 *dead*, a dead letter, and stays visible. What is held, unsent, being sent or uncertain counts against the limit,
 together with the last known usage of the key. ``accounting`` has the rules of that, one for all homes.
 

@@ -98,7 +98,7 @@ local function sendable_events(room)
     return found, false, soonest
 end
 
--- The keys of which something was sent that is not settled.
+-- The keys with reports under way.
 local function sent_names()
     local sent = {}
     for _, range in ipairs({{'s', 'u'}, {'w', 'y'}}) do

@@ -45,13 +45,13 @@ from stigg_guard.ledger.sqlite_statements import (
     columns_of,
     end,
     entry_of,
+    forget_counted,
     new_batch,
     next_ticket,
     note,
     record,
     row_of_key,
     sending_of,
-    settle,
     standing,
     usage_of,
 )
@@ -127,7 +127,7 @@ class SqliteLedger(SqliteDatabase):
             ticket = next_ticket(db)
             for answer in answers:
                 told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-                settle(db, answer.report.id, told, answer.period, ticket, now)
+                forget_counted(db, answer.report.id, told, answer.period, ticket, now)
 
         self._write(step)
 
@@ -204,7 +204,7 @@ class SqliteLedger(SqliteDatabase):
         def step(db: sqlite3.Connection) -> int:
             ticket = next_ticket(db)
             dead = change(db, "DELETE FROM entries", ids, "state = 'dead'")
-            return dead + sum(settle(db, entry, None, Period(), ticket, now, DOUBTED) for entry in ids)
+            return dead + sum(forget_counted(db, entry, None, Period(), ticket, now, DOUBTED) for entry in ids)
 
         return self._write(step)
 

@@ -222,7 +222,7 @@ def _add(db: sqlite3.Connection, number: int, old: Pending, new: Pending) -> Non
 
 
 def _is_alone(db: sqlite3.Connection, key: Key) -> bool:
-    """Whether nothing of the key was sent that is not settled."""
+    """Whether no report of the key is under way."""
     statement = f"SELECT EXISTS (SELECT 1 FROM entries WHERE {KEY} AND state IN ('sending', 'uncertain'))"
     return not db.execute(statement, key).fetchone()[0]
 
@@ -261,7 +261,7 @@ def new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
     return batch
 
 
-def settle(
+def forget_counted(
     db: sqlite3.Connection, entry: str, told: int | None, period: Period, ticket: int, now: int, where: str = "true"
 ) -> bool:
     """Forgets an entry that was counted, or may have been, and notes what is known of it; False if it is gone."""

@@ -1,299 +1,19 @@
-"""Reservations of units: held while the work runs, reported when it succeeds, given back when it does not."""
+"""One use: units are held while the work runs, reported when it succeeds, given back when it does not."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import threading
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from math import inf
-from time import monotonic, sleep
 from types import MappingProxyType, TracebackType
-from typing import TypeAlias, TypeVar
 
-from stigg_guard.amounts import Amount, finite_number, quanta, quanta_used, usage_amount
-from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
-from stigg_guard.clock import Clock
-from stigg_guard.config import Config, OnOutage, ReportMode
-from stigg_guard.entitlements import Customer, Entitlement, Kind, changed, require_id
-from stigg_guard.errors import (
-    ClientClosed,
-    FeatureDenied,
-    InvalidRequest,
-    LedgerUnavailable,
-    SidecarError,
-    SidecarTimeout,
-)
-from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, LimitExceeded, News, Period, UsageKey, Use
-from stigg_guard.log import logger
-from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
-from stigg_guard.observer import Observer, tell
-from stigg_guard.usage.keeper import HoldKeeper
-from stigg_guard.usage.processes import may_end_at_once
-from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # in seconds, between two tries to hold what is perhaps free
-
-Item = TypeVar("Item")
-
-Confirm: TypeAlias = Callable[[Callable[[bool], None]], None]
-"""Given what ends successful work; calls it once: with True when the success is certain, with False when it was undone,
-as by a transaction that was rolled back."""
-
-
-def confirm_now(end: Callable[[bool], None]) -> None:
-    """Confirms at once, for work that nothing undoes."""
-    end(True)
-
-
-class ConfirmSince(ABC):
-    """A :data:`Confirm` to which it matters when the work began."""
-
-    @abstractmethod
-    def begin(self) -> Confirm:
-        """Returns how work that begins now becomes certain."""
-
-    def __call__(self, end: Callable[[bool], None]) -> None:
-        self.begin()(end)
-
-
-class Book:
-    """Holds, uses and gives back units: decides with the lookup, writes into the ledger, hands to the reporter."""
-
-    def __init__(
-        self,
-        config: Config,
-        lookup: Lookup,
-        ledger: Ledger,
-        clock: Clock,
-        confirm: Confirm,
-        observer: Observer,
-    ) -> None:
-        self._config = config
-        self._lookup = lookup
-        self._ledger = ledger
-        self.confirm = confirm
-        self.observer = observer
-        self.keeper = HoldKeeper(ledger, config.hold_ttl)
-        self.reporter = Reporter(
-            ledger,
-            lambda: lookup.stigg,
-            config,
-            self.keeper,
-            partial(_acknowledged, lookup, observer),
-            clock,
-            partial(tell, observer.lost_contact),
-        )
-        # The threads of a guard that nobody has any more end by themselves.
-        for thread in (self.reporter, self.keeper):
-            weakref.finalize(self, thread.leave).atexit = False
-
-    def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
-        """Takes reservations for the amounts of all features, or for none; there is no hold where nothing is counted.
-
-        Raises:
-            FeatureDenied: one of them is not to be had.
-            SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
-            LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
-        """
-        found = self._found(amounts, customer)
-        if not self._counts():
-            denied = next((asked for asked, _ in found.values() if not asked), None)
-            if denied is not None:
-                raise FeatureDenied(denied, customer)
-            return _answers(found), None
-        try:
-            return self._taken(found, customer)
-        except FeatureDenied:
-            ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
-            if max(ages, default=0.0) <= DENIAL_SECONDS:
-                raise
-        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer)
-
-    def commit(
-        self,
-        hold: Hold,
-        amounts: Mapping[str, float],
-        event: Event | None,
-        dimensions: Mapping[str, str | float | bool],
-    ) -> None:
-        """Turns the hold of successful work into usage: it is in the ledger, or on other ways to the sidecar."""
-        uses = [
-            Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions) for claim in hold.claims
-        ]
-        if not hold.id:
-            for use in uses:
-                self._record(use)
-            return
-        try:
-            counted = self._ledger.commit(hold, uses)
-        except LedgerUnavailable as error:
-            self.keeper.unwatch(hold)
-            self._rescue(uses, error)
-            return
-        except ClientClosed:
-            logger.critical("usage of %r is LOST: the guard was closed while it was in use", str(hold.claims[0].key))
-            raise
-        except BaseException:  # from outside: nobody knows whether the step was made
-            logger.error("an exception from outside interrupted the end of work on %r", str(hold.claims[0].key))
-            self.reporter.repeat(partial(self._ledger.commit, hold, uses, repeated=True), uses)
-            self.keeper.unwatch(hold)
-            raise
-        self.keeper.unwatch(hold)
-        for use, usage in zip(uses, counted, strict=True):
-            _correct(self._lookup, use.key, usage)
-        if any(amounts.values()):
-            self.send(hold.claims[0].key.customer_id)
-
-    def watch(self, hold: Hold, owner: object) -> None:
-        """Renews the hold until it is committed or released, or its owner is dropped."""
-        self.keeper.watch(hold, owner)
-        self.reporter.start()
-
-    def release(self, hold: Hold) -> None:
-        """Gives back the hold of failed work. What cannot be given back now comes back when the hold expires."""
-        try:
-            if hold.id:
-                self._ledger.release(hold)
-        except (LedgerUnavailable, ClientClosed) as error:
-            logger.warning("a hold cannot be given back and is left to expire: %s", error)
-        self.keeper.unwatch(hold)
-
-    def begin(self) -> Confirm:
-        """Returns how work that begins now becomes certain."""
-        return self.confirm.begin() if isinstance(self.confirm, ConfirmSince) else self.confirm
-
-    def record(self, use: Use, confirm: Confirm) -> None:
-        """Takes usage that happened without a hold, once it is certain."""
-        if self._counts():
-            confirm(lambda certain: self._record(use) if certain else None)
-
-    def close(self) -> None:
-        """Reports what is unsent, briefly, and ends the threads."""
-        self.reporter.close()
-        self.keeper.close()
-
-    def send(self, customer_id: str = "") -> None:
-        """Sends what is unsent as ``REPORT`` says, with what this process has just used of the customer; what fails
-        stays in the ledger."""
-        at_once = self.reporter.is_over or (self._config.report is ReportMode.AUTO and may_end_at_once())
-        if at_once or self._config.report is ReportMode.INLINE:
-            try:
-                before = self._ledger.ticket(customer_id).at if at_once else None
-                if self.reporter.drain(SEND_SECONDS, before=before):
-                    return
-            except (SidecarError, LedgerUnavailable) as error:
-                logger.warning("usage is not reported yet and stays in the ledger: %s", error)
-        self.reporter.notify()
-
-    def _record(self, use: Use) -> None:
-        try:
-            usage = self._ledger.record(use)
-        except LedgerUnavailable as error:
-            self._rescue([use], error)
-            return
-        if use.amount > 0 and not use.is_set:
-            _correct(self._lookup, use.key, usage)
-        self.send(use.key.customer_id)
-
-    def _counts(self) -> bool:
-        return self._config.enabled and not self._lookup.offline
-
-    def _found(
-        self, amounts: Mapping[str, float], customer: Customer, max_age: float = inf
-    ) -> dict[str, tuple[Entitlement, Snapshot | None]]:
-        return {
-            feature: self._lookup.known(feature, customer, requested_usage=n, max_age=max_age)
-            for feature, n in amounts.items()
-        }
-
-    def _taken(
-        self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer
-    ) -> tuple[dict[str, Entitlement], Hold]:
-        answers = _answers(found)
-        if not any(asked.needs_fresh_check for asked in answers.values()):
-            return answers, self._take(found, customer)
-        # Two that hold before they check would each be denied for the other's sake: one after the other.
-        asked_at, patience = monotonic(), self._config.timeout
-        with _checking[hash(customer) % len(_checking)]:
-            if monotonic() - asked_at > patience:
-                raise SidecarTimeout(f"the checks of other threads took longer than {patience:g} s")
-            return self._take_and_check(found, customer)
-
-    def _take_and_check(
-        self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer
-    ) -> tuple[dict[str, Entitlement], Hold]:
-        """Holds first, so that others who check meanwhile see it, and then asks the sidecar about all that is held."""
-        answers, hold = _answers(found), self._take(found, customer)
-        try:
-            for feature, asked in answers.items():
-                if asked.needs_fresh_check:
-                    answers[feature] = self._lookup.checked(asked, customer, held=bool(hold.id))
-                if not answers[feature]:
-                    raise FeatureDenied(answers[feature], customer)
-        except BaseException:
-            self.release(hold)
-            raise
-        return answers, hold
-
-    def _take(self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer) -> Hold:
-        for asked, _ in found.values():
-            if asked.kind is Kind.CREDIT and asked.currency == asked.feature_id:
-                raise InvalidRequest(
-                    "feature_id", f"{asked.currency} is a currency; consume the feature that spends it"
-                )
-            if not asked and not asked.is_limited:
-                raise FeatureDenied(asked, customer)
-        claims = [_claim(asked, snapshot, customer) for asked, snapshot in found.values()]
-        try:
-            held = self._held(claims)
-        except LedgerUnavailable as error:
-            return self._without_ledger(claims, customer, error)
-        if isinstance(held, LimitExceeded):
-            asked, _ = found[held.claim.key.feature_id]
-            counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
-            raise FeatureDenied(counted.allows(held.claim.amount), customer)
-        return held
-
-    def _held(self, claims: Sequence[Claim]) -> Hold | LimitExceeded:
-        """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit."""
-        deadline, pause = monotonic() + self._config.timeout, _FIRST_PAUSE
-        while True:
-            held = self._ledger.hold(claims, self._config.hold_ttl)
-            if isinstance(held, Hold) or not held.is_perhaps_free or monotonic() >= deadline:
-                return held
-            sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _without_ledger(self, claims: list[Claim], customer: Customer, error: LedgerUnavailable) -> Hold:
-        if self._config.on_outage is OnOutage.ERROR:
-            raise error
-        if self._config.on_outage is OnOutage.DENY:
-            raise FeatureDenied(assumed(claims[0].key.feature_id, has_access=False), customer)
-        logger.error("%r is used without a hold, as ON_OUTAGE allows: %s", str(claims[0].key), error)
-        return Hold("", tuple(claims))
-
-    def _rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
-        self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
-
-
-# Which checks wait for each other: those of one customer, and by chance a few of others.
-_checking = tuple(threading.Lock() for _ in range(64))
-
-
-def _acknowledged(lookup: Lookup, observer: Observer, answer: Acknowledged) -> None:
-    if answer.current_usage is not None:
-        # What was used since the report was sent is not in its answer, so that only units given back lower it.
-        lower = answer.report.is_set or answer.report.amount < 0
-        _correct(lookup, answer.report.key, answer.current_usage, lower=lower)
-    tell(observer.reported, answer)
-
-
-def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True) -> None:
-    lookup.cache.correct(Customer(key.customer_id, key.resource_id or None), key.feature_id, usage, lower=lower)
+from stigg_guard.amounts import Amount, finite_number, usage_amount
+from stigg_guard.entitlements import Customer, Entitlement, require_id
+from stigg_guard.errors import FeatureDenied, InvalidRequest
+from stigg_guard.ledger import Event, Hold
+from stigg_guard.observer import tell
+from stigg_guard.usage.holds import Confirm, Holds, confirm_now
 
 
 class Consumption:
@@ -306,12 +26,12 @@ class Consumption:
     __slots__ = (
         "__weakref__",
         "_amounts",
-        "_book",
         "_confirm",
         "_customer",
         "_dimensions",
         "_event",
         "_hold",
+        "_holds",
         "_pid",
         "entitlements",
     )
@@ -320,13 +40,13 @@ class Consumption:
 
     def __init__(
         self,
-        book: Book,
+        holds: Holds,
         amounts: dict[str, float],
         customer: Customer,
         event: Event | None,
         dimensions: Mapping[str, str | float | bool],
     ) -> None:
-        self._book = book
+        self._holds = holds
         self._amounts = amounts
         self._customer = customer
         self._event = event
@@ -393,10 +113,10 @@ class Consumption:
         if self._pid != os.getpid():
             return
         if certain:
-            self._book.commit(hold, self._amounts, self._event, self._dimensions)
+            self._holds.commit(hold, self._amounts, self._event, self._dimensions)
         else:
             self._amounts = dict.fromkeys(self._amounts, 0.0)
-            self._book.release(hold)
+            self._holds.release(hold)
 
     def begin(self) -> Consumption:
         """Takes the hold, for work that is no ``with`` block, which does it by itself. Once: each use needs a
@@ -412,14 +132,14 @@ class Consumption:
             raise InvalidRequest("", "a use is entered once; call consume() again for another one, as for a second try")
         self._pid = os.getpid()
         try:
-            answers, hold = self._book.hold(self._amounts, self._customer)
+            answers, hold = self._holds.hold(self._amounts, self._customer)
         except FeatureDenied as error:
-            tell(self._book.observer.denied, error)
+            tell(self._holds.observer.denied, error)
             raise
         self.entitlements = MappingProxyType(answers)
         if hold is not None and hold.id:
-            self._book.watch(hold, self)
-        self._confirm = self._book.begin()
+            self._holds.watch(hold, self)
+        self._confirm = self._holds.begin()
         self._hold = hold
         return self
 
@@ -458,21 +178,3 @@ def _dimension(name: str, value: str | float | bool) -> str | float | bool:
     if isinstance(value, str) and value:
         require_id(value, f"dimensions[{name}]")
     return value if isinstance(value, (str, bool)) else finite_number(value, f"dimensions[{name}]")
-
-
-def _answers(found: Mapping[str, tuple[Entitlement, Snapshot | None]]) -> dict[str, Entitlement]:
-    return {feature: answer for feature, (answer, _) in found.items()}
-
-
-def _claim(asked: Entitlement, snapshot: Snapshot | None, customer: Customer) -> Claim:
-    fetched = snapshot.fetched.get(asked.feature_id, asked) if snapshot is not None else asked
-    ticket = snapshot.ticket if snapshot is not None else NO_TICKET
-    limit = asked.hard_limit
-    news = News(
-        Period(*fetched.usage_period_ns),
-        quanta_used(fetched.current_usage),
-        None if limit is None else quanta(limit),
-        ticket.number,
-        ticket.at,
-    )
-    return Claim(UsageKey(customer.id, customer.resource or "", asked.feature_id), asked.requested_usage or 0.0, news)

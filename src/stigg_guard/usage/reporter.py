@@ -21,9 +21,9 @@ from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailab
 from stigg_guard.ledger import Acknowledged, Ledger, Use
 from stigg_guard.log import logger
 from stigg_guard.threads import start
+from stigg_guard.usage.delivery import RECHECK_SECONDS, Delivery
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.sender import Sender
-from stigg_guard.usage.settlement import RECHECK_SECONDS, Settlement
 from stigg_guard.usage.spill import StrandedUses
 
 SEND_SECONDS = 5.0
@@ -109,7 +109,7 @@ class Reporter:
         deadline = self._clock.monotonic() + timeout
         fault: SidecarError | None = None
         while True:
-            batch, error = self._settlement.send_batch(min(timeout, SEND_SECONDS))
+            batch, error = self._delivery.send_batch(min(timeout, SEND_SECONDS))
             fault = fault or error
             if batch is None:
                 break
@@ -143,9 +143,9 @@ class Reporter:
         """Counts what this process did since it started: reports ``acknowledged``, ``rejected``, ``doubted``,
         ``failures`` in a row, and uses ``stranded`` in its memory."""
         self._enter_process()
-        settled, rescued = self._settlement.counts, self._stranded.counts
+        delivered, rescued = self._delivery.counts, self._stranded.counts
         return {
-            **{outcome: settled[outcome] + rescued[outcome] for outcome in ("acknowledged", "rejected", "doubted")},
+            **{outcome: delivered[outcome] + rescued[outcome] for outcome in ("acknowledged", "rejected", "doubted")},
             "failures": self._failures,
             "stranded": len(self._stranded),
         }
@@ -179,7 +179,7 @@ class Reporter:
         self._thread: threading.Thread | None = None
         self._failures = 0
         self._contact = deque([True], maxlen=1)
-        self._settlement = Settlement(self._ledger, self._sender, self._config, self._clock, self._acknowledged)
+        self._delivery = Delivery(self._ledger, self._sender, self._config, self._clock, self._acknowledged)
         self._stranded = StrandedUses(self._ledger, self._sender, self._clock, self._acknowledged)
         self._pid = os.getpid()
 
@@ -259,9 +259,9 @@ class Reporter:
             came_to_the_end = self.drain(timeout)
         except SidecarError as error:
             if not isinstance(error, SidecarUnavailable):
-                self._settlement.decide_uncertain()
+                self._delivery.decide_uncertain()
             raise
-        self._settlement.decide_uncertain()
+        self._delivery.decide_uncertain()
         return came_to_the_end and not self._stranded
 
     def _left(self) -> int:

@@ -60,14 +60,14 @@ class StrandedUses:
         self._repeats.append(_Repeat(step, self._clock.monotonic() + seconds, what))
 
     def retry(self) -> None:
-        """Offers all of it again, oldest first. Each is settled alone: one that cannot be stops no other."""
+        """Offers all of it again, oldest first. Each is offered alone: one that is not taken stops no other."""
         with self._retrying:  # or two threads would send the same use; only those that report wait here
-            self._settle_each(self._repeats, self._is_repeated)
-            self._settle_each(self._kept, self._is_settled)
+            self._offer_each(self._repeats, self._is_repeated)
+            self._offer_each(self._kept, self._is_taken)
 
-    def _settle_each(self, queue: deque[T], is_settled: Callable[[T], bool]) -> None:
+    def _offer_each(self, queue: deque[T], is_done: Callable[[T], bool]) -> None:
         for waiting in list(queue):
-            if is_settled(waiting):
+            if is_done(waiting):
                 queue.remove(waiting)
 
     def _keep(self, kept: _KeptUse) -> None:
@@ -89,7 +89,7 @@ class StrandedUses:
             return False
         return True
 
-    def _is_settled(self, kept: _KeptUse) -> bool:
+    def _is_taken(self, kept: _KeptUse) -> bool:
         if not kept.maybe_counted:
             with contextlib.suppress(LedgerUnavailable):
                 self._ledger.record(kept.use)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.client import responses
 from importlib.resources import files
@@ -108,16 +108,22 @@ class Denial:
 
     @classmethod
     def of(
-        cls, error: DeniedError, config: Config, wording: Wording = ENGLISH, *, login_url: str | None = None
+        cls,
+        error: DeniedError,
+        config: Config,
+        wording: Wording = ENGLISH,
+        *,
+        login_page: Callable[[], str | None] = lambda: None,
     ) -> Denial:
         """Makes the denial for an error of a guarded view.
 
-        ``login_url`` is the address of the login page, where the framework finds it otherwise than in ``LOGIN_URL``.
+        ``login_page`` finds the address of the login page, where the framework has it elsewhere than in ``LOGIN_URL``.
+        It is called only if the denial sends people there.
         """
         if isinstance(error, FeatureDenied):
             return cls._of_entitlement(error.entitlement, config, wording)
         if isinstance(error, SignInRequired):
-            login = (login_url or config.login_url) if config.anonymous is Anonymous.LOGIN else None
+            login = (login_page() or config.login_url) if config.anonymous is Anonymous.LOGIN else None
             return cls._said(401, wording, Text.SIGN_IN, wording.say(Text.FOR_CUSTOMERS), login_url=login)
         if isinstance(error, InvalidRequest):
             detail = wording.say(Text.CANNOT_BE_COUNTED)

@@ -6,9 +6,10 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from stigg_guard.config import Config
 from stigg_guard.decorators import Calls, Guarding
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, InvalidRequest
@@ -20,6 +21,9 @@ R = TypeVar("R")
 
 # What code that reads a request raises when that is not as it should be: another shape, or nested without end.
 _NOT_SAID = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+FoundCustomer: TypeAlias = "str | Customer | None"
+_ANYBODY = Customer("anybody")
 
 EXEMPT = "stigg_guard_exempt"
 """The attribute of views that no group's guard and no rule applies to."""
@@ -103,6 +107,17 @@ class ViewCalls(Calls, ABC):
             return str(arguments[resource])
 
         return named
+
+
+def customer_found(config: Config, find: Callable[[], FoundCustomer]) -> FoundCustomer:
+    """The customer of a request: whom ``find`` finds, else the free one of ``ANONYMOUS``, or None.
+
+    With ``ENABLED = False`` nobody is looked up, and anybody will do.
+    """
+    if not config.enabled:
+        return _ANYBODY
+    found = find()
+    return config.anonymous if found is None and isinstance(config.anonymous, Customer) else found
 
 
 def exempt(view: Callable[P, R]) -> Callable[P, R]:

@@ -33,7 +33,7 @@ from integrations.django_async.views import (
 )
 from stigg_guard import Guard
 from stigg_guard.django import consumes_usage, requires_feature
-from stigg_guard.django.asynchronous import settled
+from stigg_guard.django.asynchronous import ASYNC_CALLS
 
 pytestmark = pytest.mark.urls("integrations.django_async.views")
 
@@ -267,7 +267,7 @@ def test_what_a_closing_event_loop_drops_is_ended_all_the_same(visit: Visit, cap
     async def closing() -> None:
         busy = asyncio.ensure_future(sync_to_async(visit.wait)())
         assert await asyncio.to_thread(visit.waits.wait, 30)
-        tasks.extend([busy, asyncio.ensure_future(settled(lambda: ended.append("ended")))])
+        tasks.extend([busy, asyncio.ensure_future(ASYNC_CALLS.settled(lambda: ended.append("ended")))])
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         threading.Thread(target=visit.goes_on.set).start()

@@ -1,4 +1,4 @@
-"""Steps with entries on their way to the sidecar: they are added up, sent in batches, settled, and listed."""
+"""Steps with entries on their way to the sidecar: they are added up, sent in batches, acknowledged, and listed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _NEXT_EVENTS = f"""
 SELECT {REPORT} FROM stigg_guard_ledger_entries
 WHERE state = 'unsent' AND event <> '' AND until <= %(now)s ORDER BY id LIMIT %(most)s
 """
-_UNSETTLED = f"SELECT DISTINCT key FROM stigg_guard_ledger_entries WHERE key IN (%(keys)s) AND {_UNDER_WAY}"
+_KEYS_UNDER_WAY = f"SELECT DISTINCT key FROM stigg_guard_ledger_entries WHERE key IN (%(keys)s) AND {_UNDER_WAY}"
 _SEND = """
 UPDATE stigg_guard_ledger_entries
 SET state = 'sending', batch = %(batch)s, ticket = %(ticket)s, used_at = column2, before = column3
@@ -145,10 +145,10 @@ def _new_batch(step: Step, size: int, now: int) -> str | None:
     reports = [report_of(row) for row in rows]
     sent, befores = {}, {}
     keys = sorted({text_of(report.key) for report in reports})
-    unsettled = {key for (key,) in step.run(_UNSETTLED, keys=keys)}
+    under_way = {key for (key,) in step.run(_KEYS_UNDER_WAY, keys=keys)}
     for key, row in lock(step, keys).rows.items():
         if row is not None:
-            sent[key], before = taken(row, ticket, key not in unsettled)
+            sent[key], before = taken(row, ticket, key not in under_way)
             befores[key] = before_text(before)
     note(step, sent)
     marked = [
@@ -251,15 +251,15 @@ def _forget(step: Step, which: str, ids: Iterable[str]) -> dict[str, tuple[str, 
     }
 
 
-def _learn(step: Step, settled: Sequence[tuple[tuple[str, Pending], Acknowledged | None]]) -> None:
+def _learn(step: Step, counted: Sequence[tuple[tuple[str, Pending], Acknowledged | None]]) -> None:
     """Notes what is known of reports that were counted, or may have been, with the answer to each."""
-    keys = {key for (key, _), _ in settled}
+    keys = {key for (key, _), _ in counted}
     if not keys:
         return
     make(step, keys)
     now, rows = lock(step, keys)
     ticket = next_ticket(step).number
-    for (key, pending), answer in settled:
+    for (key, pending), answer in counted:
         told, period = (None, UNTOLD) if answer is None else (answer.current_usage, answer.period)
         used = None if told is None else quanta_used(told)
         rows[key] = learned(rows[key], pending, used, period, ticket, now)

@@ -1,4 +1,4 @@
-"""Ends of holds: usage is a part of the user's transaction, if he has one open, or else has one of its own."""
+"""Settles holds when work ends: in the user's transaction, if he has one open, or else in one of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ INSERT INTO stigg_guard_ledger_entries (
 
 
 class SettlingLedger:
-    """The part of a ledger in a database that ends holds, and records what was used."""
+    """The part of a ledger in a database that settles holds, and records what was used."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -12,8 +12,8 @@ from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
 from stigg_guard import Clock, Config, Fallback, ReportUsageRequest, SidecarError, Stigg
 from stigg_guard.ledger import Acknowledged, Event, Ledger, State, UsageKey, Use, ledger_from_url
+from stigg_guard.usage.delivery import Delivery
 from stigg_guard.usage.sender import Sender
-from stigg_guard.usage.settlement import Settlement
 
 KEY = UsageKey("c", "", "f")
 SECONDS = 5.0
@@ -38,106 +38,106 @@ def told() -> list[Acknowledged]:
 
 
 @pytest.fixture
-def make(ledger: Ledger, stigg: Stigg, told: list[Acknowledged], clock: ManualClock) -> Callable[..., Settlement]:
-    def make(stigg: Stigg = stigg, **settings: str) -> Settlement:
+def make(ledger: Ledger, stigg: Stigg, told: list[Acknowledged], clock: ManualClock) -> Callable[..., Delivery]:
+    def make(stigg: Stigg = stigg, **settings: str) -> Delivery:
         config = Config.from_mapping(settings)
-        return Settlement(ledger, Sender(lambda: stigg, config.on_uncertain), config, clock.clock, told.append)
+        return Delivery(ledger, Sender(lambda: stigg, config.on_uncertain), config, clock.clock, told.append)
 
     return make
 
 
 @pytest.fixture
-def settlement(make: Callable[..., Settlement]) -> Settlement:
+def delivery(make: Callable[..., Delivery]) -> Delivery:
     return make()
 
 
-def settle(settlement: Settlement) -> None:
+def deliver(delivery: Delivery) -> None:
     """Sends and decides all that is there, until the sidecar fails."""
     with suppress(SidecarError):
         for _ in range(20):
-            batch, error = settlement.send_batch(SECONDS)
+            batch, error = delivery.send_batch(SECONDS)
             if batch is None or error is not None:
                 break
-        settlement.decide_uncertain()
+        delivery.decide_uncertain()
 
 
-def test_nothing_is_sent_when_there_is_nothing(settlement: Settlement, faulty: FaultySidecar) -> None:
-    assert settlement.send_batch(SECONDS) == (None, None)
+def test_nothing_is_sent_when_there_is_nothing(delivery: Delivery, faulty: FaultySidecar) -> None:
+    assert delivery.send_batch(SECONDS) == (None, None)
     assert faulty.asked == []
 
 
 def test_many_uses_are_sent_in_one_bulk(
-    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, told: list[Acknowledged]
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, told: list[Acknowledged]
 ) -> None:
     for feature in ("f", "g", "f", "g"):
         ledger.record(Use(UsageKey("c", "", feature), 1))
-    settle(settlement)
+    deliver(delivery)
     assert (faulty.used("f"), faulty.used("g")) == (2, 2)
     assert [name for name, _ in faulty.asked] == ["ReportUsageBulk"]
     assert {(answer.report.key.feature_id, answer.current_usage) for answer in told} == {("f", 2), ("g", 2)}
-    assert settlement.counts["acknowledged"] == 2
+    assert delivery.counts["acknowledged"] == 2
 
 
 def test_events_count_once_however_often_they_are_sent(
-    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:
     faulty.honours_keys = False
     faulty.after = abort(StatusCode.INTERNAL)
     ledger.record(Use(KEY, 1, event=Event("answered", "key-01", {"tokens": 5})))
-    settle(settlement)
+    deliver(delivery)
     faulty.after = no_fault
     clock.advance(60)
-    settle(settlement)
+    deliver(delivery)
     assert [name for name, _ in faulty.asked] == ["ReportEvents", "ReportEvents"]
-    assert (settlement.counts["acknowledged"], ledger.counts()["sending"]) == (1, 0)
+    assert (delivery.counts["acknowledged"], ledger.counts()["sending"]) == (1, 0)
 
 
 def test_a_report_that_was_counted_but_not_answered_counts_once(
-    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:
     faulty.after = abort(StatusCode.INTERNAL)
     ledger.record(Use(KEY, 3))
-    settle(settlement)
+    deliver(delivery)
     assert faulty.used() == 3
     faulty.after = no_fault
     clock.advance(60)
-    settle(settlement)
+    deliver(delivery)
     assert faulty.used() == 3
     assert len({key for _, key in faulty.asked}) == 1
     assert len(faulty.asked) == 2
 
 
 def test_a_report_that_was_certainly_not_counted_is_sent_again(
-    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar
 ) -> None:
     faulty.before = abort(StatusCode.PERMISSION_DENIED)
     ledger.record(Use(KEY, 3))
     with pytest.raises(SidecarError, match="PERMISSION_DENIED"):
-        settlement.send_batch(SECONDS)
+        delivery.send_batch(SECONDS)
     assert ledger.counts()["unsent"] == 1
     faulty.before = no_fault
-    settle(settlement)
+    deliver(delivery)
     assert faulty.used() == 3
 
 
 def test_reports_go_one_by_one_to_a_sidecar_that_knows_no_bulk(
-    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar
 ) -> None:
     faulty.without = {"ReportUsageBulk"}
     for feature in ("f", "g"):
         ledger.record(Use(UsageKey("c", "", feature), 2))
-    settle(settlement)
+    deliver(delivery)
     assert (faulty.used("f"), faulty.used("g")) == (2, 2)
     assert {name for name, _ in faulty.asked} == {"ReportUsage"}
 
 
 def test_a_report_that_is_refused_alone_is_set_aside(
-    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture
 ) -> None:
     for feature in ("f", "unheard-of"):
         ledger.record(Use(UsageKey("c", "", feature), 2))
-    settle(settlement)
-    assert (faulty.used(), settlement.counts["rejected"], ledger.counts()["dead"]) == (2, 1, 1)
+    deliver(delivery)
+    assert (faulty.used(), delivery.counts["rejected"], ledger.counts()["dead"]) == (2, 1, 1)
     assert "the sidecar refuses usage of 'c unheard-of'" in caplog.text
 
 
@@ -153,84 +153,84 @@ class TestUncertainReports:
     @pytest.fixture
     def doubtful(
         self,
-        make: Callable[..., Settlement],
+        make: Callable[..., Delivery],
         ledger: Ledger,
         faulty: FaultySidecar,
         lose_answers: Callable[[], None],
-    ) -> Callable[..., Settlement]:
-        """Makes a settlement that reported 2 units, after 1 that the sidecar told of, and got no answer."""
+    ) -> Callable[..., Delivery]:
+        """Makes a delivery that reported 2 units, after 1 that the sidecar told of, and got no answer."""
 
-        def doubtful(**settings: str) -> Settlement:
-            settlement = make(**settings)
+        def doubtful(**settings: str) -> Delivery:
+            delivery = make(**settings)
             ledger.record(Use(KEY, 1))
-            settle(settlement)
+            deliver(delivery)
             lose_answers()
             ledger.record(Use(KEY, 2))
-            settle(settlement)
+            deliver(delivery)
             faulty.before = faulty.after = no_fault
-            return settlement
+            return delivery
 
         return doubtful
 
-    def settle_later(self, settlement: Settlement, clock: ManualClock) -> None:
+    def deliver_later(self, delivery: Delivery, clock: ManualClock) -> None:
         for _ in range(3):
             clock.advance(60)
-            settle(settlement)
+            deliver(delivery)
 
     def test_are_reconciled_by_reading_the_usage_back(
-        self, doubtful: Callable[..., Settlement], faulty: FaultySidecar, ledger: Ledger, clock: ManualClock
+        self, doubtful: Callable[..., Delivery], faulty: FaultySidecar, ledger: Ledger, clock: ManualClock
     ) -> None:
-        settlement = doubtful()
-        self.settle_later(settlement, clock)
-        assert (faulty.used(), settlement.counts["doubted"]) == (3, 1)
+        delivery = doubtful()
+        self.deliver_later(delivery, clock)
+        assert (faulty.used(), delivery.counts["doubted"]) == (3, 1)
         assert not any(ledger.counts().values())
 
     def test_stay_visible_when_the_figures_do_not_tell(
         self,
-        doubtful: Callable[..., Settlement],
+        doubtful: Callable[..., Delivery],
         faulty: FaultySidecar,
         ledger: Ledger,
         clock: ManualClock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        settlement = doubtful()
+        delivery = doubtful()
         other = ReportUsageRequest(customer_id="c", feature_id="f", value=10)
         faulty.engine.answer("ReportUsage", other)
-        self.settle_later(settlement, clock)
+        self.deliver_later(delivery, clock)
         assert ledger.counts()["uncertain"] == 1
         assert "waits for a decision" in caplog.text
         before = faulty.used()
         ledger.record(Use(KEY, 1))
-        settle(settlement)
+        deliver(delivery)
         assert faulty.used() == before + 1
 
     def test_are_sent_again_if_told_so(
-        self, doubtful: Callable[..., Settlement], faulty: FaultySidecar, clock: ManualClock
+        self, doubtful: Callable[..., Delivery], faulty: FaultySidecar, clock: ManualClock
     ) -> None:
-        settlement = doubtful(ON_UNCERTAIN="resend")
+        delivery = doubtful(ON_UNCERTAIN="resend")
         before = faulty.used()
-        self.settle_later(settlement, clock)
+        self.deliver_later(delivery, clock)
         assert faulty.used() == before + 2
 
     def test_are_dropped_if_told_so(
         self,
-        doubtful: Callable[..., Settlement],
+        doubtful: Callable[..., Delivery],
         faulty: FaultySidecar,
         ledger: Ledger,
         clock: ManualClock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        settlement = doubtful(ON_UNCERTAIN="drop")
+        delivery = doubtful(ON_UNCERTAIN="drop")
         before = faulty.used()
-        self.settle_later(settlement, clock)
+        self.deliver_later(delivery, clock)
         assert faulty.used() == before
         assert not any(ledger.counts().values())
         assert "are dropped" in caplog.text
 
     def test_are_not_decided_by_a_fallback(
         self,
-        doubtful: Callable[..., Settlement],
-        make: Callable[..., Settlement],
+        doubtful: Callable[..., Delivery],
+        make: Callable[..., Delivery],
         faulty: FaultySidecar,
         ledger: Ledger,
         clock: ManualClock,
@@ -248,74 +248,74 @@ class TestUncertainReports:
 
     def test_that_are_totals_are_sent_again(
         self,
-        make: Callable[..., Settlement],
+        make: Callable[..., Delivery],
         faulty: FaultySidecar,
         lose_answers: Callable[[], None],
         ledger: Ledger,
         clock: ManualClock,
     ) -> None:
-        settlement = make()
+        delivery = make()
         lose_answers()
         ledger.record(Use(KEY, 7, is_set=True))
         ledger.record(Use(UsageKey("c", "", "g"), 2))
-        settle(settlement)
+        deliver(delivery)
         faulty.before = faulty.after = no_fault
-        self.settle_later(settlement, clock)
-        assert (faulty.used("f"), settlement.counts["doubted"]) == (7, 1)
+        self.deliver_later(delivery, clock)
+        assert (faulty.used("f"), delivery.counts["doubted"]) == (7, 1)
 
     def test_of_a_sidecar_that_cannot_tell_of_its_keys_are_not_sent_again(
         self,
-        make: Callable[..., Settlement],
+        make: Callable[..., Delivery],
         faulty: FaultySidecar,
         lose_answers: Callable[[], None],
         ledger: Ledger,
         clock: ManualClock,
     ) -> None:
         faulty.without = {"ReloadEntitlements"}
-        settlement = make()
+        delivery = make()
         lose_answers()
         ledger.record(Use(KEY, 3))
-        settle(settlement)
+        deliver(delivery)
         faulty.before = faulty.after = no_fault
         clock.advance(60)
-        settle(settlement)
-        assert (len(faulty.asked), settlement.counts["doubted"], ledger.counts()["uncertain"]) == (1, 1, 1)
+        deliver(delivery)
+        assert (len(faulty.asked), delivery.counts["doubted"], ledger.counts()["uncertain"]) == (1, 1, 1)
 
     def test_one_that_cannot_be_read_back_stops_neither_others_nor_for_long_its_own_key(
         self,
-        make: Callable[..., Settlement],
+        make: Callable[..., Delivery],
         faulty: FaultySidecar,
         lose_answers: Callable[[], None],
         ledger: Ledger,
         clock: ManualClock,
     ) -> None:
-        settlement = make()
+        delivery = make()
         for feature in ("f", "g"):
             ledger.record(Use(UsageKey("c", "", feature), 1))
-        settle(settlement)
+        deliver(delivery)
         lose_answers()
         for feature in ("f", "g"):
             ledger.record(Use(UsageKey("c", "", feature), 2))
-        settle(settlement)
+        deliver(delivery)
         faulty.before = faulty.after = no_fault
         faulty.unreadable = {"f"}
         clock.advance(60)
-        settle(settlement)
+        deliver(delivery)
         clock.advance(60)
-        settle(settlement)
+        deliver(delivery)
         assert (ledger.counts()["uncertain"], ledger.counts()["waiting"]) == (1, 0)
         clock.advance(60)
-        settle(settlement)
+        deliver(delivery)
         assert faulty.used("g") == 3
         assert (ledger.counts()["uncertain"], ledger.counts()["waiting"]) == (1, 1)
         counted = faulty.used("f")
         ledger.record(Use(KEY, 5))
-        settle(settlement)
+        deliver(delivery)
         assert faulty.used("f") == counted + 5
 
 
 def test_a_report_that_reaches_the_sidecar_and_is_never_answered_stops_no_other(
-    settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:
     def poison(context: ServicerContext) -> None:
         if faulty.reported == {"f"}:
@@ -323,14 +323,14 @@ def test_a_report_that_reaches_the_sidecar_and_is_never_answered_stops_no_other(
 
     faulty.before = poison
     ledger.record(Use(KEY, 1))
-    settle(settlement)
+    deliver(delivery)
     ledger.record(Use(UsageKey("c", "", "g"), 2))
-    settle(settlement)
+    deliver(delivery)
     assert faulty.used("g") == 2
     for _ in range(10):
         clock.advance(60)
-        settle(settlement)
-    assert (ledger.counts()["sending"], settlement.counts["doubted"]) == (0, 1)
+        deliver(delivery)
+    assert (ledger.counts()["sending"], delivery.counts["doubted"]) == (0, 1)
 
 
 def test_who_was_paused_for_longer_than_the_lease_sends_nothing(
@@ -339,13 +339,13 @@ def test_who_was_paused_for_longer_than_the_lease_sends_nothing(
     instants = iter([0.0, 31.0, 31.0, 31.1])
     paused = Clock(monotonic=lambda: next(instants), now=clock.now)
     config = Config()
-    settlement = Settlement(ledger, Sender(lambda: stigg, config.on_uncertain), config, paused, lambda _: None)
+    delivery = Delivery(ledger, Sender(lambda: stigg, config.on_uncertain), config, paused, lambda _: None)
     ledger.record(Use(KEY, 1))
-    batch, _ = settlement.send_batch(SECONDS)
+    batch, _ = delivery.send_batch(SECONDS)
     assert batch is not None
     assert (faulty.asked, ledger.counts()["sending"]) == ([], 1)
     clock.advance(31)
-    settlement.send_batch(SECONDS)
+    delivery.send_batch(SECONDS)
     assert faulty.used() == 1
 
 
@@ -369,33 +369,33 @@ class TestTimes:
 
     @pytest.mark.usefixtures("ahead")
     def test_is_corrected_before_it_is_sent_if_the_clock_is_right_again(
-        self, settlement: Settlement, faulty: FaultySidecar, clock: ManualClock
+        self, delivery: Delivery, faulty: FaultySidecar, clock: ManualClock
     ) -> None:
         clock.advance(-3_600)
-        settle(settlement)
+        deliver(delivery)
         assert faulty.used() == 3
 
     @pytest.mark.usefixtures("ahead")
     def test_that_is_refused_is_corrected_once_the_clock_is_right(
-        self, settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+        self, delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
     ) -> None:
-        settle(settlement)
+        deliver(delivery)
         assert (faulty.used(), ledger.counts()["unsent"]) == (0, 1)
         clock.advance(-3_600)
-        settle(settlement)
+        deliver(delivery)
         clock.advance(6)
-        settle(settlement)
+        deliver(delivery)
         assert (faulty.used(), ledger.counts()["unsent"]) == (3, 0)
 
     @pytest.mark.usefixtures("ahead")
     def test_that_is_refused_twice_waits_for_a_person_whose_retry_corrects_it(
-        self, settlement: Settlement, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+        self, delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
     ) -> None:
-        settle(settlement)
+        deliver(delivery)
         clock.advance(6)
-        settle(settlement)
+        deliver(delivery)
         assert ledger.counts()["dead"] == 1
         clock.advance(-3_606)
         ledger.retry([entry.id for entry in ledger.entries([State.DEAD], 1)])
-        settle(settlement)
+        deliver(delivery)
         assert faulty.used() == 3

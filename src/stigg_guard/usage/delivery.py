@@ -1,4 +1,4 @@
-"""Settles reports once they were sent: acknowledged, sent again, in doubt, or a dead letter."""
+"""Delivers reports, and notes the outcome of each: acknowledged, sent again, in doubt, or a dead letter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNANSWERED = "it was sent and not answered, so it may have been counted"
 REFUSED_TIME = "its time was refused; it is sent again with a time that does not lie ahead of the clock"
 
 
-class Settlement:
+class Delivery:
     """Sends the ledger's reports, notes the outcome of each, and decides those in doubt.
 
     ``acknowledged`` is called with every report that was counted and the usage it led to. ``counts`` are the reports
@@ -112,7 +112,7 @@ class Settlement:
         usage = quanta_used(answer.current_usage)
         counted = was_counted(row, report.before, report.pending, usage, told.period)
         if counted:
-            self._settle([told])
+            self._acknowledge([told])
         elif counted is not None:
             self._ledger.put_back([report])
         else:
@@ -145,9 +145,9 @@ class Settlement:
             else:
                 self._ledger.postpone(batch, RECHECK_SECONDS)
             raise
-        self._settle(answers)
+        self._acknowledge(answers)
 
-    def _settle(self, answers: Sequence[Acknowledged]) -> None:
+    def _acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         self._ledger.acknowledge(answers)
         self.counts["acknowledged"] += len(answers)
         for answer in answers:
