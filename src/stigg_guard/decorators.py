@@ -252,7 +252,7 @@ def ending_of(usage: Consumption, actual: Callable[[Any], Amount] | None) -> End
     """How a hold ends: what ``actual`` says of the result is reported in place of the units held."""
 
     def end(succeeded: bool, result: Any) -> None:
-        if succeeded:
+        if succeeded and actual is not None:
             usage.amount = _counted(actual, result, usage.amount)
         usage.end(succeeded)
 

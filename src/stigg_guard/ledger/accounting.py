@@ -138,10 +138,14 @@ def counts(pending: Pending, period: Period) -> bool:
 
 def counted(row: Row, held: int, on_its_way: Iterable[Pending]) -> int:
     """What is used, held and on its way in the row's period. Units given back count once they are acknowledged."""
-    counting = [pending for pending in on_its_way if counts(pending, row.period)]
-    total = max((pending.amount for pending in counting if pending.is_set), default=0)
-    more = sum(max(pending.amount, 0) for pending in counting if not pending.is_set)
-    return max(row.used, total) + held + more
+    used, more = row.used, held
+    for pending in on_its_way:
+        if counts(pending, row.period):
+            if pending.is_set:
+                used = max(used, pending.amount)
+            else:
+                more += max(pending.amount, 0)
+    return used + more
 
 
 def is_free(counted_so_far: int, amount: int, limit: int | None) -> bool:

@@ -14,12 +14,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias
 
 from stigg_guard.amounts import quanta
 from stigg_guard.ledger.accounting import UNTOLD, Before, News, Pending, Period, Row
 
 Dimensions: TypeAlias = Mapping[str, "str | float | bool"]
+NO_DIMENSIONS: Dimensions = {}
 
 
 class State(str, Enum):
@@ -32,8 +34,7 @@ class State(str, Enum):
     DEAD = "dead"
 
 
-@dataclass(frozen=True, slots=True)
-class UsageKey:
+class UsageKey(NamedTuple):
     """Whose usage of what: ``resource_id`` is empty for the customer itself."""
 
     customer_id: str
@@ -52,8 +53,7 @@ class Ticket(NamedTuple):
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A wish to use ``amount`` units, with what the asker's snapshot says of the key."""
 
     key: UsageKey
@@ -61,8 +61,7 @@ class Claim:
     news: News
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """A reservation: units taken off the limits of one or more keys until it is committed, released or expires."""
 
     id: str
@@ -91,8 +90,7 @@ class Event:
     dimensions: Dimensions
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """``amount`` units that were used, fewer given back when negative; the new total with ``is_set``.
 
     ``dimensions`` go with the usage report; those of an event are the event's own.
@@ -102,7 +100,7 @@ class Use:
     amount: float
     is_set: bool = False
     event: Event | None = None
-    dimensions: Dimensions = field(default_factory=dict)
+    dimensions: Dimensions = NO_DIMENSIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +274,13 @@ def instant_of(text: str) -> int:
     return int(text) - _OFFSET
 
 
+@lru_cache(maxsize=1024)
 def period_text(period: Period) -> str:
     """A period as text: its start, a slash, its end; nothing for an end that was not told."""
     return "/".join("" if end is None else instant_text(end) for end in period)
 
 
+@lru_cache(maxsize=1024)
 def period_of(text: str) -> Period:
     start, _, end = text.partition("/")
     return Period(instant_of(start) if start else None, instant_of(end) if end else None)

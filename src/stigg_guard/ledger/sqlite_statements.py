@@ -97,11 +97,8 @@ SELECT {REPORT} FROM entries WHERE state = 'unsent' AND event <> '' AND until <=
 """
 UNSENT = "state = 'unsent', batch = NULL, attempts = 0"
 
-Key = tuple[str, str, str]
-
-
-def columns_of(key: UsageKey) -> Key:
-    return key.customer_id, key.resource_id, key.feature_id
+TAKE = "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_END = f"DELETE FROM holds WHERE {KEY} AND id = ? RETURNING period, until"
 
 
 def next_ticket(db: sqlite3.Connection) -> int:
@@ -126,7 +123,7 @@ class Standing:
         return units(counted(self.row or Row(UNTOLD, 0), 0, self.pending))
 
 
-def standing(db: sqlite3.Connection, key: Key, now: int, told: Period = UNTOLD) -> Standing:
+def standing(db: sqlite3.Connection, key: UsageKey, now: int, told: Period = UNTOLD) -> Standing:
     """What decides a claim, whose news are of the period ``told``."""
     ahead, found = _standing(db, _STANDING, key, told, now)
     if ahead is not None and ahead > now:
@@ -135,7 +132,7 @@ def standing(db: sqlite3.Connection, key: Key, now: int, told: Period = UNTOLD) 
 
 
 def _standing(
-    db: sqlite3.Connection, statement: str, key: Key, told: Period = UNTOLD, now: int = 0
+    db: sqlite3.Connection, statement: str, key: UsageKey, told: Period = UNTOLD, now: int = 0
 ) -> tuple[int | None, Standing]:
     customer, resource, feature = key
     start = "" if told.start is None else instant_text(told.start)
@@ -159,7 +156,7 @@ def _standing(
     return ahead, found
 
 
-def row_of_key(db: sqlite3.Connection, key: Key) -> Row | None:
+def row_of_key(db: sqlite3.Connection, key: UsageKey) -> Row | None:
     found = db.execute(f"SELECT {_ROW} FROM usages WHERE {KEY}", key).fetchone()
     if found is None:
         return None
@@ -167,13 +164,13 @@ def row_of_key(db: sqlite3.Connection, key: Key) -> Row | None:
     return Row(period_of(period), *others)
 
 
-def note(db: sqlite3.Connection, key: Key, row: Row) -> None:
+def note(db: sqlite3.Connection, key: UsageKey, row: Row) -> None:
     period, *others = row
     columns = (*key, period_text(period), *others)
     db.execute("INSERT OR REPLACE INTO usages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
 
 
-def sending_of(db: sqlite3.Connection, key: Key) -> Iterable[Pending]:
+def sending_of(db: sqlite3.Connection, key: UsageKey) -> Iterable[Pending]:
     """The reports of the key that are under way for the first time: an acknowledgement is likely to come soon."""
     for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key):
         yield Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket)
@@ -181,22 +178,25 @@ def sending_of(db: sqlite3.Connection, key: Key) -> Iterable[Pending]:
 
 def usage_of(db: sqlite3.Connection, key: UsageKey) -> float:
     """The usage of a key with all that is on its way."""
-    return _standing(db, _USAGE, columns_of(key))[1].usage()
+    return _standing(db, _USAGE, key)[1].usage()
 
 
-def end(db: sqlite3.Connection, hold: Hold, now: int) -> tuple[dict[Key, Period], bool]:
+def end(db: sqlite3.Connection, hold: Hold, now: int) -> tuple[dict[UsageKey, Period], bool]:
     """Ends the hold: the periods of the parts that were still there, and whether it is late."""
-    keys = {columns_of(claim.key) for claim in hold.claims}
-    statement = f"DELETE FROM holds WHERE {KEY} AND id = ? RETURNING period, until"
-    ended = {key: row for key in keys for row in db.execute(statement, (*key, hold.id)).fetchall()}
-    lasted = [key for key, (_, until) in ended.items() if until > now]
-    return {key: period_of(period) for key, (period, _) in ended.items()}, len(lasted) < len(keys)
+    periods: dict[UsageKey, Period] = {}
+    is_late = False
+    for key in {claim.key for claim in hold.claims}:
+        ended = db.execute(_END, (*key, hold.id)).fetchall()
+        is_late = is_late or not ended or ended[0][1] <= now
+        for period, _ in ended:
+            periods[key] = period_of(period)
+    return periods, is_late
 
 
 def record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) -> float:
     """Writes the use, added to what is unsent where that loses nothing; the key's usage with it. Without the period of
     a hold it belongs to the present one."""
-    key = columns_of(use.key)
+    key = use.key
     _, found = _standing(db, _USAGE, key)
     present = UNTOLD if found.row is None else found.row.period
     if period is None:
@@ -221,7 +221,7 @@ def _add(db: sqlite3.Connection, number: int, old: Pending, new: Pending) -> Non
     db.execute("UPDATE entries SET amount = ?, used_at = ? WHERE id = ?", (old.amount + new.amount, latest, number))
 
 
-def _is_alone(db: sqlite3.Connection, key: Key) -> bool:
+def _is_alone(db: sqlite3.Connection, key: UsageKey) -> bool:
     """Whether no report of the key is under way."""
     statement = f"SELECT EXISTS (SELECT 1 FROM entries WHERE {KEY} AND state IN ('sending', 'uncertain'))"
     return not db.execute(statement, key).fetchone()[0]
@@ -241,8 +241,8 @@ def new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
         return None
     batch, ticket = secrets.token_hex(16), next_ticket(db)
     entries = [entry_of(row) for row in rows]
-    befores: dict[Key, str] = {}
-    for key in {columns_of(entry.key) for entry in entries}:
+    befores: dict[UsageKey, str] = {}
+    for key in {entry.key for entry in entries}:
         row = row_of_key(db, key)
         if row is not None:
             row, before = taken(row, ticket, _is_alone(db, key))
@@ -253,7 +253,7 @@ def new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
         [
             (
                 *(batch, instant_text(sent_at(entry.period, entry.used_at, now * 1000)), ticket),
-                *(befores.get(columns_of(entry.key), ""), entry.id),
+                *(befores.get(entry.key, ""), entry.id),
             )
             for entry in entries
         ],
@@ -268,7 +268,7 @@ def forget_counted(
     fields = "customer, resource, feature, amount, period, used_at, is_set, ticket"
     gone = db.execute(f"DELETE FROM entries WHERE id = ? AND {where} RETURNING {fields}", (entry,)).fetchall()
     for customer, resource, feature, amount, held_in, used_at, is_set, first in gone:
-        key = customer, resource, feature
+        key = UsageKey(customer, resource, feature)
         pending = Pending(amount, period_of(held_in), instant_of(used_at), bool(is_set), first)
         note(db, key, learned(row_of_key(db, key), pending, told, period, ticket, now))
     return bool(gone)
