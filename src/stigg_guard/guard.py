@@ -134,12 +134,16 @@ class Guard:
             SidecarUnavailable: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             InvalidRequest: an id is empty, or the requested usage is negative or no finite number.
         """
-        if requested_usage is None and not requested_values and _stand_in is None:
+        if not requested_values and _stand_in is None:
             snapshot = self._snapshots.get(customer) if isinstance(customer, (str, Customer)) else None
             if snapshot is not None and self._monotonic() < snapshot.fresh_until:
                 answer = snapshot.answers.get(feature)
                 if answer is not None and answer.has_access:
-                    return answer
+                    if requested_usage is None:
+                        return answer
+                    allowed = snapshot.allowed(answer, requested_usage)
+                    if allowed is not None:
+                        return allowed
         asked = Customer.of(customer)
         answer, _ = self._workings.lookup.decide(feature, asked, fallback, requested_usage, requested_values)
         return answer

@@ -22,7 +22,7 @@ from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
 from stigg_guard.usage.holds import Confirm, confirm_now
 from stigg_guard.web.rate_limit import rate_limit_headers
-from stigg_guard.web.views import exempt, private_unless_said
+from stigg_guard.web.views import exempt
 from stigg_guard.wording import ENGLISH, Wording
 
 L = TypeVar("L", bound=CustomerLoader)
@@ -73,7 +73,6 @@ class StiggGuard:
             groups.guard_by_rules(app, config.rules)
         if config.rate_limit_headers:
             app.after_request(_tell_limits)
-        app.after_request(_keep_private)
         groups.put_in_force(app)
 
     @property
@@ -123,12 +122,6 @@ def _tests_of(app: Flask) -> Callable[[], bool]:
         return app is not None and app.testing
 
     return is_testing
-
-
-def _keep_private(response: Response) -> Response:
-    if of_request().is_guarded:
-        private_unless_said(response.headers)
-    return response
 
 
 def _tell_limits(response: Response) -> Response:
