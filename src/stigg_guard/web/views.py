@@ -32,11 +32,8 @@ EXEMPT = "stigg_guard_exempt"
 class ResponseHeaders(Protocol):
     """The headers of a response, whose names are found in any case."""
 
-    def keys(self) -> Iterable[str]:
-        """Their names."""
-
-    def __setitem__(self, name: str, value: str, /) -> None:
-        """Sets the header."""
+    def setdefault(self, name: str, value: str, /) -> Any:
+        """Sets the header unless it is there."""
 
 
 class ViewCalls(Calls, ABC):
@@ -165,8 +162,7 @@ def leads_back(location: str, address: str) -> bool:
 def private_unless_said(headers: ResponseHeaders) -> None:
     """Keeps the response to a guarded request, which is of one customer, out of the caches that customers share, unless
     the view has said in ``Cache-Control`` who may keep it."""
-    if not any(name.lower() == "cache-control" for name in headers.keys()):  # noqa: SIM118 - werkzeug's iterate pairs
-        headers["Cache-Control"] = "private"
+    headers.setdefault("Cache-Control", "private")
 
 
 def _of_resource(
