@@ -252,6 +252,12 @@ class Config:
         readers.duration,
         "How long the sidecar's figures may lag behind its own acknowledgement.",
     )
+    token_secret: str | None = _setting(
+        None,
+        readers.optional_text,
+        "What signs the tokens of holds that travel; in Django and Flask without it the project's own ``SECRET_KEY``.",
+        shown=False,
+    )
     customer: str | Callable[..., Any] | None = _setting(
         None,
         readers.resolver,

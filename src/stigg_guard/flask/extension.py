@@ -64,7 +64,9 @@ class StiggGuard:
             raise ConfigError(f"the app {app.name!r} has a StiggGuard already: call init_app once for each app")
         config = _config(app)
         configured = _configured_loader(config)
-        guard = Guard(config, confirm=self._confirm, observer=Signals(app), is_testing=_tests_of(app))
+        guard = Guard(
+            config, confirm=self._confirm, observer=Signals(app), is_testing=_tests_of(app), secret=_secret_of(app)
+        )
         app.extensions[EXTENSION] = AppGuard(guard, lambda: configured or self._loader, self._wording)
         app.register_error_handler(StiggGuardError, errors.answer)
         add_to_templates(app)
@@ -111,6 +113,17 @@ def _configured_loader(config: Config) -> CustomerLoader | None:
         raise ConfigError(f"{PREFIX}CUSTOMER: {config.customer} is not callable; expected a function of the request")
     found: CustomerLoader = loader
     return found
+
+
+def _secret_of(app: Flask) -> Callable[[], str | bytes | None]:
+    """What signs tokens where the settings name nothing for it."""
+    found = ref(app)
+
+    def secret() -> str | bytes | None:
+        app = found()
+        return None if app is None else app.secret_key
+
+    return secret
 
 
 def _tests_of(app: Flask) -> Callable[[], bool]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from time import monotonic, sleep
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from stigg_guard.amounts import quanta, quanta_used
+from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
@@ -55,6 +55,17 @@ class ConfirmSince(ABC):
         self.begin()(end)
 
 
+class Terms(NamedTuple):
+    """For how many seconds units are held, and how many are enough of the one feature that is wanted: all without."""
+
+    ttl: float
+    at_least: float | None = None
+
+
+Found: TypeAlias = Mapping[str, tuple[Entitlement, "Snapshot | None"]]
+"""The answer to each feature that is wanted, and the snapshot that it came from."""
+
+
 class Holds:
     """Holds, uses and gives back units: decides with the lookup, writes into the ledger, hands to the reporter."""
 
@@ -86,8 +97,17 @@ class Holds:
         for thread in (self.reporter, self.keeper):
             weakref.finalize(self, thread.leave).atexit = False
 
-    def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
+    def hold(
+        self,
+        amounts: Mapping[str, float],
+        customer: Customer,
+        at_least: float | None = None,
+        ttl: float | None = None,
+    ) -> tuple[dict[str, Entitlement], Hold | None]:
         """Takes reservations for the amounts of all features, or for none; there is no hold where nothing is counted.
+
+        With ``at_least`` units of the one feature that is wanted, fewer are held where no more are left. They are held
+        for ``ttl`` seconds, or for ``HOLD_TTL``, for which a watch renews them.
 
         Raises:
             FeatureDenied: one of them is not to be had.
@@ -100,13 +120,14 @@ class Holds:
             if denied is not None:
                 raise FeatureDenied(denied, customer)
             return _answers(found), None
+        terms = Terms(ttl or self._config.hold_ttl, at_least)
         try:
-            return self._taken(found, customer)
+            return self._taken(found, customer, terms)
         except FeatureDenied:
             ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
             if max(ages, default=0.0) <= DENIAL_SECONDS:
                 raise
-        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer)
+        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer, terms)
 
     def commit(
         self,
@@ -114,8 +135,11 @@ class Holds:
         amounts: Mapping[str, float],
         event: Event | None,
         dimensions: Mapping[str, str | float | bool],
+        *,
+        travelled: bool = False,
     ) -> None:
-        """Turns the hold of successful work into usage: it is in the ledger, or on other ways to the sidecar."""
+        """Turns the hold of successful work into usage: it is in the ledger, or on other ways to the sidecar. One that
+        has ``travelled`` may be ended by others, too, and counts once."""
         uses = [
             Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions) for claim in hold.claims
         ]
@@ -124,17 +148,20 @@ class Holds:
                 self._record(use)
             return
         try:
-            counted = self._ledger.commit(hold, uses)
+            counted = self._ledger.commit(hold, uses, repeated=travelled)
         except LedgerUnavailable as error:
             self.keeper.unwatch(hold)
-            self._rescue(uses, error)
+            if travelled:
+                self._repeat(hold, uses)
+            else:
+                self._rescue(uses, error)
             return
         except ClientClosed:
             logger.critical("usage of %r is LOST: the guard was closed while it was in use", str(hold.claims[0].key))
             raise
         except BaseException:  # from outside: nobody knows whether the step was made
             logger.error("an exception from outside interrupted the end of work on %r", str(hold.claims[0].key))
-            self.reporter.repeat(partial(self._ledger.commit, hold, uses, repeated=True), uses)
+            self._repeat(hold, uses)
             self.keeper.unwatch(hold)
             raise
         self.keeper.unwatch(hold)
@@ -147,6 +174,10 @@ class Holds:
         """Renews the hold until it is committed or released, or its owner is dropped."""
         self.keeper.watch(hold, owner)
         self.reporter.start()
+
+    def extend(self, hold: Hold, seconds: float) -> None:
+        """Lets the hold last this many seconds from now."""
+        self._ledger.renew([hold], seconds)
 
     def release(self, hold: Hold) -> None:
         """Gives back the hold of failed work. What cannot be given back now comes back when the hold expires."""
@@ -205,24 +236,21 @@ class Holds:
             for feature, n in amounts.items()
         }
 
-    def _taken(
-        self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer
-    ) -> tuple[dict[str, Entitlement], Hold]:
+    def _taken(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         answers = _answers(found)
         if not any(asked.needs_fresh_check for asked in answers.values()):
-            return answers, self._take(found, customer)
+            hold = self._take(found, customer, terms)
+            return (_partly(answers, hold) if terms.at_least is not None else answers), hold
         # Two that hold before they check would each be denied for the other's sake: one after the other.
         asked_at, patience = monotonic(), self._config.timeout
         with _checking[hash(customer) % len(_checking)]:
             if monotonic() - asked_at > patience:
                 raise SidecarTimeout(f"the checks of other threads took longer than {patience:g} s")
-            return self._take_and_check(found, customer)
+            return self._take_and_check(found, customer, terms)
 
-    def _take_and_check(
-        self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer
-    ) -> tuple[dict[str, Entitlement], Hold]:
+    def _take_and_check(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         """Holds first, so that others who check meanwhile see it, and then asks the sidecar about all that is held."""
-        answers, hold = _answers(found), self._take(found, customer)
+        answers, hold = _answers(found), self._take(found, customer, terms)
         try:
             for feature, asked in answers.items():
                 if asked.needs_fresh_check:
@@ -234,7 +262,7 @@ class Holds:
             raise
         return answers, hold
 
-    def _take(self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer) -> Hold:
+    def _take(self, found: Found, customer: Customer, terms: Terms) -> Hold:
         for asked, _ in found.values():
             if asked.kind is Kind.CREDIT and asked.currency == asked.feature_id:
                 raise InvalidRequest(
@@ -244,24 +272,31 @@ class Holds:
                 raise FeatureDenied(asked, customer)
         claims = [_claim(asked, snapshot, customer) for asked, snapshot in found.values()]
         try:
-            held = self._held(claims)
+            held = self._held(claims, terms)
         except LedgerUnavailable as error:
             return self._without_ledger(claims, customer, error)
         if isinstance(held, LimitExceeded):
             asked, _ = found[held.claim.key.feature_id]
             counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
-            raise FeatureDenied(counted.allows(held.claim.amount), customer)
+            raise FeatureDenied(counted.allows(terms.at_least or held.claim.amount), customer)
         return held
 
-    def _held(self, claims: Sequence[Claim]) -> Hold | LimitExceeded:
-        """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit."""
+    def _held(self, claims: Sequence[Claim], terms: Terms) -> Hold | LimitExceeded:
+        """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit, and
+        then for what is left, if that is enough."""
         deadline, pause = monotonic() + self._config.timeout, _FIRST_PAUSE
         while True:
-            held = self._ledger.hold(claims, self._config.hold_ttl)
-            if isinstance(held, Hold) or not held.is_perhaps_free or monotonic() >= deadline:
+            held = self._ledger.hold(claims, terms.ttl)
+            if isinstance(held, Hold):
                 return held
-            sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            if held.is_perhaps_free and monotonic() < deadline:
+                sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            left = quanta(held.limit) - quanta(held.counted)
+            if terms.at_least is None or left < quanta(terms.at_least):
+                return held
+            claims = [held.claim._replace(amount=units(left))]
 
     def _without_ledger(self, claims: list[Claim], customer: Customer, error: LedgerUnavailable) -> Hold:
         if self._config.on_outage is OnOutage.ERROR:
@@ -271,8 +306,20 @@ class Holds:
         logger.error("%r is used without a hold, as ON_OUTAGE allows: %s", str(claims[0].key), error)
         return Hold("", tuple(claims))
 
+    def _repeat(self, hold: Hold, uses: Sequence[Use]) -> None:
+        self.reporter.repeat(partial(self._ledger.commit, hold, uses, repeated=True), uses)
+
     def _rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
+
+
+def _partly(answers: dict[str, Entitlement], hold: Hold) -> dict[str, Entitlement]:
+    """The answers, of as many units as are held."""
+    held = {claim.key.feature_id: claim.amount for claim in hold.claims}
+    return {
+        feature: changed(answer, has_access=True, reason=None, requested_usage=held[feature])
+        for feature, answer in answers.items()
+    }
 
 
 # Which checks wait for each other: those of one customer, and by chance a few of others.
@@ -291,7 +338,7 @@ def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True)
     lookup.cache.correct(Customer(key.customer_id, key.resource_id or None), key.feature_id, usage, lower=lower)
 
 
-def _answers(found: Mapping[str, tuple[Entitlement, Snapshot | None]]) -> dict[str, Entitlement]:
+def _answers(found: Found) -> dict[str, Entitlement]:
     return {feature: answer for feature, (answer, _) in found.items()}
 
 
