@@ -7,6 +7,7 @@ timed, are whole microseconds. *Tickets* are numbers that only grow: the sequenc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -146,6 +147,21 @@ def counted(row: Row, held: int, on_its_way: Iterable[Pending]) -> int:
             else:
                 more += max(pending.amount, 0)
     return used + more
+
+
+def outstanding(held: int, on_its_way: Iterable[Pending]) -> int:
+    """What is held and on its way, whatever its period."""
+    return counted(Row(UNTOLD, 0), held, on_its_way)
+
+
+def cost(amount: int, rate: float) -> int:
+    """What an amount costs a wallet, in quanta of its currency, to the nearest: ``rate`` units of that a unit."""
+    return math.floor(amount * rate + 0.5)
+
+
+def priced(report: Pending, rate: float) -> Pending:
+    """A report under way as its wallet sees it."""
+    return report if rate == 1 else report._replace(amount=cost(max(report.amount, 0), rate), is_set=False)
 
 
 def is_free(counted_so_far: int, amount: int, limit: int | None) -> bool:

@@ -11,7 +11,7 @@ Users see amounts as floats; the homes store and add up whole quanta.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -54,11 +54,16 @@ class Ticket(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A wish to use ``amount`` units, with what the asker's snapshot says of the key."""
+    """A wish to use ``amount`` units, with what the asker's snapshot says of the key.
+
+    That of a wallet says which keys the wallet ``pays_for``, and how much of its currency a unit of each costs. What is
+    held and on its way of those counts against its limit, and it is not held itself.
+    """
 
     key: UsageKey
     amount: float
     news: News
+    pays_for: tuple[tuple[UsageKey, float], ...] = ()
 
 
 class Hold(NamedTuple):
@@ -66,6 +71,11 @@ class Hold(NamedTuple):
 
     id: str
     claims: tuple[Claim, ...]
+
+
+def held_claims(claims: Iterable[Claim]) -> tuple[Claim, ...]:
+    """Those of the claims that are held: what a wallet pays is held by the claims that it pays for."""
+    return tuple(claim for claim in claims if not claim.pays_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +156,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """The sidecar's answer to one report. ``current_usage`` is None when it did not say."""
+    """The sidecar's answer to one report. ``current_usage`` is None when it did not say. ``paid`` is the key of the
+    wallet that paid for it, and how much."""
 
     report: Entry
     current_usage: float | None
     period: Period = UNTOLD
+    paid: tuple[UsageKey, float] | None = None
 
 
 class Ledger(Protocol):

@@ -11,13 +11,13 @@ from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock
 from stigg_guard.ledger.accounting import (
     EXPIRED_HOLDS_KEPT,
-    UNTOLD,
     Period,
     Row,
     believed,
     counted,
     is_free,
     is_perhaps_free,
+    outstanding,
 )
 from stigg_guard.ledger.entries import (
     Acknowledged,
@@ -30,6 +30,7 @@ from stigg_guard.ledger.entries import (
     Ticket,
     UsageKey,
     Use,
+    held_claims,
     period_text,
 )
 from stigg_guard.ledger.sqlite_database import SqliteDatabase, microseconds_of
@@ -49,9 +50,11 @@ from stigg_guard.ledger.sqlite_statements import (
     new_batch,
     next_ticket,
     note,
+    pay,
     record,
     row_of_key,
     sending_of,
+    spent,
     standing,
     usage_of,
 )
@@ -69,8 +72,7 @@ class SqliteLedger(SqliteDatabase):
         return Ticket(self._read(next_ticket), self._time())
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
-        hold, lasts = Hold(secrets.token_hex(8), tuple(claims)), microseconds_of(ttl)
-        return self._write(partial(self._take, hold, lasts))
+        return self._write(partial(self._take, claims, microseconds_of(ttl)))
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
         lasts = microseconds_of(ttl)
@@ -125,7 +127,9 @@ class SqliteLedger(SqliteDatabase):
             ticket = next_ticket(db)
             for answer in answers:
                 told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-                forget_counted(db, answer.report.id, told, answer.period, ticket, now)
+                is_here = forget_counted(db, answer.report.id, told, answer.period, ticket, now)
+                if is_here and answer.paid is not None:
+                    pay(db, answer.paid, answer.report.pending, ticket, now)
 
         self._write(step)
 
@@ -187,7 +191,7 @@ class SqliteLedger(SqliteDatabase):
     def outstanding(self, key: UsageKey) -> float:
         def step(db: sqlite3.Connection, now: int) -> int:
             found = standing(db, key, now)
-            return counted(Row(UNTOLD, 0), found.held, found.pending)
+            return outstanding(found.held, found.pending)
 
         return units(self._write(step))
 
@@ -225,23 +229,25 @@ class SqliteLedger(SqliteDatabase):
 
         return self._read(step)
 
-    def _take(self, hold: Hold, lasts: int, db: sqlite3.Connection, now: int) -> Hold | LimitExceeded:
+    def _take(self, claims: Sequence[Claim], lasts: int, db: sqlite3.Connection, now: int) -> Hold | LimitExceeded:
         parts: dict[UsageKey, tuple[int, str]] = {}
         exceeded = None
-        for claim in hold.claims:
+        for claim in claims:
             key, amount = claim.key, quanta(claim.amount)
             found = standing(db, key, now, claim.news.period)
             row, limit = believed(found.row, claim.news, now, self._grace)
             if row is not found.row:
                 note(db, key, row)
             before = parts[key][0] if key in parts else 0
-            total = counted(row, found.held + before, found.pending)
+            total = counted(row, found.held + before, found.pending) + spent(db, claim.pays_for, now)
             if exceeded is None and not is_free(total, amount, limit):
-                perhaps = is_perhaps_free(row, total, amount, limit, sending_of(db, key))
+                perhaps = is_perhaps_free(row, total, amount, limit, sending_of(db, claim))
                 exceeded = LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
             parts[key] = amount + before, period_text(row.period)
         if exceeded is not None:
             return exceeded
-        for key, (amount, period) in parts.items():
+        hold = Hold(secrets.token_hex(8), held_claims(claims))
+        for key in {claim.key for claim in hold.claims}:
+            amount, period = parts[key]
             db.execute(TAKE, (*key, hold.id, amount, period, now, now + lasts, lasts))
         return hold

@@ -15,14 +15,18 @@ from stigg_guard.ledger.accounting import (
     Pending,
     Period,
     Row,
+    cost,
     counted,
     learned,
     may_add_up,
+    outstanding,
+    priced,
     sent_at,
     stamped,
     taken,
 )
 from stigg_guard.ledger.entries import (
+    Claim,
     Entry,
     Hold,
     State,
@@ -170,10 +174,18 @@ def note(db: sqlite3.Connection, key: UsageKey, row: Row) -> None:
     db.execute("INSERT OR REPLACE INTO usages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
 
 
-def sending_of(db: sqlite3.Connection, key: UsageKey) -> Iterable[Pending]:
-    """The reports of the key that are under way for the first time: an acknowledgement is likely to come soon."""
-    for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key):
-        yield Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket)
+def spent(db: sqlite3.Connection, pays_for: Iterable[tuple[UsageKey, float]], now: int) -> int:
+    """What is held and on its way of the keys that a wallet pays for, in its currency."""
+    found = [(standing(db, key, now), rate) for key, rate in pays_for]
+    return sum(cost(outstanding(one.held, one.pending), rate) for one, rate in found)
+
+
+def sending_of(db: sqlite3.Connection, claim: Claim) -> Iterable[Pending]:
+    """The reports of the claim's key, or of those that it pays for, that are under way for the first time: an
+    acknowledgement is likely to come soon."""
+    for key, rate in (*claim.pays_for, (claim.key, 1)):
+        for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key).fetchall():
+            yield priced(Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket), rate)
 
 
 def usage_of(db: sqlite3.Connection, key: UsageKey) -> float:
@@ -272,6 +284,13 @@ def forget_counted(
         pending = Pending(amount, period_of(held_in), instant_of(used_at), bool(is_set), first)
         note(db, key, learned(row_of_key(db, key), pending, told, period, ticket, now))
     return bool(gone)
+
+
+def pay(db: sqlite3.Connection, paid: tuple[UsageKey, float], report: Pending, ticket: int, now: int) -> None:
+    """Notes what a wallet has paid for a report that was counted; the next snapshot tells its usage."""
+    wallet, price = paid
+    payment = report._replace(amount=quanta(price), is_set=False)
+    note(db, wallet, learned(row_of_key(db, wallet), payment, None, UNTOLD, ticket, now))
 
 
 def entry_of(row: Sequence[Any]) -> Entry:
