@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from stigg_guard import readers
+from stigg_guard.credits import Rates, parse_rates
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback
@@ -174,6 +175,12 @@ class Config:
         readers.optional_text,
         "PEM file of the authority that signed the sidecar's certificate; none means plaintext, as "
         "Stigg's sidecar has.",
+    )
+    credit_rates: Rates = _setting(
+        MappingProxyType({}),
+        parse_rates,
+        "What a unit of each feature costs that a wallet of credits pays for: ``currency`` and ``rate`` by the feature's"
+        " id; JSON or a mapping.",
     )
     timeout: float = _setting(
         1.0,

@@ -15,6 +15,7 @@ from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
+from stigg_guard.credits import price, repriced, wallet_claim
 from stigg_guard.entitlements import Customer, Entitlement, Kind, changed
 from stigg_guard.errors import (
     ClientClosed,
@@ -62,6 +63,8 @@ class Terms(NamedTuple):
     at_least: float | None = None
 
 
+Wallets: TypeAlias = "Mapping[str, tuple[Entitlement, Snapshot]]"
+"""Wallets of credits by their currency, with the snapshot that each came from."""
 Found: TypeAlias = Mapping[str, tuple[Entitlement, "Snapshot | None"]]
 """The answer to each feature that is wanted, and the snapshot that it came from."""
 
@@ -83,6 +86,7 @@ class Holds:
         self._ledger = ledger
         self.confirm = confirm
         self.observer = observer
+        self._unpriced: set[str] = set()
         self.keeper = HoldKeeper(ledger, config.hold_ttl)
         self.reporter = Reporter(
             ledger,
@@ -238,8 +242,9 @@ class Holds:
 
     def _taken(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         answers = _answers(found)
-        if not any(asked.needs_fresh_check for asked in answers.values()):
-            hold = self._take(found, customer, terms)
+        wallets = self._wallets(found)
+        if wallets is not None:
+            hold = self._take(found, customer, terms, wallets)
             return (_partly(answers, hold) if terms.at_least is not None else answers), hold
         # Two that hold before they check would each be denied for the other's sake: one after the other.
         asked_at, patience = monotonic(), self._config.timeout
@@ -250,7 +255,7 @@ class Holds:
 
     def _take_and_check(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         """Holds first, so that others who check meanwhile see it, and then asks the sidecar about all that is held."""
-        answers, hold = _answers(found), self._take(found, customer, terms)
+        answers, hold = _answers(found), self._take(found, customer, terms, {})
         try:
             for feature, asked in answers.items():
                 if asked.needs_fresh_check:
@@ -262,7 +267,30 @@ class Holds:
             raise
         return answers, hold
 
-    def _take(self, found: Found, customer: Customer, terms: Terms) -> Hold:
+    def _wallets(self, found: Found) -> Wallets | None:
+        """The wallets that pay for what is wanted; None where only the sidecar can say whether they can."""
+        wallets: dict[str, tuple[Entitlement, Snapshot]] = {}
+        for feature, (asked, snapshot) in found.items():
+            if not asked.needs_fresh_check:
+                continue
+            rate = self._config.credit_rates.get(feature)
+            wallet = snapshot.find(rate.currency) if rate is not None and snapshot is not None else None
+            if rate is None or wallet is None or snapshot is None or wallet.kind is not Kind.CREDIT:
+                self._warn_of_rate(feature)
+                return None
+            wallets[rate.currency] = wallet, snapshot
+        return wallets
+
+    def _warn_of_rate(self, feature: str) -> None:
+        if feature not in self._unpriced:
+            self._unpriced.add(feature)
+            logger.warning(
+                "%r is paid from credits and asked of the sidecar at each use, one after the other: set CREDIT_RATES to "
+                "its currency, which the customer's plan has, and to what a unit costs",
+                feature,
+            )
+
+    def _take(self, found: Found, customer: Customer, terms: Terms, wallets: Wallets) -> Hold:
         for asked, _ in found.values():
             if asked.kind is Kind.CREDIT and asked.currency == asked.feature_id:
                 raise InvalidRequest(
@@ -271,15 +299,26 @@ class Holds:
             if not asked and not asked.is_limited:
                 raise FeatureDenied(asked, customer)
         claims = [_claim(asked, snapshot, customer) for asked, snapshot in found.values()]
+        rates = self._config.credit_rates
+        payments = [
+            wallet_claim(rates, claims, _claim(wallet, snapshot, customer)) for wallet, snapshot in wallets.values()
+        ]
         try:
-            held = self._held(claims, terms)
+            held = self._held([*claims, *payments], terms)
         except LedgerUnavailable as error:
             return self._without_ledger(claims, customer, error)
-        if isinstance(held, LimitExceeded):
-            asked, _ = found[held.claim.key.feature_id]
-            counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
-            raise FeatureDenied(counted.allows(terms.at_least or held.claim.amount), customer)
-        return held
+        if isinstance(held, Hold):
+            return held
+        if held.claim.pays_for:
+            wallet, _ = wallets[held.claim.key.feature_id]
+            paid_for = next(
+                feature for feature in found if feature in rates and rates[feature].currency == wallet.currency
+            )
+            enough = terms.at_least and price(rates, paid_for, terms.at_least)
+            denied = _exceeded(changed(wallet, feature_id=paid_for), held, enough)
+        else:
+            denied = _exceeded(found[held.claim.key.feature_id][0], held, terms.at_least)
+        raise FeatureDenied(denied, customer)
 
     def _held(self, claims: Sequence[Claim], terms: Terms) -> Hold | LimitExceeded:
         """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit, and
@@ -293,10 +332,10 @@ class Holds:
                 sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
-            left = quanta(held.limit) - quanta(held.counted)
-            if terms.at_least is None or left < quanta(terms.at_least):
+            fewer = None if terms.at_least is None else _fewer(claims, held, terms.at_least)
+            if fewer is None:
                 return held
-            claims = [held.claim._replace(amount=units(left))]
+            claims = fewer
 
     def _without_ledger(self, claims: list[Claim], customer: Customer, error: LedgerUnavailable) -> Hold:
         if self._config.on_outage is OnOutage.ERROR:
@@ -311,6 +350,25 @@ class Holds:
 
     def _rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
+
+
+def _exceeded(asked: Entitlement, held: LimitExceeded, enough: float | None) -> Entitlement:
+    """The denial of an amount, or of what would have been enough of it, with the figures that the ledger counted."""
+    counted = changed(asked, has_access=True, reason=None, usage_limit=held.limit, current_usage=held.counted)
+    return counted.allows(enough or held.claim.amount)
+
+
+def _fewer(claims: Sequence[Claim], held: LimitExceeded, at_least: float) -> Sequence[Claim] | None:
+    """Claims on what is left of the one feature, if that is enough: whole units where such are wanted."""
+    wanted, *payments = claims
+    rate = dict(held.claim.pays_for).get(wanted.key, 1.0)
+    left = (held.limit - held.counted) / rate
+    if wanted.amount.is_integer() and at_least.is_integer():
+        left = left // 1
+    fewer = units(quanta(left))
+    if fewer < at_least or fewer >= wanted.amount:
+        return None
+    return [wanted._replace(amount=fewer), *(repriced(payment, wanted, fewer) for payment in payments)]
 
 
 def _partly(answers: dict[str, Entitlement], hold: Hold) -> dict[str, Entitlement]:
