@@ -10,11 +10,12 @@ MATRIX := 3.10 3.11 3.12 3.13
 WORKERS ?= 3
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench faults wire api wheel clean
+.PHONY: help demo test test-cloud pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench faults wire api wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
 	@echo "make test    run the tests"
+	@echo "make test-cloud   run the guard's tests straight on the API, as with SIDECAR = cloud"
 	@echo "make test-django42   run Django's tests under the oldest Django that is supported"
 	@echo "make test-matrix   run all tests under each of Python $(MATRIX) that is installed; test-3.13 under one"
 	@echo "make e2e     click through both example sites in a browser"
@@ -41,6 +42,12 @@ demo: $(READY)
 
 test: $(READY) pgbouncer
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+
+# What these tests ask is the GraphQL API of the local sidecar; those that break gRPC on purpose go on to do so.
+ON_CLOUD := tests/test_guard.py tests/test_decorators.py tests/test_metrics.py tests/test_observer.py tests/usage \
+  tests/sidecar/test_credits.py tests/cloud
+test-cloud: $(READY)
+	@STIGG_TESTS_ON=cloud $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ON_CLOUD) $(ARGS)
 
 $(OLD)/.ready: pyproject.toml
 	$(call install,$(PYTHON),'django==4.2.*')

@@ -51,11 +51,14 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="walk through both sites, print a table, and end")
     parser.add_argument("--shop-port", type=int, default=8000, help="port of the Django site (default: %(default)s)")
     parser.add_argument("--api-port", type=int, default=5000, help="port of the Flask site (default: %(default)s)")
+    parser.add_argument(
+        "--cloud", action="store_true", help="the sites ask Stigg's API, not a sidecar (SIDECAR = cloud)"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     ports = (0, 0) if options.once else (options.shop_port, options.api_port)
     try:
-        with running(*ports) as (sites, processes):
+        with running(*ports, cloud=options.cloud) as (sites, processes):
             return walk(sites) if options.once else stay(sites, processes)
     except OSError as error:
         parser.exit(1, f"demo: {error}; choose other ports with --shop-port and --api-port\n")
@@ -64,8 +67,13 @@ def main() -> int:
 
 
 @contextmanager
-def running(shop_port: int, api_port: int) -> Iterator[tuple[Sites, list[subprocess.Popen[str]]]]:
-    """The sidecar and both sites, each site with two workers of four threads; all ended at the end."""
+def running(
+    shop_port: int, api_port: int, *, cloud: bool = False
+) -> Iterator[tuple[Sites, list[subprocess.Popen[str]]]]:
+    """The sidecar and both sites, each site with two workers of four threads; all ended at the end.
+
+    With ``cloud`` the sites ask the GraphQL API that the sidecar has beside gRPC, as they would ask Stigg's.
+    """
     with ExitStack() as stack:
         data = stack.enter_context(tempfile.TemporaryDirectory(prefix="stigg-guard-demo-"))
         sockets = [stack.enter_context(_listening(port)) for port in (shop_port, api_port)]
@@ -78,7 +86,7 @@ def running(shop_port: int, api_port: int) -> Iterator[tuple[Sites, list[subproc
         sites = Sites(grpc_address, http_address, *addresses)
         environ = {
             **os.environ,
-            "STIGG_GUARD_SIDECAR": sites.sidecar,
+            "STIGG_GUARD_SIDECAR": "cloud" if cloud else sites.sidecar,
             "STIGG_SIDECAR_HTTP": sites.billing,
             "DJANGO_SETTINGS_MODULE": "shop.settings",
             "SHOP_DATA": data,

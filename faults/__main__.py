@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from faults.cloud import cloud
 from faults.disk import disk
 from faults.django_ledger import django_ledger
 from faults.horses import horses
@@ -33,6 +34,7 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "lockstep": lockstep,
     "interrupted": interrupted,
     "horses": horses,
+    "cloud": cloud,
     "peers": peers,
 }
 

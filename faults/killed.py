@@ -39,18 +39,19 @@ ENTRIES = 10_000  # more than there are
 
 def killed(scale: Scale) -> Iterator[Promise]:
     """Rounds of kill -9 under load."""
-    yield from _on(scale, "sqlite", f"sqlite:///{scale.folder / 'killed.sqlite3'}")
+    yield from killed_on(scale, "sqlite", f"sqlite:///{scale.folder / 'killed.sqlite3'}")
     folder = scale.folder / "killed-server"
     folder.mkdir()
     with RedisServer(folder) as server:
-        yield from _on(scale, "redis", server.url)
+        yield from killed_on(scale, "redis", server.url)
 
 
-def _on(scale: Scale, home: str, ledger: str) -> Iterator[Promise]:
+def killed_on(scale: Scale, home: str, ledger: str, *, api: bool = False) -> Iterator[Promise]:
+    """The promises on one ledger; with ``api`` on the GraphQL API instead of gRPC."""
     customers = [f"customer-{number}" for number in range(scale.rounds)]
     folder = scale.folder / f"killed-{home}"
     with LocalSidecar(
-        scale.folder / f"killed-{home}", {COMMON: LIMIT, **dict.fromkeys(OWN, LIMIT)}, customers
+        scale.folder / f"killed-{home}", {COMMON: LIMIT, **dict.fromkeys(OWN, LIMIT)}, customers, api=api
     ) as sidecar:
         with _restarted_now_and_then(sidecar) as restarts:
             logs = [_round(folder, sidecar.address, ledger, customer) for customer in customers]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ def network(scale: Scale) -> Iterator[Promise]:
     catalog = write_catalog(folder, dict.fromkeys(FEATURES.values()), [CUSTOMER])
     yield from _one_by_one(folder, catalog)
     with keyless_sidecar(catalog) as address, Proxy(address) as proxy:
-        yield _storm(folder, "no keys", proxy, address)
+        yield storm(folder, "no keys", proxy.set, list(Fault), proxy.address, address)
     sidecar = LocalSidecar(folder / "keys", dict.fromkeys(FEATURES.values()), [CUSTOMER])
     with sidecar, Proxy(sidecar.address) as proxy:
-        yield _storm(folder, "keys", proxy, sidecar.address)
+        yield storm(folder, "keys", proxy.set, list(Fault), proxy.address, sidecar.address)
 
 
 def _one_by_one(folder: Path, catalog: Path) -> Iterator[Promise]:
@@ -117,16 +117,24 @@ def _flush_until_sent(guard: Guard) -> None:
         time.sleep(0.05)
 
 
-def _storm(folder: Path, what: str, proxy: Proxy, address: str) -> Promise:
+def storm(
+    folder: Path,
+    what: str,
+    breaks: Callable[[Any], None],
+    faults: Sequence[Any],
+    through: str,
+    address: str,
+) -> Promise:
+    """Random faults, which ``breaks`` sets; the first of them is none. Guards ask ``address`` by way of ``through``."""
     ledger = f"sqlite:///{folder / f'{what}.sqlite3'}"
     results: Any = CONTEXT.Queue()
     began = time.monotonic()
-    faults: Counter[Fault] = Counter()
-    with processes(PROCESSES, _use, proxy.address, ledger, began + STORM_SECONDS, results):
+    struck = 0
+    with processes(PROCESSES, _use, through, ledger, began + STORM_SECONDS, results):
         while time.monotonic() < began + STORM_SECONDS:
-            for fault in (random.choice(list(Fault)), Fault.NONE):
-                proxy.set(fault)
-                faults[fault] += 1
+            for fault in (random.choice(faults), faults[0]):
+                breaks(fault)
+                struck += fault is not faults[0]
                 time.sleep(random.uniform(0.05, 0.4))
         used = sum((Counter(results.get(timeout=PATIENCE)) for _ in range(PROCESSES)), Counter[str]())
     left = drain(address, ledger)
@@ -136,7 +144,7 @@ def _storm(folder: Path, what: str, proxy: Proxy, address: str) -> Promise:
     open_states = [f"{left[state]} {state}" for state in ("unsent", "sending", "uncertain", "dead") if left[state]]
     return Promise(
         f"{STORM_SECONDS:g} s of random faults, sidecar with {what}: nothing lost, nothing twice",
-        f"{used.total()} units, {lost:g} lost, {twice:g} twice; {faults.total() - faults[Fault.NONE]} faults; "
+        f"{used.total()} units, {lost:g} lost, {twice:g} twice; {struck} faults; "
         f"{', '.join(open_states) or 'nothing'} left",
         not (lost or twice or open_states) and used.total() > 0,
     )

@@ -31,11 +31,12 @@ def outage(scale: Scale) -> Iterator[Promise]:
     """What the ledger alone keeps, and how the backlog drains when the sidecar is back."""
     limits = {UNITS: LIMIT, TOTAL: None, **dict.fromkeys(OTHERS)}
     sidecar = LocalSidecar(scale.folder / "outage", limits, CUSTOMERS)
-    yield from _limits(sidecar, f"sqlite:///{scale.folder / 'outage.sqlite3'}")
+    yield from limits_while_away(sidecar, f"sqlite:///{scale.folder / 'outage.sqlite3'}")
     yield from _backlog(sidecar, f"sqlite:///{scale.folder / 'backlog.sqlite3'}", scale.entries)
 
 
-def _limits(sidecar: LocalSidecar, ledger: str) -> Iterator[Promise]:
+def limits_while_away(sidecar: LocalSidecar, ledger: str) -> Iterator[Promise]:
+    """What all processes may use while the sidecar is away."""
     customer = CUSTOMERS[0]
     sidecar.start()
     results: Any = CONTEXT.Queue()

@@ -47,7 +47,7 @@ class WorkFailed(Exception):
 
 def oversell(scale: Scale) -> Iterator[Promise]:
     """8 processes x 8 threads use random amounts of one limit, and a third of the work fails."""
-    yield from _on(scale, "sqlite", f"sqlite:///{scale.folder / 'oversell.sqlite3'}")
+    yield from oversell_on(scale, "sqlite", f"sqlite:///{scale.folder / 'oversell.sqlite3'}")
     for home, meanwhile in (
         ("redis", _nothing),
         ("redis killed 3 times", _kill),
@@ -56,7 +56,7 @@ def oversell(scale: Scale) -> Iterator[Promise]:
         folder = scale.folder / home
         folder.mkdir()
         with RedisServer(folder) as server:
-            yield from _on(scale, home, server.url, partial(meanwhile, server))
+            yield from oversell_on(scale, home, server.url, partial(meanwhile, server))
 
 
 def _kill(server: RedisServer) -> None:
@@ -79,8 +79,11 @@ def _nothing(_server: RedisServer) -> None:
     pass
 
 
-def _on(scale: Scale, home: str, ledger: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Promise]:
-    with LocalSidecar(scale.folder / f"oversell-{home}", {FEATURE: LIMIT}, [CUSTOMER]) as sidecar:
+def oversell_on(
+    scale: Scale, home: str, ledger: str, meanwhile: Callable[[], None] = lambda: None, *, api: bool = False
+) -> Iterator[Promise]:
+    """The promises on one ledger; with ``api`` on the GraphQL API instead of gRPC."""
+    with LocalSidecar(scale.folder / f"oversell-{home}", {FEATURE: LIMIT}, [CUSTOMER], api=api) as sidecar:
         began = time.monotonic()
         attempts = _all_attempts(sidecar.address, ledger, meanwhile)
         seconds = time.monotonic() - began

@@ -39,19 +39,25 @@ def write_catalog(folder: Path, limits: Mapping[str, int | None], customers: Seq
 
 
 class LocalSidecar:
-    """The local sidecar in a process of its own, with its usage in a file. Killed, it starts again where it was."""
+    """The local sidecar in a process of its own, with its usage in a file. Killed, it starts again where it was.
 
-    def __init__(self, folder: Path, limits: Mapping[str, int | None], customers: Sequence[str]) -> None:
+    ``address`` is that of gRPC, or with ``api`` the URL of its GraphQL API.
+    """
+
+    def __init__(
+        self, folder: Path, limits: Mapping[str, int | None], customers: Sequence[str], *, api: bool = False
+    ) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
         self._catalog = write_catalog(folder, limits, customers)
         self.port = _free_port()
-        self.address = f"127.0.0.1:{self.port}"
+        self.http_port = _free_port()
+        self.address = f"http://127.0.0.1:{self.http_port}" if api else f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Returns when it is ready."""
         files = ["--catalog", str(self._catalog), "--state", str(self._folder / "state.sqlite3")]
-        ports = ["--port", str(self.port), "--http-port", "0"]
+        ports = ["--port", str(self.port), "--http-port", str(self.http_port)]
         with (self._folder / "sidecar.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "stigg_guard.sidecar", "--exit-with-stdin", *files, *ports],
@@ -84,9 +90,16 @@ class LocalSidecar:
         }
 
 
+def target(address: str) -> dict[str, object]:
+    """The settings by which a guard asks there: a URL is that of the API."""
+    if not address.startswith("http://"):
+        return {"SIDECAR": address}
+    return {"SIDECAR": "cloud", "API_KEY": "any", "API_URL": address, "TIMEOUT": 5.0}
+
+
 def usage_of(address: str, customers: Sequence[str]) -> dict[str, dict[str, float]]:
     """The usage of each customer's features, as the sidecar tells it once it can be reached."""
-    with Guard(Config.from_mapping({"SIDECAR": address})) as guard:
+    with Guard(Config.from_mapping(target(address))) as guard:
         while True:
             # A process shares its connections to one address, and after a refusal waits a moment before the next try.
             with suppress(SidecarUnavailable):

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from faults.sidecars import target
 from stigg_guard import Config, Guard
 
 PATIENCE = 60.0  # in seconds, for a worker that may be dead
@@ -24,7 +25,7 @@ logging.getLogger("stigg_guard").addHandler(logging.NullHandler())
 
 def make_guard(address: str, ledger: str, **settings: Any) -> Guard:
     """A guard as an application has it; ``settings`` are by their upper-case names."""
-    return Guard(Config.from_mapping({"SIDECAR": address, "LEDGER": ledger, **settings}))
+    return Guard(Config.from_mapping({**target(address), "LEDGER": ledger, **settings}))
 
 
 @contextmanager

@@ -118,13 +118,25 @@ def faulty(clock: ManualClock) -> Iterator[FaultySidecar]:
     server.stop()
 
 
+def config_of(sidecar: Sidecar, **settings: object) -> Config:
+    """The configuration of a guard that asks as :func:`settings_of` says; its settings by their names in code."""
+    return Config.from_mapping({**settings_of(sidecar), **{name.upper(): value for name, value in settings.items()}})
+
+
+def settings_of(sidecar: Sidecar) -> dict[str, object]:
+    """Whom a guard is to ask: the sidecar, or with ``make test-cloud`` the GraphQL API beside it."""
+    if os.environ.get("STIGG_TESTS_ON") != "cloud":
+        return {"SIDECAR": sidecar.address}
+    return {"SIDECAR": "cloud", "API_KEY": "any", "API_URL": f"http://{sidecar.http_address}", "TIMEOUT": 20}
+
+
 @pytest.fixture
 def make_guard(sidecar: Sidecar, clock: ManualClock) -> Iterator[Callable[..., Guard]]:
     """Makes guards over the sidecar with the settings given; their time is the manual clock's."""
     made: list[Guard] = []
 
     def make(**settings: object) -> Guard:
-        config = Config.from_mapping({"SIDECAR": sidecar.address, **settings})
+        config = Config.from_mapping({**settings_of(sidecar), **settings})
         made.append(Guard(config, clock=clock.clock))
         return made[-1]
 

@@ -24,7 +24,7 @@ STEP = {
     for number, rooms in re.findall(r"^(\d+)\. ((?:`[\w/]+` ?)+)$", MANUAL, re.MULTILINE)
     for room in re.findall(r"`([\w/]+)`", rooms)
 }
-WINGS = {"cache", "usage", "web", "cli"}
+WINGS = {"cache", "cloud", "usage", "web", "cli"}
 STARTS_A_SIDECAR = {"client", "testing", "__main__", "django/management/commands/stigg_sidecar.py", "flask/cli.py"}
 READS_CATALOGS = {"cli/features", "names"}
 FOREIGN = {

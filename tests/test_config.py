@@ -116,8 +116,8 @@ def test_optional_settings_may_be_none() -> None:
         ("CACHE_TIL", "did you mean CACHE_TTL?"),
         ("cache_ttl", "did you mean CACHE_TTL?"),
         ("STATUS_CODE", "did you mean STATUS_CODES?"),
-        ("XYZZY", "the settings are ANONYMOUS, API_KEY, API_URL, CACHE"),
-        ("", "the settings are ANONYMOUS, API_KEY, API_URL, CACHE"),
+        ("XYZZY", "the settings are ANONYMOUS, API_KEY, API_SHARE, API_URL"),
+        ("", "the settings are ANONYMOUS, API_KEY, API_SHARE, API_URL"),
     ],
 )
 def test_unknown_setting_is_named_with_the_nearest_right_one(key: str, advice: str) -> None:
@@ -242,5 +242,5 @@ def test_address_is_a_host_and_a_port(address: str, parts: tuple[str, int]) -> N
     ],
 )
 def test_what_is_no_address_is_refused_with_the_form(address: str) -> None:
-    with pytest.raises(ConfigError, match="expected host:port, host, 'local' or 'offline'"):
+    with pytest.raises(ConfigError, match="expected host:port, host, 'local', 'offline' or 'cloud'"):
         split_address(address)

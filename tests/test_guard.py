@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from conftest import ManualClock, in_child
+from conftest import ManualClock, config_of, in_child
 from stigg_guard import (
     ClientClosed,
     Config,
@@ -168,7 +168,7 @@ class TestCheck:
             guard.check(feature, customer=customer)
 
     def test_does_not_outlive_the_usage_period(self, ten: Sidecar, clock: ManualClock) -> None:
-        with Guard(Config(sidecar=ten.address, cache_ttl=86_400), clock=clock.clock) as guard:
+        with Guard(config_of(ten, cache_ttl=86_400), clock=clock.clock) as guard:
             answer = guard.check("feature-calls", customer="c")
             assert answer.usage_period_end is not None
             clock.advance((answer.usage_period_end - clock.now()).total_seconds())
@@ -191,7 +191,7 @@ class TestCheck:
 class TestReload:
     def test_sees_an_upgrade_at_once(self, clock: ManualClock) -> None:
         engine = Engine(demo_catalog(), Store(None))
-        with Sidecar(engine) as sidecar, Guard(Config(sidecar=sidecar.address), clock=clock.clock) as guard:
+        with Sidecar(engine) as sidecar, Guard(config_of(sidecar), clock=clock.clock) as guard:
             assert not guard.check("feature-analytics", customer=CUSTOMER)
             engine.assign_plan(CUSTOMER, "growth")
             assert not guard.check("feature-analytics", customer=CUSTOMER)
@@ -200,7 +200,7 @@ class TestReload:
 
     def test_is_not_needed_to_be_let_in_after_a_second(self, clock: ManualClock) -> None:
         engine = Engine(demo_catalog(), Store(None))
-        with Sidecar(engine) as sidecar, Guard(Config(sidecar=sidecar.address), clock=clock.clock) as guard:
+        with Sidecar(engine) as sidecar, Guard(config_of(sidecar), clock=clock.clock) as guard:
             with guard.consume(TEMPLATES, 3, customer=CUSTOMER):
                 pass
             assert guard.flush() == 0
@@ -309,7 +309,7 @@ class TestConsume:
             except FeatureDenied:
                 return False
 
-        with Guard(Config(sidecar=ten.address), clock=clock.clock) as guard, ThreadPoolExecutor(64) as threads:
+        with Guard(config_of(ten), clock=clock.clock) as guard, ThreadPoolExecutor(64) as threads:
             assert sum(threads.map(one, [guard] * 64)) == 7
             assert guard.flush() == 0
         assert used(ten, customer="c") == 10
@@ -317,7 +317,7 @@ class TestConsume:
     def test_does_not_sell_again_what_another_process_sold(
         self, ten: Sidecar, clock: ManualClock, tmp_path: Path
     ) -> None:
-        config = Config(sidecar=ten.address, ledger=f"sqlite:///{tmp_path}/ledger")
+        config = config_of(ten, ledger=f"sqlite:///{tmp_path}/ledger")
         with Guard(config, clock=clock.clock) as one, Guard(config, clock=clock.clock) as other:
             assert one.check(TEMPLATES, customer="c").current_usage == 3
             assert other.check(TEMPLATES, customer="c").current_usage == 3
@@ -329,7 +329,7 @@ class TestConsume:
             assert denied.value.entitlement.current_usage == 10
 
     def test_starts_again_in_a_new_period(self, ten: Sidecar, clock: ManualClock) -> None:
-        with Guard(Config(sidecar=ten.address), clock=clock.clock) as guard:
+        with Guard(config_of(ten), clock=clock.clock) as guard:
             with guard.consume("feature-calls", 2, customer="c"):
                 pass
             with pytest.raises(FeatureDenied), guard.consume("feature-calls", 1, customer="c"):
@@ -343,7 +343,7 @@ class TestConsume:
 
     def test_counts_in_the_period_in_which_it_ends(self, ten: Sidecar, clock: ManualClock) -> None:
         clock.advance(-clock.now().timestamp() % 3_600 + 600)  # ten past the hour: no other period begins in the test
-        with Guard(Config(sidecar=ten.address), clock=clock.clock) as guard:
+        with Guard(config_of(ten), clock=clock.clock) as guard:
             with guard.consume("feature-calls", 1, customer="c"):
                 pass
             with guard.consume("feature-calls", 1, customer="c"):
@@ -407,7 +407,7 @@ class TestOutage:
             assert guard.flush(timeout=0.1) == 1
         with (
             Sidecar(Engine(demo_catalog(), Store(None))) as sidecar,
-            Guard(Config(sidecar=sidecar.address, ledger=ledger)) as guard,
+            Guard(config_of(sidecar, ledger=ledger)) as guard,
         ):
             assert guard.flush() == 0
             assert used(sidecar) == 5
@@ -483,7 +483,7 @@ class TestOutage:
         engine = Engine(parse_catalog(LIMIT_OF_TEN), Store(None), now=clock.now)
         sidecar = Sidecar(engine)
         sidecar.start()
-        with Guard(Config(sidecar=sidecar.address), clock=clock.clock) as guard:
+        with Guard(config_of(sidecar), clock=clock.clock) as guard:
             with guard.consume("feature-calls", 2, customer="c"):
                 pass
             assert guard.flush() == 0

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from stigg_guard.cli.arguments import configure_check, configure_features, configure_ledger, configure_report
+from stigg_guard.cli.arguments import (
+    configure_check,
+    configure_doctor,
+    configure_features,
+    configure_ledger,
+    configure_report,
+)
 from stigg_guard.cli.console import Console
 from stigg_guard.cli.operators import ledger_url, require_ledger
 from stigg_guard.config import Config, ReportMode
-from stigg_guard.errors import StiggGuardError
+from stigg_guard.errors import ConfigError, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.sidecar import __main__ as sidecar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status. An error of ours is one message on stderr and status 2."""
+    """Run one subcommand; returns the exit status. An error of ours is one message on stderr and status 2, or 1 where 2
+    means something else."""
     parser = ArgumentParser(prog="stigg-guard", description="Guard views by what a customer has paid for.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     local = commands.add_parser("sidecar", help="run a local Stigg sidecar that needs no account")
     sidecar.configure(local)
-    local.set_defaults(run=sidecar.run)
+    local.add_argument(
+        "--upstream",
+        choices=["cloud"],
+        help="ask Stigg's API with the key of SERVER_API_KEY, instead of a catalog (beta)",
+    )
+    local.set_defaults(run=_sidecar)
 
     check = commands.add_parser("check", help="ask what a customer may use")
     configure_check(check)
@@ -42,11 +55,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_features(features)
     features.set_defaults(run=_acting(lambda _, config: replace(config, ledger="memory://")), paths=["."])
 
+    doctor = commands.add_parser("doctor", help="tell what of the settings works, and what to do")
+    configure_doctor(doctor)
+    doctor.set_defaults(run=_acting(lambda _, config: config))
+
     options = parser.parse_args(argv)
     try:
         return int(options.run(options))
     except StiggGuardError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(getattr(options, "error_status", 2), f"{parser.prog}: {error}\n")
+
+
+def _sidecar(options: Namespace) -> int:
+    if options.upstream is None:
+        return sidecar.run(options)
+    if options.catalog is not None or options.state is not None:
+        raise ConfigError("--upstream: Stigg has what is sold and used; leave out --catalog and --state")
+    from stigg_guard.cloud.cached import CachedAnswers, upstream_config  # a library takes its time
+
+    config = upstream_config(os.environ)
+    return sidecar.run(options, lambda: CachedAnswers(config))
 
 
 def _acting(adjust: Callable[[Namespace, Config], Config]) -> Callable[[Namespace], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -14,7 +14,7 @@ from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, Sideca
 from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
 from stigg_guard.log import logger
 from stigg_guard.urls import is_api_key, is_http_url
-from stigg_guard.wire import METHODS
+from stigg_guard.wire import METHODS, Answerer
 from stigg_guard.wire import sidecar_pb2 as wire
 from stigg_guard.wire.documented import by_kind
 
@@ -30,19 +30,6 @@ NO_KEY = "none"
 """For the local sidecar, which asks for none."""
 _WITHOUT_EFFECT = ("ws_enabled", "ws_url", "redis", "cache_max_size_bytes")
 TIMEOUT_EXPECTED = "expected a number of seconds above 0 and up to a year"
-
-
-class Answerer(Protocol):
-    """Answers the 12 requests: a channel to a sidecar, or an engine in this process."""
-
-    def answer(
-        self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None
-    ) -> Message: ...
-
-    @property
-    def honours_keys(self) -> bool | None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

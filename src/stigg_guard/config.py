@@ -97,6 +97,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield "OFFLINE_FILE: SIDECAR is 'offline', so name the file to answer from"
     if sidecar != "offline" and values.get("offline_file"):
         yield "OFFLINE_FILE: it is read only with SIDECAR = 'offline'"
+    if sidecar == "cloud" and not values.get("api_key"):
+        yield "API_KEY: SIDECAR is 'cloud', so set the server key of Stigg's app that it is asked with"
     if sidecar == "offline" and values.get("catalog"):
         yield "CATALOG: with SIDECAR = 'offline' answers come from OFFLINE_FILE, which may be a catalog"
 
@@ -146,7 +148,7 @@ class Config:
         "localhost:80",
         readers.sidecar,
         "``host:port`` of the sidecar, or a host alone for port 80; ``local`` starts one as a child "
-        "process; ``offline`` answers from a file.",
+        "process; ``offline`` answers from a file; ``cloud`` asks Stigg's own API and needs ``API_KEY``.",
     )
     catalog: str | None = _setting(
         None,
@@ -162,13 +164,20 @@ class Config:
     api_key: str | None = _setting(
         None,
         readers.optional_text,
-        "The server key for Stigg's GraphQL API, which ``Guard.api`` asks.",
+        "The server key for Stigg's GraphQL API, which ``Guard.api`` asks, and with ``SIDECAR = cloud`` checks and "
+        "reports too.",
         shown=False,
     )
     api_url: str | None = _setting(
         None,
         readers.optional_text,
         "Where that API is; none means Stigg's own.",
+    )
+    api_share: float = _setting(
+        1.0,
+        readers.share,
+        "With ``SIDECAR = cloud``, which part of the API's documented rate limits may be used: by the processes of "
+        "this host, or by all that share ``CACHE``.",
     )
     tls_ca_file: str | None = _setting(
         None,

@@ -223,8 +223,10 @@ class ApiUnauthenticated(ApiError):
 
 
 class ApiRejected(ApiError):
-    """Stigg's API answered with errors. ``errors`` are these as they came, ``data`` is what it answered beside them."""
+    """Stigg's API answered with errors. ``errors`` are these as they came, ``data`` is what it answered beside them.
+    ``said`` is the message of the first, without our key."""
 
+    said: str = ""
     errors: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, Any] | None = None
 

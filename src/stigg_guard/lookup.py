@@ -37,10 +37,15 @@ from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, Si
 from stigg_guard.fallbacks import Fallback, fallback_answer
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
 from stigg_guard.readers import split_address
+from stigg_guard.wire import Answerer
 from stigg_guard.wire import sidecar_pb2 as wire
 
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
 DENIAL_SECONDS = 1.0
+
+SPREAD = 0.1
+"""By which part of its TTL a snapshot may be refreshed early where requests are counted: those that were fetched
+together are not all fetched together again."""
 
 MAX_RELOADED = 10
 """For how many customers of one change the sidecar is made to read them again at once; for more, when it is asked."""
@@ -69,6 +74,7 @@ class Lookup:
             stale_ttl=config.stale_ttl,
             size=config.cache_size,
             patience=config.timeout,
+            spread=SPREAD if config.sidecar == "cloud" else 0.0,
             clock=clock,
             shared=self._shared(),
         )
@@ -84,7 +90,7 @@ class Lookup:
             if self._closed:
                 raise ClientClosed("this guard is closed; make a new one")
             if self._stigg is None:
-                self._stigg = _client(self._config)
+                self._stigg = _client(self._config, self._clock)
             return self._stigg
 
     @property
@@ -313,9 +319,19 @@ class Lookup:
         return entitlement_from_wire(answer, feature_id=feature)
 
 
-def _client(config: Config) -> Stigg:
+def cloud_answers(config: Config, clock: Clock) -> Answerer:
+    """Stigg's API in the place of a sidecar, within its rate limits."""
+    from stigg_guard.api import Api  # the library that it is asked with takes a tenth of a second
+    from stigg_guard.cloud.answers import Cloud
+    from stigg_guard.cloud.rates import gate_of
+
+    assert config.api_key is not None  # the configuration saw to that
+    return Cloud(Api(config.api_key, config.api_url, gate=gate_of(config, clock)), now=clock.now)
+
+
+def _client(config: Config, clock: Clock) -> Stigg:
     options: dict[str, Any] = {"timeout": config.timeout}
-    api = ApiConfig(api_key=config.api_key) if config.api_key else None
+    api = ApiConfig(config.api_key, config.api_url) if config.api_key else None
     if config.sidecar == "local":
         local = LocalSidecarConfig()
         return Stigg(
@@ -323,6 +339,8 @@ def _client(config: Config) -> Stigg:
         )
     if config.sidecar == "offline":
         return Stigg(api, offline_file=config.offline_file, **options)
+    if config.sidecar == "cloud":
+        return Stigg(api, answers=cloud_answers(config, clock), **options)
     host, port = split_address(config.sidecar)
     return Stigg(api, remote_sidecar_host=host, remote_sidecar_port=port, tls_ca_file=config.tls_ca_file, **options)
 

@@ -38,7 +38,7 @@ def optional_text(value: Any) -> str | None:
 
 def sidecar(value: Any) -> str:
     address = text(value)
-    if address not in ("local", "offline"):
+    if address not in ("local", "offline", "cloud"):
         split_address(address)
     return address
 
@@ -52,7 +52,7 @@ def split_address(address: str) -> tuple[str, int]:
     found = _ADDRESS.fullmatch(f"[{address}]" if _is_ipv6(address) else address)
     port = int((found and found["port"]) or 80)
     if found is None or not 0 < port < 65536 or not _is_ipv6(found["numeric"] or "::"):
-        raise ConfigError(f"expected host:port, host, 'local' or 'offline', not {address!r}")
+        raise ConfigError(f"expected host:port, host, 'local', 'offline' or 'cloud', not {address!r}")
     return found["numeric"] or found["host"], port
 
 
@@ -68,6 +68,13 @@ def seconds(value: Any) -> float:
     number = _number(value)
     if not 0 < number <= YEAR:
         raise ValueError(f"expected a number of seconds above 0 and up to a year, not {quoted(value)}")
+    return number
+
+
+def share(value: Any) -> float:
+    number = _number(value)
+    if not 0 < number <= 1:
+        raise ValueError(f"expected a number above 0 and up to 1, not {quoted(value)}")
     return number
 
 

@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -304,6 +305,23 @@ def test_a_proxy_of_the_environment_is_used(server: ApiServer, monkeypatch: pyte
     with Api(KEY, "http://api.example.invalid") as api:
         api.get_coupons()
     assert server.received[0].headers["host"] == "api.example.invalid"
+
+
+@pytest.mark.parametrize(
+    ("date", "told"),
+    [
+        ("Thu, 15 Jan 2026 12:00:00 GMT", datetime(2026, 1, 15, 12, tzinfo=timezone.utc)),
+        ("Thu, 15 Jan 2026 12:00:00 -0000", datetime(2026, 1, 15, 12, tzinfo=timezone.utc)),
+        ("tomorrow", None),
+    ],
+)
+def test_the_servers_clock_is_read_where_it_can_be(
+    date: str, told: datetime | None, api: Api, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert api.server_time is None
+    monkeypatch.setattr(Handler, "date_time_string", lambda *_: date)
+    api.get_products()
+    assert api.server_time == told
 
 
 def test_closed_connections_are_opened_again(api: Api, server: ApiServer) -> None:

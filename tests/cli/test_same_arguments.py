@@ -14,6 +14,7 @@ from stigg_guard.flask.cli import stigg
 CONFIGURES: Mapping[str, Callable[[ArgumentParser], None]] = {
     "check": arguments.configure_check,
     "report": arguments.configure_report,
+    "doctor": arguments.configure_doctor,
     "features": arguments.configure_features,
     "ledger": arguments.configure_ledger,
 }

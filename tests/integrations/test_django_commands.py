@@ -266,3 +266,15 @@ class TestSidecar:
         told = ended(manage("stigg_sidecar", *self.FREE_PORTS, "--catalog", str(tmp_path / "nowhere.toml")))
         assert (told.returncode, told.stderr.count("\n")) == (2, 1)
         assert "nowhere.toml: cannot be read" in told.stderr
+
+
+class TestDoctor:
+    def test_tells_what_works(self, run: Run) -> None:
+        status, said, _ = run("stigg_doctor", "--json")
+        assert {each["subject"]: each["health"] for each in json.loads(said)}["SIDECAR"] == "ok"
+        assert status == 0
+
+    def test_has_no_status_of_its_own_for_errors(self, run: Run) -> None:
+        with pytest.raises(CommandError) as failed:
+            run("stigg_doctor", "--using", "another")
+        assert failed.value.returncode == 1

@@ -227,3 +227,14 @@ StiggGuard(app)
         )
         assert (told.returncode, told.stderr.count("\n")) == (2, 1)
         assert "nowhere.toml: cannot be read" in told.stderr
+
+
+def test_doctor_tells_what_works(run: Run) -> None:
+    told = run("doctor", "--json")
+    assert {each["subject"]: each["health"] for each in json.loads(told.output)}["SIDECAR"] == "ok"
+    assert told.exit_code == 0
+
+
+def test_doctor_has_no_status_of_its_own_for_errors(run: Run, app: Flask) -> None:
+    guard_of(app).close()
+    assert run("doctor").exit_code == 1

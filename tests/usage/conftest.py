@@ -38,7 +38,7 @@ def make_guard(outage: Outage, ledger: Path, clock: ManualClock) -> Iterator[Mak
     made: list[Guard] = []
 
     def make(**settings: object) -> Guard:
-        given = {"SIDECAR": outage.address, "LEDGER": f"sqlite:///{ledger}", "TIMEOUT": 10, **settings}
+        given = {**outage.settings, "LEDGER": f"sqlite:///{ledger}", "TIMEOUT": 10, **settings}
         made.append(Guard(Config.from_mapping(given), clock=clock.clock))
         return made[-1]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conftest import settings_of
 from stigg_guard import GetMeteredEntitlementRequest, Guard
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
@@ -67,7 +68,8 @@ class Outage:
         self._engine = engine
         self._running = Sidecar(engine)
         self._running.start()
-        self.address = self._running.address
+        self._ports = [int(at.rpartition(":")[2]) for at in (self._running.address, self._running.http_address)]
+        self.settings = settings_of(self._running)
         self._is_up = True
 
     def begin(self) -> None:
@@ -76,7 +78,7 @@ class Outage:
             self._is_up = False
 
     def end(self) -> None:
-        self._running = Sidecar(self._engine, port=int(self.address.rpartition(":")[2]))
+        self._running = Sidecar(self._engine, "127.0.0.1", *self._ports)
         self._running.start()
         self._is_up = True
 

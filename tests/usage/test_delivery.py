@@ -107,6 +107,23 @@ def test_a_report_that_was_counted_but_not_answered_counts_once(
     assert len(faulty.asked) == 2
 
 
+def test_a_key_is_not_relied_on_for_longer_than_a_day(
+    ledger: Ledger, faulty: FaultySidecar, stigg: Stigg, clock: ManualClock
+) -> None:
+    config = Config()
+    sender = Sender(lambda: stigg, config.on_uncertain, clock.now)
+    delivery = Delivery(ledger, sender, config, clock.clock, lambda _: None)
+    faulty.after = abort(StatusCode.INTERNAL)
+    ledger.record(Use(KEY, 3))
+    deliver(delivery)
+    faulty.after = no_fault
+    clock.advance(86_400 + 60)
+    deliver(delivery)
+    assert [name for name, _ in faulty.asked] == ["ReportUsage"]
+    assert delivery.counts["doubted"] == 1
+    assert (faulty.used(), ledger.counts()["uncertain"]) == (3, 1)  # nobody can tell, and nothing is counted twice
+
+
 def test_a_report_that_was_certainly_not_counted_is_sent_again(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar
 ) -> None:

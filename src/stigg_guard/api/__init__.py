@@ -43,7 +43,8 @@ class Api(Operations):
 
     ``Api("server-key")`` asks ``https://api.stigg.io``, or the address given as ``api_url``. ``timeout`` is in seconds
     and covers all that a call does; each call may have another. ``on_change`` is called after each mutation that may
-    have changed entitlements, with the ids of the customers, or with None when it may have been anybody. Threads may
+    have changed entitlements, with the ids of the customers, or with None when it may have been anybody. ``gate`` keeps
+    requests within rate limits. Threads may
     share it; connections belong to the process. Nothing is connected before the first call.
 
     Raises:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 
 from stigg_guard.api.customers import changed_customers
 from stigg_guard.api.documents import Operation, official_document, operations
 from stigg_guard.api.record import NOT_GIVEN, Result, to_wire
-from stigg_guard.api.transport import Request, Transport
+from stigg_guard.api.transport import Gate, Request, Transport
 from stigg_guard.errors import ApiError, InvalidRequest
 from stigg_guard.foreign import quoted
 
@@ -42,11 +43,22 @@ class Caller:
     """
 
     def __init__(
-        self, api_key: str, api_url: str | None = None, *, timeout: float = SECONDS, on_change: OnChange | None = None
+        self,
+        api_key: str,
+        api_url: str | None = None,
+        *,
+        timeout: float = SECONDS,
+        on_change: OnChange | None = None,
+        gate: Gate | None = None,
     ) -> None:
-        self._transport = Transport(api_key, api_url or STIGG)
+        self._transport = Transport(api_key, api_url or STIGG, gate)
         self._timeout = _checked_timeout(timeout)
         self._on_change = on_change
+
+    @property
+    def server_time(self) -> datetime | None:
+        """What the API's clock showed at its last answer; None before that, or when it does not tell."""
+        return self._transport.server_time
 
     def close(self) -> None:
         """Closes the connections of this process."""

@@ -11,7 +11,9 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -67,6 +69,18 @@ class Request:
     repeatable: bool
 
 
+class Gate(Protocol):
+    """Admits requests within rate limits."""
+
+    def admit(self, operation: str) -> float:
+        """0 if a request of this operation may go out now, which counts it; else for how many seconds none may."""
+        ...
+
+    def refused(self, operation: str, seconds: float | None) -> None:
+        """The server took none any more; ``seconds`` is what it said of when it will."""
+        ...
+
+
 class _Reply(NamedTuple):
     status: int
     headers: Mapping[str, str]
@@ -93,14 +107,17 @@ class _Secret(str):
 class Transport:
     """Sends operations to one address with one key. Threads may share it; a forked process has connections of its own.
 
-    Proxies and authorities are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``).
+    Proxies and authorities are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``). What
+    the ``gate`` does not admit is not sent: a question fails at once, a change may wait as after a 429.
 
     Raises:
         ConfigError: the key or the address is malformed.
     """
 
-    def __init__(self, api_key: str, api_url: str) -> None:
+    def __init__(self, api_key: str, api_url: str, gate: Gate | None = None) -> None:
         self._key = _checked_key(api_key)
+        self._gate = gate
+        self._told_time = ""
         self.url = endpoint(api_url)
         self._host = urlsplit(self.url).netloc
         self._sessions: dict[int, requests.Session] = {}  # by process
@@ -115,22 +132,46 @@ class Transport:
         pauses = iter(PAUSES)
         unknown = False
         while True:
-            outcome = _in_thread(lambda: self._exchange(request, deadline), deadline)
-            answer = self._read(outcome, request) if isinstance(outcome, _Reply) else self._lost(outcome, request)
+            answer = self._held_back(request) or self._answer(request, deadline)
             # Raised out here, where no exception of a library is its context: their variables know the key.
             if not isinstance(answer, ApiError):
                 return answer
             unknown = answer.outcome_unknown = unknown or answer.outcome_unknown  # of any that was sent
-            wait = _wait(answer, next(pauses, None), request.repeatable)
+            wait = None if _is_held(answer, request) else _wait(answer, next(pauses, None), request.repeatable)
             if wait is None or time.monotonic() + wait > deadline:
                 raise answer
             time.sleep(wait)
+
+    @property
+    def server_time(self) -> datetime | None:
+        """The time of the server's last answer by its own clock, if it told one."""
+        try:
+            told = parsedate_to_datetime(self._told_time)
+        except (TypeError, ValueError):
+            return None
+        return told if told.tzinfo is not None else told.replace(tzinfo=timezone.utc)
 
     def close(self) -> None:
         """Closes the connections of this process; a later request opens others."""
         session = self._sessions.get(os.getpid())
         if session is not None:
             session.close()
+
+    def _held_back(self, request: Request) -> ApiRateLimited | None:
+        """The error of a request that is not sent, since it would exceed the rate limit."""
+        seconds = self._gate.admit(request.operation) if self._gate is not None else 0.0
+        if seconds <= 0:
+            return None
+        error = self._error(ApiRateLimited, request, "is not asked: its rate limit, or our share of it, is used up")
+        error.retry_after = seconds
+        return error
+
+    def _answer(self, request: Request, deadline: float) -> Mapping[str, Any] | ApiError:
+        outcome = _in_thread(lambda: self._exchange(request, deadline), deadline)
+        answer = self._read(outcome, request) if isinstance(outcome, _Reply) else self._lost(outcome, request)
+        if self._gate is not None and isinstance(answer, ApiRateLimited):
+            self._gate.refused(request.operation, vars(answer).get("retry_after"))
+        return answer
 
     def _exchange(self, request: Request, deadline: float) -> _Reply:
         headers = {
@@ -152,6 +193,7 @@ class Transport:
             allow_redirects=False,  # the key would go along, to whatever host
             stream=True,
         ) as response:
+            self._told_time = response.headers.get("Date", "")
             return _Reply(response.status_code, response.headers, b"".join(_pieces(response, deadline)))
 
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -190,6 +232,7 @@ class Transport:
             said = f"answered: {_said(errors)}"
             rejected = self._error(ApiRejected, request, said, status=status, code=code, unknown=unknown)
             rejected.errors, rejected.data = errors, answer.get("data")
+            rejected.said = self._without_key(str(errors[0].get("message")))
             return rejected
         data = answer.get("data")
         if status >= 400 or not isinstance(data, dict):
@@ -220,14 +263,18 @@ class Transport:
         code: str = "",
         unknown: bool = False,
     ) -> _AnyApiError:
-        message = f"{self._host} {problem}".replace(self._key, "…")
         return kind(
-            message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…",
+            self._without_key(f"{self._host} {problem}"),
             operation=request.operation,
             status=status,
             code=code,
             outcome_unknown=unknown and request.changes,
         )
+
+    def _without_key(self, said: str) -> str:
+        """A text of bounded length that does not give the key away, whoever wrote it."""
+        message = said.replace(self._key, "…")
+        return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
 
 
 def endpoint(api_url: str) -> str:
@@ -289,6 +336,11 @@ def _pieces(response: requests.Response, deadline: float) -> Iterator[bytes]:
 def _was_never_sent(error: Exception) -> bool:
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     return isinstance(reason, (NewConnectionError, ConnectTimeoutError))
+
+
+def _is_held(error: ApiError, request: Request) -> bool:
+    """Whether it is a question that was not sent: what is known already answers sooner."""
+    return isinstance(error, ApiRateLimited) and error.status is None and not request.changes
 
 
 def _wait(error: ApiError, pause: float | None, repeatable: bool) -> float | None:

@@ -33,6 +33,8 @@ except ImportError as error:
 from stigg_guard.ledger.redis_server import Packer  # it needs redis-py, too
 from stigg_guard.threads import start
 
+FAULTS = (RedisError, OSError)
+"""What a Redis that is away, or fails, comes to."""
 ANSWER_SECONDS = 0.05
 REST_SECONDS = 1.0
 LISTEN_SECONDS = 1.0
@@ -204,7 +206,7 @@ class RedisSnapshots:
             self._rests_until = now + REST_SECONDS  # one thread tries whether it is back, the others do not wait for it
         try:
             answer = step(self._redis)
-        except (RedisError, OSError) as error:
+        except FAULTS as error:
             self._rests_until = self._clock.monotonic() + REST_SECONDS
             self._note(error)
             return None
@@ -233,7 +235,7 @@ class RedisSnapshots:
     def _start_process(self) -> None:
         self._failing = False
         self._rests_until = 0.0
-        self._redis = _client(self._url)
+        self._redis = redis_client(self._url)
         self._listener = _Listener(self._url, self._channel, self._heard)
         start(self._listener)
         self._pid = os.getpid()
@@ -270,7 +272,7 @@ class _Listener(threading.Thread):
     def __init__(self, url: str, channel: str, heard: Callable[[bytes], None]) -> None:
         super().__init__(name="stigg-guard-invalidations", daemon=True)
         self.over = threading.Event()
-        self._redis = _client(url)
+        self._redis = redis_client(url)
         self._channel = channel
         self._heard = weakref.WeakMethod(heard)
         self._pause, _ = RECONNECT_SECONDS
@@ -280,7 +282,7 @@ class _Listener(threading.Thread):
             try:
                 with PubSub(self._redis.connection_pool, ignore_subscribe_messages=True) as subscription:
                     self._listen(subscription)
-            except (RedisError, OSError):
+            except FAULTS:
                 self.over.wait(self._pause)
                 self._pause = min(2 * self._pause, RECONNECT_SECONDS[1])
         self._redis.close()
@@ -299,7 +301,8 @@ class _Listener(threading.Thread):
         return not self.over.is_set() and self._heard() is not None
 
 
-def _client(url: str) -> Redis:
+def redis_client(url: str) -> Redis:
+    """A client of the Redis at a URL that waits for no answer longer than ``ANSWER_SECONDS``, and asks once."""
     return Redis.from_url(
         url,
         socket_connect_timeout=ANSWER_SECONDS,
@@ -313,7 +316,7 @@ def _client(url: str) -> Redis:
 def _where(url: str) -> Mapping[str, Any]:
     """What a Redis URL says: ``host``, ``port`` and ``db``, and everything that connections are made with."""
     try:
-        pool = _client(url).connection_pool
+        pool = redis_client(url).connection_pool
         pool.make_connection()  # it does not connect yet, and refuses what it does not know
     except (ValueError, TypeError):  # their text may quote a piece of the password
         raise ConfigError(

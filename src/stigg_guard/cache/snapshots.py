@@ -7,6 +7,7 @@ there are and for how long; what falls out of its cache falls out of the dict.
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from stigg_guard.entitlements import (
 )
 from stigg_guard.errors import SidecarError
 from stigg_guard.ledger import Ticket
+from stigg_guard.wire.validity import valid_until
 
 T = TypeVar("T")
 
@@ -46,8 +48,8 @@ class Snapshot:
 
     ``messages`` are the wire's entitlements by feature id or currency id, read when they are first asked for;
     ``denial`` is the reason why the customer has none at all. ``ticket`` orders snapshots and reports of a customer: a
-    later fetch has a higher one, drawn before it began. ``period_ends`` are the ends of usage periods, in seconds since
-    the epoch. ``source`` marks the answers: ``CACHE``, or ``OFFLINE``.
+    later fetch has a higher one, drawn before it began. ``period_ends`` are the ends of usage periods, and of what the
+    source says to hold for a time, in seconds since the epoch. ``source`` marks the answers: ``CACHE``, or ``OFFLINE``.
 
     ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
     came. What was asked for alone, because the list lacks it, joins both, or ``missing`` when no such feature exists.
@@ -129,6 +131,9 @@ def snapshot_of(response: Any, ticket: Ticket, source: Source = Source.CACHE) ->
     """The snapshot of a sidecar's answer: ``GetEntitlementsStateV2Response`` or ``GetEntitlementsResponse``."""
     denied = response.HasField("access_denied_reason") and response.access_denied_reason
     by_id, period_ends = entitlements_by_id(response.entitlements)
+    until = valid_until(response)
+    if until is not None:
+        period_ends.append(until)
     denial = Reason.from_wire(response.access_denied_reason) if denied else None
     return Snapshot(by_id, denial, ticket, period_ends=period_ends, source=source, response=response)
 
@@ -187,7 +192,8 @@ class SnapshotCache:
     what is ``shared`` with other processes.
 
     ``ttl`` and ``stale_ttl`` are seconds, ``size`` a number of customers, ``patience`` how many seconds a thread waits
-    for another one's fetch. ``backoff`` is what each request for snapshots goes through.
+    for another one's fetch. ``backoff`` is what each request for snapshots goes through. By up to the part ``spread``
+    of its TTL a snapshot is refreshed earlier, at random.
     """
 
     def __init__(
@@ -199,6 +205,7 @@ class SnapshotCache:
         size: int,
         patience: float,
         clock: Clock,
+        spread: float = 0.0,
         shared: SharedSnapshots = NOT_SHARED,
     ) -> None:
         self.snapshots: dict[Hashable, Snapshot] = {}
@@ -206,6 +213,7 @@ class SnapshotCache:
         self._ttl = ttl
         self._stale_ttl = stale_ttl
         self._patience = patience
+        self._spread = spread
         self._clock = clock
         self._shared = shared
         self._new_bound = partial(_Bound, size, ttl + stale_ttl, clock.monotonic, self.snapshots)
@@ -335,7 +343,8 @@ class SnapshotCache:
 
     def _keep(self, customer: Customer, snapshot: Snapshot) -> None:
         period_end = self._first_after(snapshot.begun_at, snapshot.period_ends)
-        snapshot.fresh_until = min(snapshot.fetched_at + self._ttl, period_end)
+        early = self._spread * random.random()  # noqa: S311 - spreads load, guards nothing
+        snapshot.fresh_until = min(snapshot.fetched_at + self._ttl * (1 - early), period_end)
         snapshot.stale_until = snapshot.fetched_at + self._ttl + self._stale_ttl
         key = cache_key(customer)
         with self._lock:

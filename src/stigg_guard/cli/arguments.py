@@ -12,6 +12,7 @@ from math import isfinite
 
 from stigg_guard.cli import operators
 from stigg_guard.cli.console import Console
+from stigg_guard.cli.doctor import doctor
 from stigg_guard.cli.features import check_features
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import InvalidRequest
@@ -83,6 +84,14 @@ def configure_ledger(parser: ArgumentParser, *common: ArgumentParser) -> None:
         "--timeout", type=_seconds, default=60.0, metavar="S", help="give up after S seconds (default: 60)"
     )
     drain.set_defaults(act=lambda options, guard, console: operators.drain(guard, console, options.timeout))
+
+
+def configure_doctor(parser: ArgumentParser) -> None:
+    """For :func:`~stigg_guard.cli.doctor.doctor`."""
+    parser.description = "Tell what of the settings works. It only reads. Exit status 0: all is well; 1: something is "
+    parser.description += "broken; 2: it works, and something is assumed that could not be verified."
+    _add_json(parser)
+    parser.set_defaults(act=lambda _, guard, console: doctor(guard, console), error_status=1)
 
 
 def configure_features(parser: ArgumentParser) -> None:

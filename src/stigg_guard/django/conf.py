@@ -166,7 +166,11 @@ def _ledger_place(config: Config) -> tuple[object, ...] | None:
 
 def _target(config: Config) -> tuple[object, ...]:
     """The sidecar that usage is reported to."""
-    return ("local", config.catalog) if config.sidecar == "local" else split_address(config.sidecar)
+    if config.sidecar == "local":
+        return ("local", config.catalog)
+    if config.sidecar == "cloud":
+        return ("cloud", config.api_url, config.api_key)
+    return split_address(config.sidecar)
 
 
 def _guard_over_database(config: Config, url: str, observer: SignalObserver) -> Guard:

@@ -26,6 +26,10 @@ class _Failure(click.ClickException):
     exit_code = 2  # 1 is the answer no
 
 
+class _Broken(_Failure):
+    exit_code = 1  # and 2 that it cannot be told
+
+
 stigg = AppGroup("stigg", help="What customers may use, usage on its way, and a local sidecar.")
 ledger = AppGroup("ledger", help="Look after usage that is on its way to the sidecar.")
 stigg.add_command(ledger)
@@ -178,7 +182,16 @@ def features(paths: Sequence[str], catalog: str | None, customer: str | None, as
     )
 
 
-def _act(act: Callable[[Guard, Console], int], as_json: bool = False) -> None:
+@stigg.command()
+@_as_json
+def doctor(as_json: bool) -> None:
+    """Tell what of the settings works. Exit status 1: something is broken; 2: something could not be verified."""
+    from stigg_guard.cli.doctor import doctor as examine  # as above
+
+    _act(examine, as_json, failure=_Broken)
+
+
+def _act(act: Callable[[Guard, Console], int], as_json: bool = False, failure: type[_Failure] = _Failure) -> None:
     console = Console(
         ledger="flask stigg ledger",
         json=as_json,
@@ -190,7 +203,7 @@ def _act(act: Callable[[Guard, Console], int], as_json: bool = False) -> None:
     try:
         status = act(app_guard().guard, console)
     except StiggGuardError as error:
-        raise _Failure(str(error)) from error
+        raise failure(str(error)) from error
     click.get_current_context().exit(status)
 
 

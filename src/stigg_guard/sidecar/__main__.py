@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from threading import Thread
 
@@ -18,6 +18,7 @@ from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.store import Store
 from stigg_guard.sidecar.watch import CatalogWatch
+from stigg_guard.wire import Answerer
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -31,11 +32,12 @@ def serve(
     http_port: int,
     reload: bool,
     exit_with_stdin: bool = False,
+    upstream: Callable[[], Answerer] | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or, if asked, the end of standard input. For the main thread of a process.
 
     Without ``catalog`` it is the demonstration, and without ``state`` usage is kept in memory. With ``reload`` the
-    catalog is taken in again whenever its file changes.
+    catalog is taken in again whenever its file changes. What ``upstream`` makes answers instead of a catalog.
 
     Raises ``ConfigError`` for a catalog, a state or a fallback that is wrong, and ``SidecarStartError`` for a port that
     cannot be had.
@@ -46,18 +48,22 @@ def serve(
     # Before any thread exists, so that all of them leave the signals to sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    fallbacks = parse_fallbacks(os.environ.get("ENTITLEMENTS_FALLBACK") or "{}")
-    watch = CatalogWatch(catalog) if catalog and reload else None
-    sold = load_catalog(catalog) if catalog else demo_catalog()
+    watch = CatalogWatch(catalog) if catalog and reload and upstream is None else None
     with ExitStack() as running:
-        engine = running.enter_context(closing(Engine(sold, Store(state), fallbacks=fallbacks)))
-        sidecar = running.enter_context(Sidecar(engine, host, port, http_port, os.environ.get("SERVER_API_KEY")))
-        if watch is not None:
-            running.enter_context(watch.over(engine))
+        answers = running.enter_context(closing(_engine(catalog, state) if upstream is None else upstream()))
+        sidecar = running.enter_context(Sidecar(answers, host, port, http_port, os.environ.get("SERVER_API_KEY")))
+        if watch is not None and isinstance(answers, Engine):
+            running.enter_context(watch.over(answers))
         print(f"ready grpc={sidecar.address} http={sidecar.http_address}", flush=True)
         if exit_with_stdin:
             Thread(target=_stop_at_end_of_stdin, daemon=True).start()
         signal.sigwait(STOP_SIGNALS)
+
+
+def _engine(catalog: str | None, state: str | None) -> Engine:
+    fallbacks = parse_fallbacks(os.environ.get("ENTITLEMENTS_FALLBACK") or "{}")
+    sold = load_catalog(catalog) if catalog else demo_catalog()
+    return Engine(sold, Store(state), fallbacks=fallbacks)
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -73,8 +79,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input closes")
 
 
-def run(options: Namespace) -> int:
-    """Serve as the options say; returns the exit status. Raises what :func:`serve` raises."""
+def run(options: Namespace, upstream: Callable[[], Answerer] | None = None) -> int:
+    """Serve as the options say; returns the exit status. Raises what :func:`serve` and ``upstream`` raise."""
     serve(
         catalog=options.catalog,
         state=options.state,
@@ -83,6 +89,7 @@ def run(options: Namespace) -> int:
         http_port=options.http_port,
         reload=options.reload,
         exit_with_stdin=options.exit_with_stdin,
+        upstream=upstream,
     )
     return 0
 

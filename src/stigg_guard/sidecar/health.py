@@ -17,6 +17,7 @@ from stigg_guard.errors import InvalidRequest, MissingExtra, StiggGuardError
 from stigg_guard.foreign import json_value
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
+from stigg_guard.wire import Answerer
 
 if TYPE_CHECKING:
     from stigg_guard.sidecar.graph import Graph
@@ -35,15 +36,21 @@ CUSTOMERS = "/customers/"
 class Metrics:
     """The counters of one sidecar, in a registry of their own.
 
-    The error counters carry the names of Stigg's sidecar, so that its dashboards work here; they stay 0, since a
-    catalog needs no API key, no network and no Redis.
+    The error counters carry the names of Stigg's sidecar, so that its dashboards work here. With a catalog they stay 0,
+    since it needs no API key and no network; what asks another server counts its failures.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("sidecar_requests", "Answered requests.", ["method", "code"], registry=self.registry)
-        for cause in ("initialization", "invalid_api_key", "network_request", "redis_client"):
-            Counter(f"sidecar_{cause}_errors", "Always 0 in the local sidecar.", registry=self.registry)
+        self._failures = {
+            cause: Counter(f"sidecar_{cause}_errors", "Failures of this cause.", registry=self.registry)
+            for cause in ("initialization", "invalid_api_key", "network_request", "redis_client")
+        }
+
+    def count_failure(self, *, is_key: bool) -> None:
+        """The server behind this one gave no answer, for the key if ``is_key``."""
+        self._failures["invalid_api_key" if is_key else "network_request"].inc()
 
     def text(self) -> bytes:
         """The counters in Prometheus' text format."""
@@ -51,7 +58,7 @@ class Metrics:
 
 
 class HealthServer(ThreadingHTTPServer):
-    """``/livez``, ``/readyz``, ``/metrics``, ``PUT /customers/{id}`` and ``POST /graphql``.
+    """``/livez``, ``/readyz``, ``/metrics``; over an engine ``PUT /customers/{id}`` and ``POST /graphql``, too.
 
     Listens as soon as it is made, or raises ``OSError``; ``serve_forever`` answers.
     """
@@ -60,13 +67,20 @@ class HealthServer(ThreadingHTTPServer):
     # HTTPServer's own asks the DNS for this host's name, which can take seconds and serves only CGI.
     server_bind = TCPServer.server_bind
 
-    def __init__(self, host: str, port: int, metrics: Metrics, engine: Engine, api_key: str | None) -> None:
+    def __init__(self, host: str, port: int, metrics: Metrics, answers: Answerer, api_key: str | None) -> None:
         self.address_family, address = resolve(host, port)
         self.host = host
         self.metrics = metrics
-        self.engine = engine
+        self._answers = answers
         self.api_key = api_key
         super().__init__(address, _Handler)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that has customers to change."""
+        if not isinstance(self._answers, Engine):
+            raise _Problem(HTTPStatus.NOT_FOUND, "customers and the GraphQL API are at Stigg, which this sidecar asks")
+        return self._answers
 
     @cached_property
     def graph(self) -> Graph:
@@ -131,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         request = _object(body)
         try:
             return self.server.graph.answer(self.headers.get("X-API-KEY"), request)
+        except _Problem:
+            raise
         except StiggGuardError as error:  # the extra is not installed
             raise _Problem(HTTPStatus.NOT_IMPLEMENTED, str(error)) from None
         except Exception:
@@ -145,8 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Problem(HTTPStatus.NOT_FOUND, f"PUT is for {CUSTOMERS}{{id}}")
         self._refuse_foreign_pages()
         plan, resource = _plan_change(body)
+        engine = self.server.engine
         try:
-            self.server.engine.assign_plan(unquote(path.removeprefix(CUSTOMERS)), plan, resource)
+            engine.assign_plan(unquote(path.removeprefix(CUSTOMERS)), plan, resource)
         except InvalidRequest as error:
             status = HTTPStatus.NOT_FOUND if error.field == "customer_id" else HTTPStatus.BAD_REQUEST
             raise _Problem(status, str(error)) from None

@@ -13,11 +13,10 @@ import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 
-from stigg_guard.errors import InvalidRequest, MissingExtra, SidecarStartError
+from stigg_guard.errors import ClientClosed, InvalidRequest, MissingExtra, SidecarError, SidecarStartError
 from stigg_guard.log import logger
-from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.health import HealthServer, Metrics, is_loopback, resolve
-from stigg_guard.wire import KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Method
+from stigg_guard.wire import KEYS_HONOURED, METHODS, SERVICE, TELLS_OF_KEYS, Answerer, Method
 
 try:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -28,6 +27,8 @@ except ModuleNotFoundError as error:
 WORKERS = 16
 GRACE_SECONDS = 5.0
 HTTP_POLL_SECONDS = 0.05
+UPSTREAM_SECONDS = 10.0
+"""The deadline of a call whose caller waits longer, or for ever."""
 MAX_DETAILS = 1_000  # gRPC drops the whole answer when its status grows past a few kilobytes
 OPTIONS = (
     # A taken port must be an error, not a port shared with whoever has it.
@@ -37,23 +38,35 @@ OPTIONS = (
 )
 
 
+# What another server said that had the answer. Whatever else it said, here is no answer; the fault is not this one's.
+_PASSED_ON = {
+    status.name: status
+    for status in (
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+    )
+}
+
+
 class Sidecar:
-    """An engine, served over gRPC and HTTP.
+    """Whatever answers the 12 requests, served over gRPC and HTTP; with an engine, its GraphQL API and its plans too.
 
     Port 0 picks a free port; ``address`` and ``http_address`` tell which, as ``host:port``, once started. Serves once:
-    make another to serve again. With ``api_key`` the GraphQL API wants it. The engine stays the caller's, to close
+    make another to serve again. With ``api_key`` the GraphQL API wants it. What answers stays the caller's, to close
     after ``stop``.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        answers: Answerer,
         host: str = "127.0.0.1",
         port: int = 0,
         http_port: int = 0,
         api_key: str | None = None,
     ) -> None:
-        self._engine = engine
+        self._answers = answers
         self._host = host
         self._port = port
         self._http_port = http_port
@@ -106,7 +119,7 @@ class Sidecar:
 
     def _listen_http(self) -> HealthServer:
         try:
-            server = HealthServer(self._host, self._http_port, self._metrics, self._engine, self._api_key)
+            server = HealthServer(self._host, self._http_port, self._metrics, self._answers, self._api_key)
         except OSError as error:
             raise _cannot_listen(self.http_address, "--http-port", error) from error
         self._http_port = server.port
@@ -128,7 +141,8 @@ class Sidecar:
         return server
 
     def _handler(self, name: str, method: Method) -> grpc.RpcMethodHandler[Message, Message]:
-        answer = self._engine.answer
+        answers = self._answers
+        answer = answers.answer
         requests = self._metrics.requests
         count_answered = requests.labels(name, grpc.StatusCode.OK.name).inc
         tells_of_keys = name in TELLS_OF_KEYS
@@ -138,16 +152,27 @@ class Sidecar:
             requests.labels(name, code.name).inc()
             context.abort(code, details[:MAX_DETAILS])
 
+        def refuse_upstream(context: grpc.ServicerContext, error: SidecarError) -> NoReturn:
+            code = _PASSED_ON.get(error.code, grpc.StatusCode.UNAVAILABLE)
+            if code is not grpc.StatusCode.INVALID_ARGUMENT:
+                self._metrics.count_failure(is_key=code is grpc.StatusCode.UNAUTHENTICATED)
+            refuse(context, code, str(error))
+
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
             try:
-                response = answer(name, request, idempotency_key=idempotency_key(context))
+                timeout = min(context.time_remaining() or UPSTREAM_SECONDS, UPSTREAM_SECONDS)
+                response = answer(name, request, timeout=timeout, idempotency_key=idempotency_key(context))
             except InvalidRequest as error:
                 refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except SidecarError as error:
+                refuse_upstream(context, error)
+            except ClientClosed as error:
+                refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
             except Exception:
                 logger.exception("the answer to %s failed", name)
                 refuse(context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
             count_answered()
-            if tells_of_keys:
+            if tells_of_keys and answers.honours_keys:
                 context.set_trailing_metadata((KEYS_HONOURED,))
             return response
 

@@ -57,7 +57,7 @@ class Reporter:
         lost_contact: Callable[[StiggGuardError], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
-        self._sender = Sender(stigg, config.on_uncertain)
+        self._sender = Sender(stigg, config.on_uncertain, clock.now)
         self._config = config
         self._keeper = keeper
         self._clock = clock

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from stigg_guard.amounts import is_figure
 from stigg_guard.client import Stigg
+from stigg_guard.clock import utc_now
 from stigg_guard.config import OnUncertain
 from stigg_guard.errors import InvalidRequest, SidecarError, SidecarUnavailable
 from stigg_guard.ledger import Acknowledged, Batch, Entry, UsageKey
@@ -15,13 +17,19 @@ from stigg_guard.wire import sidecar_pb2 as wire
 
 T = TypeVar("T")
 
+KEY_SECONDS = 86_400.0
+"""For how long a key is relied on: the local sidecar remembers it for a day; how long Stigg's API does is not told."""
+
 
 class Sender:
     """Reports through the client that ``stigg`` gives. It remembers nothing and touches no ledger."""
 
-    def __init__(self, stigg: Callable[[], Stigg], on_uncertain: OnUncertain) -> None:
+    def __init__(
+        self, stigg: Callable[[], Stigg], on_uncertain: OnUncertain, now: Callable[[], datetime] = utc_now
+    ) -> None:
         self._stigg = stigg
         self._on_uncertain = on_uncertain
+        self._now = now
 
     def send(self, batch: Batch, timeout: float | None = None) -> list[Acknowledged]:
         """Sends the reports under the batch's id, which is their idempotency key; what the sidecar says to each.
@@ -47,13 +55,16 @@ class Sender:
         return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
 
     def may_repeat(self, report: Entry) -> bool:
-        """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to.
+        """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to. One whose use is longer
+        ago than a key is remembered for certain may not.
 
         Raises:
             SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
         """
         if report.event or report.is_set or self._on_uncertain is OnUncertain.RESEND:
             return True
+        if report.first_at and self._now().timestamp() - report.first_at / 1e6 > KEY_SECONDS:
+            return False
         stigg = self._stigg()
         if stigg.honours_keys is None:
             try:

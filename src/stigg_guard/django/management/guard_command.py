@@ -19,7 +19,8 @@ from stigg_guard.errors import StiggGuardError
 class GuardCommand(BaseCommand):
     """Does what the arguments of :mod:`stigg_guard.cli.arguments` say, with the site's guard.
 
-    A command's exit status is that of what it does; an error of ours is a ``CommandError`` with status 2.
+    A command's exit status is that of what it does; an error of ours is a ``CommandError`` with status 2, or
+    1 where 2 means something else.
     """
 
     configure: Callable[[ArgumentParser], None]
@@ -41,7 +42,7 @@ class GuardCommand(BaseCommand):
         try:
             status = options["act"](Namespace(**options), get_guard(options["using"]), console)
         except (StiggGuardError, ImproperlyConfigured) as error:
-            raise CommandError(str(error), returncode=2) from error
+            raise CommandError(str(error), returncode=options.get("error_status", 2)) from error
         if status:
             sys.exit(status)
 

@@ -7,6 +7,7 @@ from functools import cache, lru_cache
 from hmac import compare_digest
 from http import HTTPStatus
 from importlib.resources import files
+from threading import Lock
 from typing import Any
 
 from stigg_guard.errors import InvalidRequest, MissingExtra
@@ -33,6 +34,8 @@ except ModuleNotFoundError as error:
 MAX_TOKENS = 20_000
 DOCUMENTS_KEPT = 100
 """How many requests, of those that came last, need not be read and checked again; clients repeat theirs."""
+
+_READING = Lock()
 
 # What the engine says of a field of a request, as the API's codes.
 _CODES = {"customer_id": "CUSTOMER_NOT_FOUND", "feature_id": "FEATURE_NOT_FOUND"}
@@ -88,9 +91,17 @@ def _schema() -> GraphQLSchema:
     return build_schema(text, assume_valid=True)
 
 
-@lru_cache(DOCUMENTS_KEPT)
 def _validated(query: str) -> tuple[DocumentNode, list[GraphQLError]]:
-    """The document, and what is wrong with it by the schema. Raises ``GraphQLError`` when it is none."""
+    """The document, and what is wrong with it by the schema. Raises ``GraphQLError`` when it is none.
+
+    One at a time: the first requests come together, and each would read the schema for itself.
+    """
+    with _READING:
+        return _read(query)
+
+
+@lru_cache(DOCUMENTS_KEPT)
+def _read(query: str) -> tuple[DocumentNode, list[GraphQLError]]:
     document = parse(query, max_tokens=MAX_TOKENS)
     return document, validate(_schema(), document)
 

@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from stigg_guard.sidecar.accounts import Subscription
-from stigg_guard.sidecar.catalog import Coupon, CreditRate, Feature, Grant, Plan
+from stigg_guard.sidecar.catalog import Coupon, CreditRate, Currency, Feature, Grant, Plan
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.graph.inputs import DETAILS, Json
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR
@@ -176,8 +176,8 @@ class Answers:
             "usagePeriodEnd": _time(said, "usage_period_end"),
         }
         if kind == "credit":
-            currency = self._engine.catalog.currencies.get(said.currency.currency_id or asked)
-            described = currency and {
+            currency = self._engine.catalog.currencies.get(said.currency.currency_id or asked) or Currency(asked, asked)
+            described = {
                 "currencyId": currency.id,
                 "displayName": currency.display_name,
                 "description": currency.description,

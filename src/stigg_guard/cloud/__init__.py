@@ -1,0 +1,1 @@
+"""Stigg's GraphQL API in the place of a sidecar."""
