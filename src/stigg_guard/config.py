@@ -188,8 +188,8 @@ class Config:
     credit_rates: Rates = _setting(
         MappingProxyType({}),
         parse_rates,
-        "What a unit of each feature costs that a wallet of credits pays for: ``currency`` and ``rate`` by the feature's"
-        " id; JSON or a mapping.",
+        "What a unit of each feature costs that a wallet of credits pays for: ``currency`` and ``rate`` by the "
+        "feature's id; JSON or a mapping.",
     )
     timeout: float = _setting(
         1.0,

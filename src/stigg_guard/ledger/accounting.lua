@@ -104,7 +104,7 @@ local function outstanding(held, on_its_way)
     return counted({used = 0}, held, on_its_way)
 end
 
-local function cost(amount, rate) return math.floor(amount * rate + 0.5) end
+local function cost(amount, rate) return math.ceil(amount * rate - 1e-6) end
 
 local function priced(report, rate)
     return {

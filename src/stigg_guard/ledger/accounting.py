@@ -155,13 +155,13 @@ def outstanding(held: int, on_its_way: Iterable[Pending]) -> int:
 
 
 def cost(amount: int, rate: float) -> int:
-    """What an amount costs a wallet, in quanta of its currency, to the nearest: ``rate`` units of that a unit."""
-    return math.floor(amount * rate + 0.5)
+    """What an amount costs a wallet, in quanta of its currency, rounded up: ``rate`` units of that a unit."""
+    return math.ceil(amount * rate - 1e-6)
 
 
 def priced(report: Pending, rate: float) -> Pending:
     """A report under way as its wallet sees it."""
-    return report if rate == 1 else report._replace(amount=cost(max(report.amount, 0), rate), is_set=False)
+    return report._replace(amount=cost(max(report.amount, 0), rate), is_set=False)
 
 
 def is_free(counted_so_far: int, amount: int, limit: int | None) -> bool:

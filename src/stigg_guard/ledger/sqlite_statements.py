@@ -183,9 +183,15 @@ def spent(db: sqlite3.Connection, pays_for: Iterable[tuple[UsageKey, float]], no
 def sending_of(db: sqlite3.Connection, claim: Claim) -> Iterable[Pending]:
     """The reports of the claim's key, or of those that it pays for, that are under way for the first time: an
     acknowledgement is likely to come soon."""
-    for key, rate in (*claim.pays_for, (claim.key, 1)):
-        for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key).fetchall():
-            yield priced(Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket), rate)
+    for key, rate in claim.pays_for:
+        for report in _sending_of(db, key):
+            yield priced(report, rate)
+    yield from _sending_of(db, claim.key)
+
+
+def _sending_of(db: sqlite3.Connection, key: UsageKey) -> Iterable[Pending]:
+    for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key).fetchall():
+        yield Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket)
 
 
 def usage_of(db: sqlite3.Connection, key: UsageKey) -> float:

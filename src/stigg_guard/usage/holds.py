@@ -285,8 +285,8 @@ class Holds:
         if feature not in self._unpriced:
             self._unpriced.add(feature)
             logger.warning(
-                "%r is paid from credits and asked of the sidecar at each use, one after the other: set CREDIT_RATES to "
-                "its currency, which the customer's plan has, and to what a unit costs",
+                "%r is paid from credits, so the sidecar is asked at each use, one by one: set CREDIT_RATES to "
+                "its currency, which the customer's plan must have, and to what a unit costs",
                 feature,
             )
 
@@ -311,9 +311,7 @@ class Holds:
             return held
         if held.claim.pays_for:
             wallet, _ = wallets[held.claim.key.feature_id]
-            paid_for = next(
-                feature for feature in found if feature in rates and rates[feature].currency == wallet.currency
-            )
+            paid_for = next(one for one in found if one in rates and rates[one].currency == wallet.feature_id)
             enough = terms.at_least and price(rates, paid_for, terms.at_least)
             denied = _exceeded(changed(wallet, feature_id=paid_for), held, enough)
         else:
@@ -354,7 +352,7 @@ class Holds:
 
 def _exceeded(asked: Entitlement, held: LimitExceeded, enough: float | None) -> Entitlement:
     """The denial of an amount, or of what would have been enough of it, with the figures that the ledger counted."""
-    counted = changed(asked, has_access=True, reason=None, usage_limit=held.limit, current_usage=held.counted)
+    counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
     return counted.allows(enough or held.claim.amount)
 
 
