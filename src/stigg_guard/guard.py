@@ -266,7 +266,7 @@ class Guard:
         Several features are held together, all or none: ``guard.consume({"feature-a": 1, "feature-b": 5}, …)``. With
         ``event`` the use is reported as a raw event of that name, instead of as usage; ``dimensions`` go with either.
         With ``at_least`` as many units of the one feature are held as are left, up to ``n``; ``usage.amount`` tells how
-        many. Of a feature that is paid from credits it is ``n`` or none.
+        many. Of a feature that is paid from credits at no known rate it is ``n`` or none.
 
         Raises:
             FeatureDenied: on entering, when the units are not to be had; nothing is held.
