@@ -10,7 +10,7 @@ MATRIX := 3.10 3.11 3.12 3.13
 WORKERS ?= 3
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test test-cloud pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench faults wire api wheel clean
+.PHONY: help demo test test-cloud pgbouncer test-django42 test-matrix chromium e2e screenshots lint bench bench-loaded faults wire api wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -22,6 +22,7 @@ help:
 	@echo "make screenshots   save pictures of their pages in screenshots/"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   measure the hot paths against their floors"
+	@echo "make bench-loaded   measure servers under load: gunicorn, asked by wrk"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
 	@echo "make wire    generate the wire code from sidecar.proto"
 	@echo "make api     generate the types and methods of .api from stigg.graphql and operations.json"
@@ -109,6 +110,10 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-loaded: $(READY)
+	$(call debian,wrk,wrk)
+	@$(BIN)/python -m benchmarks.loaded
 
 faults: $(READY)
 	@$(BIN)/python -m faults $(ARGS)
