@@ -13,7 +13,7 @@ MATRIX := 3.10 3.11 3.12 3.13
 WORKERS ?= 3
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench faults wire api package wheel clean
+.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench bench-loaded faults wire api package wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -28,6 +28,7 @@ help:
 	@echo "make audit   look for known faults of what this package needs; asks the package index"
 	@echo "make docs    build the site of the manuals in site/; make docs-serve shows it while it is written"
 	@echo "make bench   measure the hot paths against their floors"
+	@echo "make bench-loaded   measure servers under load: gunicorn, asked by wrk"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
 	@echo "make package   build wheel and sdist in dist/, and inspect them"
 	@echo "make wire    generate the wire code from sidecar.proto"
@@ -145,6 +146,10 @@ audit: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-loaded: $(READY)
+	$(call debian,wrk,wrk)
+	@$(BIN)/python -m benchmarks.loaded
 
 faults: $(READY)
 	@$(BIN)/python -m faults $(ARGS)

@@ -19,6 +19,7 @@ from stigg_guard.wire import sidecar_pb2 as wire
 
 CUSTOMER = "customer-demo-01"
 FEATURE = "feature-custom-domain"
+METER = "feature-templates"
 METHOD = "GetEntitlementsStateV2"
 REQUEST = wire.GetEntitlementsStateV2Request(customer_id=CUSTOMER)
 
@@ -36,6 +37,13 @@ def cached() -> Iterator[Comparison]:
             ours=Timer(f"check({FEATURE!r}, customer={CUSTOMER!r})", globals={"check": guard.check}),
             floor=Timer(f"with lock: get({CUSTOMER!r})", globals={"lock": Lock(), "get": cache.get}),
             aim=ratio_at_most(0.9),
+        )
+        names = {"check": guard.check}
+        yield Comparison(
+            name="cached check with requested_usage / without",
+            ours=Timer(f"check({METER!r}, customer={CUSTOMER!r}, requested_usage=2)", globals=names),
+            floor=Timer(f"check({METER!r}, customer={CUSTOMER!r})", globals=names),
+            aim=ratio_at_most(4),
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +26,15 @@ def pin(cores: list[int]) -> None:
     """Keeps this thread, and the threads and processes that it starts from now on, on these cores."""
     if cores:
         os.sched_setaffinity(0, cores)
+
+
+def free_port() -> int:
+    """A port that nobody has, below those that a system hands out to clients."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from faults.cloud import cloud
+from faults.credits import wallets
 from faults.disk import disk
 from faults.django_ledger import django_ledger
 from faults.fuzz import fuzz
@@ -26,6 +27,7 @@ from faults.promise import Promise, Scale
 
 SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "oversell": oversell,
+    "credits": wallets,
     "killed": killed,
     "django": django_ledger,
     "outage": outage,

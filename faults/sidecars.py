@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -41,15 +42,23 @@ def write_catalog(folder: Path, limits: Mapping[str, int | None], customers: Seq
 class LocalSidecar:
     """The local sidecar in a process of its own, with its usage in a file. Killed, it starts again where it was.
 
-    ``address`` is that of gRPC, or with ``api`` the URL of its GraphQL API.
+    ``address`` is that of gRPC, or with ``api`` the URL of its GraphQL API. ``catalog`` is a text in place of one with
+    these limits.
     """
 
     def __init__(
-        self, folder: Path, limits: Mapping[str, int | None], customers: Sequence[str], *, api: bool = False
+        self,
+        folder: Path,
+        limits: Mapping[str, int | None] = MappingProxyType({}),
+        customers: Sequence[str] = (),
+        *,
+        api: bool = False,
+        catalog: str = "",
     ) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
-        self._catalog = write_catalog(folder, limits, customers)
+        self._catalog = folder / "catalog.toml"
+        self._catalog.write_text(catalog) if catalog else write_catalog(folder, limits, customers)
         self.port = _free_port()
         self.http_port = _free_port()
         self.address = f"http://127.0.0.1:{self.http_port}" if api else f"127.0.0.1:{self.port}"

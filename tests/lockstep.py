@@ -39,6 +39,7 @@ DAY, HOUR = 86_400, 3_600
 HALF_A_DAY = timedelta(hours=12)
 GRACE = 15.0
 KEYS = [UsageKey(customer, resource, feature) for customer in "ab" for resource in ("", "r/1") for feature in "fg"]
+RATES = [1, 2, 2.5, 0.1, 0.333333, 1000]
 AMOUNTS = [0.1, 0.2, 1, 1, 2, 2.5, 3, 0.000001]
 PERIODS = [
     Period(),
@@ -49,6 +50,10 @@ PERIODS = [
     Period(None, EPOCH_NS + DAY * SECOND),
     Period(EPOCH_NS + HOUR * SECOND + 1, EPOCH_NS + DAY * SECOND),
 ]
+
+
+def wallet_of(customer: str) -> UsageKey:
+    return UsageKey(customer, "", "wallet")
 
 
 class LockstepClock:
@@ -160,7 +165,7 @@ class Lockstep:
         customer = rng.choice("ab")
         keys = rng.sample([key for key in KEYS if key.customer_id == customer], rng.choice([1, 1, 1, 2]))
         tickets = [ticket for ticket, of in self._seen["tickets"].items() if of == customer]
-        wishes = [
+        wishes: list[tuple[Any, ...]] = [
             (
                 key,
                 rng.choice(AMOUNTS),
@@ -171,13 +176,20 @@ class Lockstep:
             )
             for key in keys
         ]
+        if rng.random() < 0.3:  # a wallet pays for them, and for others
+            paid_for = rng.sample([key for key in KEYS if key.customer_id == customer], rng.choice([0, 1]))
+            prices = {key: rng.choice(RATES) for key in [*keys, *paid_for]}
+            price = sum(amount * prices[key] for key, amount, *_ in wishes)
+            limit = rng.choice([None, 20_000_000, 4_000_000, -1])
+            used = rng.choice([0, 1_000_000, 3_000_000])
+            wishes.append((wallet_of(customer), price, Period(), used, limit, wishes[0][5], tuple(prices.items())))
         ttl = rng.choice([1.0, 30.0, 300.0])
 
         def hold(home: Home) -> Any:
             claims = []
-            for key, amount, period, used, limit, ticket in wishes:
+            for key, amount, period, used, limit, ticket, *pays_for in wishes:
                 drawn = home.tickets.get(ticket, Ticket(0, 0))
-                claims.append(Claim(key, amount, News(period, used, limit, drawn.number, drawn.at)))
+                claims.append(Claim(key, amount, News(period, used, limit, drawn.number, drawn.at), *pays_for))
             held = home.ledger.hold(claims, ttl)
             if isinstance(held, LimitExceeded):
                 return "refused", held.claim.key, held.counted, held.limit, held.is_perhaps_free
@@ -200,6 +212,8 @@ class Lockstep:
             return
         uses = []
         for key, amount, *_ in self._seen["holds"][number]:
+            if key == wallet_of(key.customer_id):
+                continue
             event = Event("e", f"key-{number}", {"d": "1", "n": 2.0, "b": True}) if rng.random() < 0.15 else None
             dimensions = {"agent": "a"} if rng.random() < 0.1 else {}
             uses.append(Use(key, rng.choice([amount, amount, 0, 0.5]), event=event, dimensions=dimensions))
@@ -248,7 +262,12 @@ class Lockstep:
             return
         rng = self._rng
         told = [
-            (report, rng.choice([None, 0.0, 1.0, 2.1, 4.0, 7.0]), rng.choice(PERIODS[:4]))
+            (
+                report,
+                rng.choice([None, 0.0, 1.0, 2.1, 4.0, 7.0]),
+                rng.choice(PERIODS[:4]),
+                rng.choice([None, None, 0.1, 2, 3.5]),
+            )
             for report in self._seen["batches"][number]
             if rng.random() < 0.9
         ]
@@ -256,8 +275,13 @@ class Lockstep:
             f"acknowledge {number} {told}",
             lambda home: home.ledger.acknowledge(
                 [
-                    Acknowledged(home.reports[report], used, period if used is not None else Period())
-                    for report, used, period in told
+                    Acknowledged(
+                        home.reports[report],
+                        used,
+                        period if used is not None else Period(),
+                        None if price is None else (wallet_of(home.reports[report].key.customer_id), price),
+                    )
+                    for report, used, period, price in told
                 ]
             ),
         )
@@ -311,7 +335,7 @@ class Lockstep:
         self._all("counts", lambda home: dict(home.ledger.counts()))
 
     def known(self) -> None:
-        for key in KEYS:
+        for key in [*KEYS, *map(wallet_of, "ab")]:
             self._all(f"known {key}", lambda home, key=key: _row(home.ledger.known(key)))
 
     def outstanding(self) -> None:

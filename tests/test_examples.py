@@ -160,7 +160,7 @@ def readers_own(page: str, guard: Guard) -> dict[str, Any]:
         return own | django_project()
     if page == "docs/webhooks":
         return own | django_project() | flask_app()
-    return own | ({"app": celery.Celery("jobs")} if page == "docs/jobs" else {})
+    return own | ({"app": celery.Celery("jobs")} if page in ("docs/jobs", "docs/holds") else {})
 
 
 @pytest.fixture

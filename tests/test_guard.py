@@ -32,6 +32,7 @@ from stigg_guard import (
     Source,
     Stigg,
 )
+from stigg_guard.cache.snapshots import AMOUNTS_KEPT
 from stigg_guard.ledger import UsageKey, Use
 from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
@@ -91,6 +92,31 @@ class TestCheck:
         assert not denied
         assert denied.reason is Reason.REQUESTED_USAGE_EXCEEDING_LIMIT
         assert guard.check(TEMPLATES, customer=CUSTOMER, requested_usage=3)
+
+    def test_what_an_amount_was_answered_with_follows_the_usage(self, ten: Sidecar, clock: ManualClock) -> None:
+        with Guard(Config(sidecar=ten.address), clock=clock.clock) as guard:
+            before = [guard.check(TEMPLATES, customer="c", requested_usage=7) for _ in range(2)]
+            assert [(answer.has_access, answer.current_usage) for answer in before] == [(True, 3), (True, 3)]
+            with guard.consume(TEMPLATES, 2, customer="c"):
+                pass
+            assert not guard.check(TEMPLATES, customer="c", requested_usage=7)
+            after = guard.check(TEMPLATES, customer="c", requested_usage=5)
+            assert (after.has_access, after.current_usage, after.requested_usage) == (True, 5, 5)
+
+    @pytest.mark.parametrize("amount", [True, [1], "1", float("nan"), -1])
+    def test_what_is_like_an_amount_that_was_asked_is_refused_as_ever(self, guard: Guard, amount: object) -> None:
+        assert guard.check(TEMPLATES, customer=CUSTOMER)
+        assert guard.check(TEMPLATES, customer=CUSTOMER, requested_usage=1)
+        with pytest.raises(InvalidRequest, match="requested_usage"):
+            guard.check(TEMPLATES, customer=CUSTOMER, requested_usage=amount)
+
+    def test_any_number_of_amounts_is_answered_in_bounded_memory(self, guard: Guard) -> None:
+        snapshot, _ = guard._own.lookup.cache.get(Customer(CUSTOMER))
+        answer = snapshot.find(TEMPLATES)
+        assert answer is not None
+        for amount in range(1_000):
+            assert (snapshot.allowed(answer, amount / 1_000) or answer).requested_usage == amount / 1_000
+        assert len(snapshot._allowed) <= AMOUNTS_KEPT
 
     def test_finds_the_same_snapshot_by_id_and_by_customer(self, guard: Guard) -> None:
         guard.check(TEMPLATES, customer=CUSTOMER)

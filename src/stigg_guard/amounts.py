@@ -26,6 +26,8 @@ _MAX_QUANTA = int(MAX_AMOUNT) * QUANTA_PER_UNIT
 def quanta(units: float) -> int:
     """The whole number of quanta nearest to a finite number of units."""
     whole = math.floor(units)  # so that the product is small, and exact enough
+    if whole == units:
+        return whole * QUANTA_PER_UNIT
     return whole * QUANTA_PER_UNIT + round((units - whole) * QUANTA_PER_UNIT)
 
 
@@ -91,7 +93,7 @@ def finite_number(amount: Amount, field: str) -> float:
     Raises:
         InvalidRequest: it is not such a number.
     """
-    if isinstance(amount, bool) or not isinstance(amount, (Real, Decimal)):
+    if isinstance(amount, bool) or not isinstance(amount, (int, float, Real, Decimal)):  # the usual ones first
         raise InvalidRequest(field, f"usage is a number, not {quoted(amount)}")
     try:
         number = float(amount)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from stigg_guard import readers
+from stigg_guard.credits import Rates, parse_rates
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback
@@ -207,6 +208,12 @@ class Config:
         "The key that goes with each call to a local sidecar that requires one.",
         shown=False,
     )
+    credit_rates: Rates = _setting(
+        MappingProxyType({}),
+        parse_rates,
+        "What a unit of each feature costs that a wallet of credits pays for: ``currency`` and ``rate`` by the "
+        "feature's id; JSON or a mapping.",
+    )
     timeout: float = _setting(
         1.0,
         readers.seconds,
@@ -283,6 +290,12 @@ class Config:
         15.0,
         readers.duration,
         "How long the sidecar's figures may lag behind its own acknowledgement.",
+    )
+    token_secret: str | None = _setting(
+        None,
+        readers.optional_text,
+        "What signs the tokens of holds that travel; in Django and Flask without it the project's own ``SECRET_KEY``.",
+        shown=False,
     )
     customer: str | Callable[..., Any] | None = _setting(
         None,

@@ -48,6 +48,10 @@ class Guarding(Protocol):
         dimensions: Dimensions | None = None,
     ) -> Consumption: ...
 
+    def occupy(
+        self, feature: str | Mapping[str, Amount], n: Amount = 1, *, customer: str | Customer
+    ) -> Consumption: ...
+
     def report_later(self, feature: str, *, customer: str | Customer) -> Callable[[Amount], None]: ...
 
 
@@ -210,6 +214,31 @@ def usage_hold(
     return begin
 
 
+def occupies(feature: str, n: OneOrComputed[Amount] = 1, *, calls: Calls) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Holds ``n`` units while the function runs and gives them back, however it ends: a limit of how many at once.
+
+    ``n`` may be a callable, as ``calls`` has it.
+
+    Raises:
+        InvalidRequest: ``n`` is a number, and negative or not finite. Or the feature's id is empty.
+    """
+    require_id(feature, "feature_id")
+    if not callable(n):
+        usage_amount(n)
+    computed_n = calls.computed(n)
+
+    def begin(*args: Any, **kwargs: Any) -> Ending | None:
+        if not calls.applies(*args, **kwargs):
+            return None
+        amount = _amount(computed_n(*args, **kwargs))
+        usage = calls.guard().occupy(feature, amount, customer=calls.customer(*args, **kwargs))
+        usage.__enter__()
+        calls.held(usage, *args, **kwargs)
+        return ending_of(usage, None)
+
+    return lambda function: calls.settle_after(function, begin)
+
+
 def releases_usage(
     n: OneOrComputed[Amount], feature: str, *, calls: Calls, actual: Callable[[Any], Amount] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -252,7 +281,7 @@ def ending_of(usage: Consumption, actual: Callable[[Any], Amount] | None) -> End
     """How a hold ends: what ``actual`` says of the result is reported in place of the units held."""
 
     def end(succeeded: bool, result: Any) -> None:
-        if succeeded:
+        if succeeded and actual is not None:
             usage.amount = _counted(actual, result, usage.amount)
         usage.end(succeeded)
 

@@ -15,14 +15,22 @@ from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
 from stigg_guard.entitlements import Customer, Entitlement, require_id
-from stigg_guard.errors import FeatureDenied, InvalidRequest, RealLedgerWarning, SidecarError
+from stigg_guard.errors import (
+    ConfigError,
+    FeatureDenied,
+    InvalidRequest,
+    LedgerUnavailable,
+    RealLedgerWarning,
+    SidecarError,
+)
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Audience, Observer
-from stigg_guard.usage.consumption import Consumption, checked_dimensions, make_event
+from stigg_guard.usage.consumption import Consumption, Occupation, checked_dimensions, make_event
 from stigg_guard.usage.holds import Confirm, Holds, confirm_now
+from stigg_guard.usage.travelling import ResumedConsumption, Tokens, TravellingHold, unheld
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api
@@ -61,7 +69,7 @@ class Guard:
     started or opened before the first use. ``config`` defaults to the ``STIGG_GUARD_*`` environment variables;
     ``stigg`` to a client and ``ledger`` to a ledger made from it. ``confirm`` decides when the usage of successful work
     is certain, ``observer`` is called for what happens. ``is_testing`` says whether tests run, in which the first use
-    of a ledger that outlives them warns.
+    of a ledger that outlives them warns. ``secret`` is asked for what signs tokens where ``TOKEN_SECRET`` is not set.
     """
 
     def __init__(
@@ -74,9 +82,12 @@ class Guard:
         confirm: Confirm = confirm_now,
         observer: Observer | None = None,
         is_testing: Callable[[], bool] = lambda: False,
+        secret: Callable[[], str | bytes | None] = lambda: None,
     ) -> None:
         self.config = config if config is not None else Config.from_env()
         self._is_testing = is_testing
+        self._secret = secret
+        self._now = (clock or Clock()).now
         clock = clock or Clock()
         ledger = ledger if ledger is not None else _ledger(self.config, clock)
         self._audience = Audience(clock, observer)
@@ -141,14 +152,16 @@ class Guard:
             SidecarUnavailable: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             InvalidRequest: an id is empty, or the requested usage is negative or no finite number.
         """
-        if requested_usage is None and not requested_values and _stand_in is None:
+        if not requested_values and _stand_in is None:
             snapshot = self._snapshots.get(customer) if isinstance(customer, (str, Customer)) else None
             if snapshot is not None and self._monotonic() < snapshot.fresh_until:
                 answer = snapshot.answers.get(feature)
                 if answer is not None and answer.has_access:
-                    if self._follows_checks:
-                        self._audience.tell(Observer.checked, answer, Customer.of(customer))
-                    return answer
+                    allowed = answer if requested_usage is None else snapshot.allowed(answer, requested_usage)
+                    if allowed is not None:
+                        if self._follows_checks:
+                            self._audience.tell(Observer.checked, allowed, Customer.of(customer))
+                        return allowed
         asked = Customer.of(customer)
         try:
             answer, _ = self._workings.lookup.decide(feature, asked, fallback, requested_usage, requested_values)
@@ -261,6 +274,7 @@ class Guard:
         customer: str | Customer,
         event: str | None = None,
         dimensions: Dimensions | None = None,
+        at_least: Amount | None = None,
     ) -> Consumption:
         """Holds ``n`` units (a reservation) while the block runs. Success reports them, an exception gives them back.
 
@@ -271,20 +285,68 @@ class Guard:
 
         Several features are held together, all or none: ``guard.consume({"feature-a": 1, "feature-b": 5}, …)``. With
         ``event`` the use is reported as a raw event of that name, instead of as usage; ``dimensions`` go with either.
+        With ``at_least`` as many units of the one feature are held as are left, up to ``n``; ``usage.amount`` tells how
+        many. Of a feature that is paid from credits at no known rate it is ``n`` or none.
 
         Raises:
             FeatureDenied: on entering, when the units are not to be had; nothing is held.
             SidecarUnavailable: on entering, as for :meth:`check`.
             LedgerUnavailable: on entering, when the hold cannot be written and ``ON_OUTAGE`` is ``error``.
-            InvalidRequest: ``n`` is negative or not a finite number.
+            InvalidRequest: ``n`` is negative or not a finite number, or ``at_least`` is not above 0 and at most ``n``.
         """
-        wanted = feature if isinstance(feature, Mapping) else {_feature_id(feature): n}
-        amounts = {_feature_id(name): usage_amount(amount) for name, amount in wanted.items()}
-        if not amounts:
-            raise InvalidRequest("feature_id", "name at least one feature to consume")
+        amounts = _amounts(feature, n)
         told = checked_dimensions(dimensions)
         what = None if event is None else make_event(event, told)
-        return Consumption(self._workings.holds, amounts, Customer.of(customer), what, told)
+        enough = None if at_least is None else _enough(amounts, at_least)
+        return Consumption(self._workings.holds, amounts, Customer.of(customer), what, told, enough)
+
+    def occupy(self, feature: str | Mapping[str, Amount], n: Amount = 1, *, customer: str | Customer) -> Consumption:
+        """Holds ``n`` units while the block runs and gives them back, however it ends: a limit of how many at once.
+
+        Nothing is reported. The units of a process that dies come back after ``HOLD_TTL``. Arguments and errors are
+        those of :meth:`consume`.
+        """
+        return Occupation(self._workings.holds, _amounts(feature, n), Customer.of(customer), None, {})
+
+    def hold(
+        self, feature: str | Mapping[str, Amount], n: Amount = 1, *, customer: str | Customer, ttl: float
+    ) -> TravellingHold:
+        """Holds ``n`` units for ``ttl`` seconds, for work that another process ends, which resumes its ``token``.
+
+        It outlives this process. What is not resumed in time comes back by itself.
+
+        Raises:
+            FeatureDenied, SidecarUnavailable, InvalidRequest: as from :meth:`consume`; ``ttl`` is not above 0.
+            LedgerUnavailable: the hold cannot be written, whatever ``ON_OUTAGE`` says.
+            ConfigError: there is no ``TOKEN_SECRET``.
+        """
+        tokens, whose, amounts = self._tokens(), Customer.of(customer), _amounts(feature, n)
+        if not ttl > 0:
+            raise InvalidRequest("ttl", f"a hold lasts for more than 0 seconds, not {ttl!r}")
+        answers, held = self._workings.holds.hold(amounts, whose, ttl=ttl)
+        if held is not None and not held.id:
+            raise LedgerUnavailable("the ledger cannot take a hold that travels")
+        held = held or unheld(amounts, whose)
+        answer = next(iter(answers.values()))
+        return TravellingHold(tokens.token(held, self._now().timestamp() + ttl), held.claims[0].amount, answer)
+
+    def resume(self, token: str) -> ResumedConsumption:
+        """Returns the use whose units :meth:`hold` holds, to be entered, ended or extended here.
+
+        It counts once, whoever else resumes it. Work that ends after the hold's time is reported all the same, and
+        counted as late.
+
+        Raises:
+            InvalidRequest: it is no token of a hold that was signed with this ``TOKEN_SECRET``, or it ended long ago.
+            ConfigError: there is no ``TOKEN_SECRET``.
+        """
+        return ResumedConsumption(self._workings.holds, self._tokens().hold(token, self._now().timestamp()))
+
+    def _tokens(self) -> Tokens:
+        secret = self.config.token_secret or self._secret()
+        if not secret:
+            raise ConfigError("TOKEN_SECRET: holds that travel need a secret that signs their tokens; set it")
+        return Tokens(secret)
 
     def requires_feature(
         self, feature: str, *, customer: OneOrComputed[str | Customer]
@@ -315,6 +377,12 @@ class Guard:
         return decorators.consumes_usage(
             n, feature, calls=Calls(lambda: self, customer), event=event, dimensions=dimensions, actual=actual
         )
+
+    def occupies(
+        self, feature: str, n: OneOrComputed[Amount] = 1, *, customer: OneOrComputed[str | Customer]
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorates a function or a job: it runs as the block of :meth:`occupy` does."""
+        return decorators.occupies(feature, n, calls=Calls(lambda: self, customer))
 
     def releases_usage(
         self,
@@ -394,6 +462,24 @@ def _ledger_url(config: Config) -> str:
 def _key(feature: str, customer: str | Customer) -> UsageKey:
     asked = Customer.of(customer)
     return UsageKey(asked.id, asked.resource or "", _feature_id(feature))
+
+
+def _amounts(feature: str | Mapping[str, Amount], n: Amount) -> dict[str, float]:
+    wanted = feature if isinstance(feature, Mapping) else {_feature_id(feature): n}
+    amounts = {_feature_id(name): usage_amount(amount) for name, amount in wanted.items()}
+    if not amounts:
+        raise InvalidRequest("feature_id", "name at least one feature to consume")
+    return amounts
+
+
+def _enough(amounts: Mapping[str, float], at_least: Amount) -> float:
+    """How many units of the one feature are enough."""
+    if len(amounts) > 1:
+        raise InvalidRequest("at_least", "of several features all is held or nothing; consume this one alone")
+    enough = usage_amount(at_least, "at_least")
+    if not 0 < enough <= next(iter(amounts.values())):
+        raise InvalidRequest("at_least", f"it is above 0 and at most the units that are wanted, not {enough:g}")
+    return enough
 
 
 def _feature_id(feature: str) -> str:

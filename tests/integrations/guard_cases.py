@@ -61,6 +61,7 @@ class Skin(Protocol):
     requires_feature: Callable[..., Any]
     consumes_usage: Callable[..., Any]
     releases_usage: Callable[..., Any]
+    occupies: Callable[..., Any]
     exempt: Callable[..., Any]
 
     def text(self, body: str = "made", status: int = 200) -> Any:
@@ -156,9 +157,29 @@ def streaming(parts: Callable[[], Iterator[str]] = letters, status: int = 200) -
     return lambda skin: skin.stream(parts(), status)
 
 
+def occupying(n: Any = 1, **options: Any) -> Callable[[Skin], list[Any]]:
+    return lambda skin: [skin.occupies(TEMPLATES, n, **options)]
+
+
 ONE_USED = {TEMPLATES: 1.0}
 IN_GROUP = Group(TEMPLATES, 1)
 BY_RULE = {"RULES": [{"path": "/shop/", "feature": TEMPLATES, "consume": 1}]}
+
+OCCUPYING = {
+    "units occupied by a view": Case(guards=occupying(3), body="made"),
+    "units occupied by a view that fails": Case(guards=occupying(3), answers=fail, status=500),
+    "more units occupied than are left": Case(guards=occupying(4), status=402, told=PROBLEM, runs=0),
+    "units occupied as the request says": Case(guards=occupying(lambda _, size: size * 2), status=402, runs=0),
+    "units occupied by methods that are not named": Case(guards=occupying(4, methods=["PUT"])),
+    "units occupied by a stream": Case(guards=occupying(3), answers=streaming(), body="one two", held=1),
+    "units occupied by a stream that is left": Case(guards=occupying(3), answers=streaming(), reads=1, held=1),
+    "units occupied twice at once": Case(
+        guards=lambda skin: [skin.occupies(TEMPLATES, 2), skin.occupies(TEMPLATES, 2)], status=402, runs=0
+    ),
+    "units occupied beside units consumed": Case(
+        guards=lambda skin: [skin.occupies(TEMPLATES, 2), skin.consumes_usage(1, TEMPLATES)], used=ONE_USED
+    ),
+}
 
 REQUIRING = {
     "a feature of the plan": Case(guards=requiring(EXPORTS), body="made"),
@@ -428,6 +449,7 @@ CASES: Mapping[str, Case] = {
     **REQUIRING,
     **NOBODY,
     **CONSUMING,
+    **OCCUPYING,
     **RATE_LIMITS,
     **STREAMING,
     **GROUPS,

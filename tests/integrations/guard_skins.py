@@ -76,6 +76,7 @@ class FlaskSkin:
     requires_feature = staticmethod(in_flask.requires_feature)
     consumes_usage = staticmethod(in_flask.consumes_usage)
     releases_usage = staticmethod(in_flask.releases_usage)
+    occupies = staticmethod(in_flask.occupies)
     exempt = staticmethod(in_flask.exempt)
 
     def text(self, body: str = "made", status: int = 200) -> Any:
@@ -136,6 +137,7 @@ class DjangoSkin:
     requires_feature = staticmethod(in_django.requires_feature)
     consumes_usage = staticmethod(in_django.consumes_usage)
     releases_usage = staticmethod(in_django.releases_usage)
+    occupies = staticmethod(in_django.occupies)
     exempt = staticmethod(in_django.exempt)
 
     def text(self, body: str = "made", status: int = 200) -> Any:

@@ -62,7 +62,7 @@ def held(ledger: Ledger, *wishes: Claim, ttl: float = 60) -> Hold:
 
 def told(ledger: Ledger, *wishes: Claim) -> None:
     """The ledger hears of the claims' news; nothing is held."""
-    answer = ledger.hold([replace(wish, amount=0) for wish in wishes], 60)
+    answer = ledger.hold([wish._replace(amount=0) for wish in wishes], 60)
     if isinstance(answer, Hold):
         ledger.release(answer)
 
@@ -76,7 +76,7 @@ def commit(ledger: Ledger, hold: Hold, amount: float | None = None) -> float:
 
 def counted(ledger: Ledger, wish: Claim) -> float:
     """What counts against the limit, told by a claim that no limit has room for."""
-    answer = ledger.hold([replace(wish, amount=8e9)], 60)
+    answer = ledger.hold([wish._replace(amount=8e9)], 60)
     assert isinstance(answer, LimitExceeded)
     return answer.counted
 

@@ -159,7 +159,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ttl=st.sampled_from([20, 200]),
     )
     def hold(self, wishes: Sequence[tuple[Claim, int]], ttl: float) -> object:
-        claims = [replace(seen, amount=amount) for seen, amount in wishes]
+        claims = [seen._replace(amount=amount) for seen, amount in wishes]
         answer = self.ledger.hold(claims, ttl)
         if isinstance(answer, LimitExceeded):
             assert answer.claim in claims

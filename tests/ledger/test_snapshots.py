@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from conftest import ManualClock
@@ -109,7 +107,7 @@ class TestTickets:
         ledger.record(Use(KEY, 5))
         batch = taken(ledger)
         wish = claim(2, used=8, ticket=ledger.ticket("ann"))
-        too_much = replace(wish, amount=2.5)
+        too_much = wish._replace(amount=2.5)
         assert ledger.hold([wish], 60) == LimitExceeded(wish, 13, 10, is_perhaps_free=True)
         assert ledger.hold([too_much], 60) == LimitExceeded(too_much, 13, 10)
         ledger.acknowledge(answers(batch, 8))

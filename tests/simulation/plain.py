@@ -28,7 +28,7 @@ from stigg_guard.ledger import (
     accounting,
 )
 from stigg_guard.ledger.accounting import UNTOLD, Before, Pending
-from stigg_guard.ledger.entries import Claim, Dimensions, dimensions_text
+from stigg_guard.ledger.entries import Claim, Dimensions, dimensions_text, held_claims
 
 _DECIDABLE = (State.DEAD, State.UNCERTAIN)
 _ON_ITS_WAY = (State.UNSENT, State.SENDING, State.UNCERTAIN)
@@ -102,7 +102,7 @@ class PlainLedger:
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
         now, lasts = self._now(), _microseconds(ttl)
-        hold = Hold(f"hold-{next(self._ids)}", tuple(claims))
+        hold = Hold(f"hold-{next(self._ids)}", held_claims(claims))
         wanted: dict[UsageKey, int] = {}
         refused = None
         for claim in claims:
@@ -111,14 +111,21 @@ class PlainLedger:
             row, limit = accounting.believed(self.rows.get(key), claim.news, now, grace)
             self.rows[key] = row
             total = accounting.counted(row, self._held(key, now) + wanted.get(key, 0), self._on_its_way(key))
+            for other, rate in claim.pays_for:
+                left = accounting.outstanding(self._held(other, now), self._on_its_way(other))
+                total += accounting.cost(left, rate)
             if refused is None and not accounting.is_free(total, amount, limit):
-                perhaps = accounting.is_perhaps_free(row, total, amount, limit, self._sending(key))
+                sending = [
+                    accounting.priced(one, rate) for other, rate in claim.pays_for for one in self._sending(other)
+                ]
+                sending += self._sending(key)
+                perhaps = accounting.is_perhaps_free(row, total, amount, limit, sending)
                 refused = LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
             wanted[key] = amount + wanted.get(key, 0)
         if refused is not None:
             return refused
-        for key, amount in wanted.items():
-            self.parts.append(_Part(key, hold.id, amount, self._held_in(key, hold), now, now + lasts, lasts))
+        for key in dict.fromkeys(claim.key for claim in hold.claims):
+            self.parts.append(_Part(key, hold.id, wanted[key], self._held_in(key, hold), now, now + lasts, lasts))
         return hold
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
@@ -160,6 +167,10 @@ class PlainLedger:
                 self.lines.remove(line)
                 told = None if answer.current_usage is None else quanta_used(answer.current_usage)
                 self._learn(line.key, line.pending, told, answer.period, ticket, now)
+                if answer.paid is not None:
+                    wallet, price = answer.paid
+                    paid = line.pending._replace(amount=quanta(price), is_set=False)
+                    self._learn(wallet, paid, None, UNTOLD, ticket, now)
 
     def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
         now = self._now() if seconds else 0

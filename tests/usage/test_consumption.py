@@ -426,3 +426,114 @@ def test_stats_tell_of_the_ledger_and_of_the_reporter(guard: Guard) -> None:
         **dict.fromkeys(("rejected", "doubted", "failures", "stranded"), 0),
         "acknowledged": 1,
     }
+
+
+class TestPartialHolds:
+    def test_hold_what_is_left_if_that_is_enough(self, guard: Guard, engine: WatchedEngine) -> None:
+        with guard.consume("seats", 7, customer="c"):
+            pass
+        with guard.consume("seats", 10, customer="c", at_least=2) as usage:
+            assert usage.amount == 3
+            answer = usage.entitlement
+            assert (answer.has_access, answer.reason, answer.requested_usage) == (True, None, 3)
+            with pytest.raises(FeatureDenied), guard.consume("seats", customer="c"):
+                pytest.fail("oversold")
+        assert guard.flush() == 0
+        assert engine.used("seats") == 10
+
+    def test_hold_all_where_all_is_left(self, guard: Guard) -> None:
+        with guard.consume("seats", 10, customer="c", at_least=1) as usage:
+            assert (usage.amount, usage.entitlement.requested_usage) == (10, 10)
+
+    def test_are_denied_when_it_is_not_enough(self, guard: Guard) -> None:
+        with (
+            guard.consume("seats", 9, customer="c"),
+            pytest.raises(FeatureDenied) as denied,
+            guard.consume("seats", 5, customer="c", at_least=2),
+        ):
+            pytest.fail("oversold")
+        assert denied.value.entitlement.requested_usage == 2
+        assert guard.stats()["held"] == 0
+
+    def test_count_what_was_really_used(self, guard: Guard, engine: WatchedEngine) -> None:
+        with guard.consume("seats", 8, customer="c"):
+            pass
+        with guard.consume("seats", 5, customer="c", at_least=1) as usage:
+            usage.amount = 1
+        assert guard.flush() == 0
+        assert engine.used("seats") == 9
+
+    @pytest.mark.parametrize("at_least", [0, -1, 6, float("nan"), True, "1"])
+    def test_refuse_what_is_no_such_amount(self, guard: Guard, at_least: Any) -> None:
+        with pytest.raises(InvalidRequest, match="at_least"):
+            guard.consume("seats", 5, customer="c", at_least=at_least)
+
+    def test_are_of_one_feature(self, guard: Guard) -> None:
+        with pytest.raises(InvalidRequest, match="all is held or nothing"):
+            guard.consume({"seats": 5, "calls": 1}, customer="c", at_least=1)
+
+    def test_sell_exactly_what_is_left_to_many_threads(self, guard: Guard, engine: WatchedEngine) -> None:
+        sold: list[float] = []
+
+        def use() -> None:
+            try:
+                with guard.consume("tokens", 7, customer="c", at_least=1) as usage:
+                    sold.append(usage.amount)
+            except FeatureDenied:
+                pass
+
+        threads = [threading.Thread(target=use) for _ in range(32)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(sold) == 100
+        assert guard.flush() == 0
+        assert engine.used("tokens") == 100
+
+
+class TestOccupation:
+    def test_holds_while_the_block_runs_and_reports_nothing(self, guard: Guard, engine: WatchedEngine) -> None:
+        with guard.occupy("seats", 6, customer="c") as usage:
+            assert usage.amount == 6
+            assert usage.entitlement.feature_id == "seats"
+            with guard.occupy("seats", 4, customer="c"):
+                for n in (1, 4):
+                    with pytest.raises(FeatureDenied), guard.occupy("seats", n, customer="c"):
+                        pytest.fail("too many at once")
+            with guard.occupy("seats", 4, customer="c"):
+                pass
+        assert guard.stats()["held"] == 0
+        assert guard.flush() == 0
+        assert engine.used("seats") == 0
+
+    def test_gives_back_what_failed(self, guard: Guard) -> None:
+        with pytest.raises(ZeroDivisionError), guard.occupy("seats", 10, customer="c"):
+            _ = 1 / 0
+        with guard.occupy("seats", 10, customer="c"):
+            pass
+
+    def test_shares_the_limit_with_uses(self, guard: Guard, engine: WatchedEngine) -> None:
+        with guard.consume("seats", 7, customer="c"):
+            pass
+        with pytest.raises(FeatureDenied), guard.occupy("seats", 4, customer="c"):
+            pytest.fail("too many at once")
+        with guard.occupy("seats", 3, customer="c"):
+            pass
+        assert guard.flush() == 0
+        assert engine.used("seats") == 7
+
+    def test_decorates_functions_and_generators(self, guard: Guard, engine: WatchedEngine) -> None:
+        @guard.occupies("seats", 10, customer="c")
+        def parts() -> Iterator[int]:
+            yield 1
+            yield 2
+
+        stream = parts()
+        assert next(stream) == 1
+        with pytest.raises(FeatureDenied):
+            next(parts())
+        assert list(stream) == [2]
+        assert list(parts()) == [1, 2]
+        assert guard.flush() == 0
+        assert engine.used("seats") == 0

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from cachetools import TTLCache
 
+from stigg_guard.amounts import Amount
 from stigg_guard.cache.backoff import Backoff
 from stigg_guard.cache.single_flight import SingleFlight
 from stigg_guard.clock import Clock
@@ -36,6 +37,7 @@ from stigg_guard.wire.validity import valid_until
 
 T = TypeVar("T")
 
+AMOUNTS_KEPT = 100
 EXTRAS_KEPT = 1_000
 NO_TICKET = Ticket(0, 0)
 """Of a snapshot that counts as no newer than any other."""
@@ -57,6 +59,7 @@ class Snapshot:
     """
 
     __slots__ = (
+        "_allowed",
         "answers",
         "begun_at",
         "denial",
@@ -93,10 +96,26 @@ class Snapshot:
         self.answers: dict[str, Entitlement] = {}
         self.fetched: dict[str, Entitlement] = {}
         self.missing: dict[str, Entitlement] = {}
+        self._allowed: dict[tuple[str, float], tuple[Entitlement, Entitlement]] = {}
         self.begun_at = 0.0
         self.fetched_at = 0.0
         self.fresh_until = 0.0
         self.stale_until = 0.0
+
+    def allowed(self, answer: Entitlement, amount: Amount) -> Entitlement | None:
+        """What the answer to a feature allows of an amount, made once; None where it denies, or cannot say."""
+        if type(amount) is not int and type(amount) is not float:
+            return None
+        asked = answer.feature_id, amount
+        known = self._allowed.get(asked)
+        if known is None or known[0] is not answer:
+            allowed = answer.allows(amount)
+            if not allowed or allowed.needs_fresh_check:
+                return None
+            if len(self._allowed) >= AMOUNTS_KEPT:
+                self._allowed.clear()
+            known = self._allowed[asked] = answer, allowed
+        return known[1]
 
     def find(self, feature_id: str) -> Entitlement | None:
         """The answer for a feature or currency; None when the list lacks it and it was not asked for alone."""

@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("django", "stigg_guard.django") from error
 
 from stigg_guard.django.conf import get_guard
-from stigg_guard.django.decorators import consumes_usage, releases_usage, requires_feature
+from stigg_guard.django.decorators import consumes_usage, occupies, releases_usage, requires_feature
 from stigg_guard.django.mixins import ConsumesUsageMixin, RequiresFeatureMixin
 from stigg_guard.django.requests import RequestPlan, customer_of
 from stigg_guard.django.signals import feature_denied, usage_lost_contact, usage_reported
@@ -26,6 +26,7 @@ __all__ = [
     "exempt",
     "feature_denied",
     "get_guard",
+    "occupies",
     "protect",
     "releases_usage",
     "requires_feature",

@@ -127,7 +127,7 @@ def _made(using: str, given: Any) -> Configured:
         guard = _guard_over_database(config, config.ledger, observer)
     else:
         confirm = confirm_on_commit(config.database)
-        guard = Guard(_with_ledger(config), confirm=confirm, observer=observer, is_testing=_tests_run)
+        guard = Guard(_with_ledger(config), confirm=confirm, observer=observer, is_testing=_tests_run, secret=_secret)
     return Configured(guard, resolver, Paywalls(guard))
 
 
@@ -183,7 +183,15 @@ def _guard_over_database(config: Config, url: str, observer: SignalObserver) -> 
         """At once where usage is a part of the transaction that it follows; the ledger of an override is not."""
         (confirm_now if in_same_database and guard.ledger is ledger else on_commit)(end)
 
-    guard = Guard(config, clock=clock, ledger=ledger, confirm=confirm, observer=observer, is_testing=_tests_run)
+    guard = Guard(
+        config,
+        clock=clock,
+        ledger=ledger,
+        confirm=confirm,
+        observer=observer,
+        is_testing=_tests_run,
+        secret=_secret,
+    )
     ledger.committed = guard.send
     return guard
 
@@ -191,6 +199,11 @@ def _guard_over_database(config: Config, url: str, observer: SignalObserver) -> 
 def _tests_run() -> bool:
     """Whether this is Django's test environment, whoever has set it up."""
     return hasattr(mail, "outbox")
+
+
+def _secret() -> str:
+    """What signs tokens where the settings name nothing for it."""
+    return str(settings.SECRET_KEY)
 
 
 def _with_ledger(config: Config) -> Config:

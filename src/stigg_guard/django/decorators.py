@@ -73,6 +73,23 @@ def consumes_usage(
     )
 
 
+def occupies(
+    feature: str,
+    n: OneOrComputed[Amount] = 1,
+    *,
+    methods: Iterable[str] = (),
+    resource: str | Callable[..., str | None] | None = None,
+    using: str = DEFAULT,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Holds ``n`` units of the feature while the view runs, and a streamed response is sent, and then gives them back:
+    a limit of how many requests at once. Nothing is reported.
+
+    Raises:
+        InvalidRequest: ``n`` is a number, and negative or not finite.
+    """
+    return decorators.occupies(feature, n, calls=DjangoCalls(using, methods=methods, resource=resource))
+
+
 def releases_usage(
     n: OneOrComputed[Amount],
     feature: str,

@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtra("flask", "stigg_guard.flask") from error
 
-from stigg_guard.flask.decorators import consumes_usage, releases_usage, requires_feature
+from stigg_guard.flask.decorators import consumes_usage, occupies, releases_usage, requires_feature
 from stigg_guard.flask.errors import FeatureDenied, RequestDenied
 from stigg_guard.flask.extension import StiggGuard
 from stigg_guard.flask.groups import protect
@@ -25,6 +25,7 @@ __all__ = [
     "consumes_usage",
     "exempt",
     "feature_denied",
+    "occupies",
     "protect",
     "releases_usage",
     "requires_feature",

@@ -17,7 +17,7 @@ from stigg_guard.decorators import Begin, Ending, HoldOpen, is_asynchronous, set
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask.addresses import login_pages
-from stigg_guard.flask.current import app_guard, of_request, this_request
+from stigg_guard.flask.current import app_guard, of_request, this_app, this_request
 from stigg_guard.flask.errors import denying
 from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
@@ -160,13 +160,18 @@ def _generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) 
 
 
 def _forbid_before_request(guarded: Callable[..., Any]) -> None:
-    for name in (None, *request.blueprints):
-        for function in current_app.before_request_funcs.get(name, ()):
-            if unwrap(function, stop=lambda one: one is guarded) is guarded:
+    functions = this_app().before_request_funcs
+    for name in (None, *this_request().blueprints):
+        for function in functions.get(name, ()):
+            if function is guarded or _leads_to(function, guarded):
                 raise ConfigError(
                     f"{guarded.__name__} is a before_request function, which cannot know whether the view will "
                     "succeed: decorate the view, or protect the blueprint"
                 )
+
+
+def _leads_to(function: Callable[..., Any], guarded: Callable[..., Any]) -> bool:
+    return hasattr(function, "__wrapped__") and unwrap(function, stop=lambda one: one is guarded) is guarded
 
 
 def _guard() -> Guard:

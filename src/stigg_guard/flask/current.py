@@ -107,13 +107,19 @@ def this_request() -> Request:
     return this
 
 
+def this_app() -> Flask:
+    """The current app itself, as :func:`this_request`."""
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined] # the stubs hide the proxy
+    return app
+
+
 def app_guard() -> AppGuard:
     """Of the current app.
 
     Raises:
         ConfigError: the app has no ``StiggGuard``.
     """
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined] # the stubs hide the proxy
+    app = this_app()
     try:
         found: AppGuard = app.extensions[EXTENSION]
     except KeyError:

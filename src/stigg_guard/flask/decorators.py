@@ -61,6 +61,17 @@ def consumes_usage(
     return decorators.consumes_usage(n, feature, calls=calls, event=event, dimensions=dimensions, actual=actual)
 
 
+def occupies(
+    feature: str, n: AmountOfRequest = 1, *, methods: Iterable[str] = (), resource: Resource | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Holds ``n`` units while the view runs, and a stream is sent, and then gives them back: a limit of how many
+    requests at once. Nothing is reported.
+
+    The arguments are as for :func:`consumes_usage`.
+    """
+    return decorators.occupies(feature, n, calls=FlaskCalls(methods, resource))
+
+
 def releases_usage(
     n: AmountOfRequest,
     feature: str,

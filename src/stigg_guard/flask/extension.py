@@ -22,7 +22,7 @@ from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
 from stigg_guard.usage.holds import Confirm, confirm_now
 from stigg_guard.web.rate_limit import rate_limit_headers
-from stigg_guard.web.views import exempt, private_unless_said
+from stigg_guard.web.views import exempt
 from stigg_guard.wording import ENGLISH, Wording
 
 L = TypeVar("L", bound=CustomerLoader)
@@ -64,7 +64,9 @@ class StiggGuard:
             raise ConfigError(f"the app {app.name!r} has a StiggGuard already: call init_app once for each app")
         config = _config(app)
         configured = _configured_loader(config)
-        guard = Guard(config, confirm=self._confirm, observer=Signals(app), is_testing=_tests_of(app))
+        guard = Guard(
+            config, confirm=self._confirm, observer=Signals(app), is_testing=_tests_of(app), secret=_secret_of(app)
+        )
         app.extensions[EXTENSION] = AppGuard(guard, lambda: configured or self._loader, self._wording)
         app.register_error_handler(StiggGuardError, errors.answer)
         add_to_templates(app)
@@ -73,7 +75,6 @@ class StiggGuard:
             groups.guard_by_rules(app, config.rules)
         if config.rate_limit_headers:
             app.after_request(_tell_limits)
-        app.after_request(_keep_private)
         groups.put_in_force(app)
 
     @property
@@ -114,6 +115,17 @@ def _configured_loader(config: Config) -> CustomerLoader | None:
     return found
 
 
+def _secret_of(app: Flask) -> Callable[[], str | bytes | None]:
+    """What signs tokens where the settings name nothing for it."""
+    found = ref(app)
+
+    def secret() -> str | bytes | None:
+        app = found()
+        return None if app is None else app.secret_key
+
+    return secret
+
+
 def _tests_of(app: Flask) -> Callable[[], bool]:
     """Whether tests of the app run, which is not kept alive by this."""
     found = ref(app)
@@ -123,12 +135,6 @@ def _tests_of(app: Flask) -> Callable[[], bool]:
         return app is not None and app.testing
 
     return is_testing
-
-
-def _keep_private(response: Response) -> Response:
-    if of_request().is_guarded:
-        private_unless_said(response.headers)
-    return response
 
 
 def _tell_limits(response: Response) -> Response:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, request
+from flask import Blueprint, Flask, Request, Response
 
 from stigg_guard import decorators
 from stigg_guard.amounts import usage_amount
 from stigg_guard.decorators import Begin, Ending
 from stigg_guard.entitlements import require_id
 from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource, settled_view, synchronous
-from stigg_guard.flask.current import app_guard, of_request, this_request
+from stigg_guard.flask.current import CurrentRequest, app_guard, of_request, this_app, this_request
 from stigg_guard.flask.errors import denying
 from stigg_guard.rules import Rule, rule_of
-from stigg_guard.web.views import EXEMPT
+from stigg_guard.web.views import EXEMPT, private_unless_said
 
 _IN_FORCE = "_stigg_guard_in_force"
 
@@ -66,7 +66,7 @@ def guard_by_rules(app: Flask, rules: Sequence[Rule]) -> None:
 def put_in_force(app: Flask) -> None:
     """Has the groups of each request begin and end."""
     app.before_request(_come_last)
-    app.after_request(_end_with_response)
+    app.after_request(_finish)
     app.teardown_request(_give_back)
 
 
@@ -82,9 +82,10 @@ def _group(feature: str, n: AmountOfRequest | None, calls: FlaskCalls) -> Begin:
 
 def _come_last() -> None:
     """Puts what begins the groups behind all functions of ``before_request``, which may answer before the view."""
-    _put_view_in_force()
-    last = _Last(request.blueprint)
-    functions = current_app.before_request_funcs.setdefault(last.blueprint, [])
+    app, this = this_app(), this_request()
+    _put_view_in_force(app, this)
+    last = _Last(this.blueprint)
+    functions = app.before_request_funcs.setdefault(last.blueprint, [])
     if functions[-1:] != [last]:
         functions.append(last)
 
@@ -98,18 +99,19 @@ class _Last:
 
     def __call__(self) -> None:
         """Begins the groups, the outermost first, also where something else than the app will call the view."""
-        if request.blueprint == self.blueprint:
-            _put_view_in_force()
+        app, this = this_app(), this_request()
+        if this.blueprint == self.blueprint:
+            _put_view_in_force(app, this)
             _begin_groups()
 
 
-def _put_view_in_force() -> None:
+def _put_view_in_force(app: Flask, this: Request) -> None:
     """Replaces the view of the request by one that ends the groups. It may have been replaced since the last request,
     so this is done at each; without a view, as for an address that is not there, nothing is guarded."""
-    endpoint = this_request().endpoint or ""
-    view = current_app.view_functions.get(endpoint)
+    endpoint = this.endpoint or ""
+    view = app.view_functions.get(endpoint)
     if view is not None and not hasattr(view, _IN_FORCE):
-        current_app.view_functions[endpoint] = _in_force(view)
+        app.view_functions[endpoint] = _in_force(view)
 
 
 def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,8 +121,11 @@ def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(view)
     def ending(*args: Any, **kwargs: Any) -> Any:
         _begin_groups()
+        endings = _taken_endings(of_request())
+        if not endings:
+            return run(*args, **kwargs)
         call = partial(run, *args, **kwargs)
-        for end in reversed(_taken_endings()):
+        for end in reversed(endings):
             call = partial(settled_view, call, end)
         return call()
 
@@ -130,7 +135,9 @@ def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
 
 def _begin_groups() -> None:
     current = of_request()
-    view = current_app.view_functions.get(request.endpoint or "")
+    if not current.groups:
+        return
+    view = this_app().view_functions.get(this_request().endpoint or "")
     groups, current.groups = current.groups, []
     if view is None or getattr(view, EXEMPT, False):
         return
@@ -140,20 +147,25 @@ def _begin_groups() -> None:
             current.endings.append(ending)
 
 
-def _taken_endings() -> list[Ending]:
-    current = of_request()
-    endings, current.endings = current.endings, []
+def _taken_endings(current: CurrentRequest) -> list[Ending]:
+    endings = current.endings
+    if endings:
+        current.endings = []
     return endings
 
 
-def _end_with_response(response: Response) -> Response:
-    """Judges by the response where the view itself was not seen: it was called by other means, or not at all."""
-    for end in reversed(_taken_endings()):
+def _finish(response: Response) -> Response:
+    """Judges by the response where the view itself was not seen: it was called by other means, or not at all. Keeps
+    the response to a guarded request private."""
+    current = of_request()
+    for end in reversed(_taken_endings(current)):
         settled_view(lambda: response, end)
+    if current.is_guarded:
+        private_unless_said(response.headers)
     return response
 
 
 def _give_back(_error: BaseException | None) -> None:
     """There was no response."""
-    for end in reversed(_taken_endings()):
+    for end in reversed(_taken_endings(of_request())):
         end(False, None)

@@ -100,6 +100,19 @@ local function counted(row, held, on_its_way)
     return math.max(row.used, on_its_way.total) + held + on_its_way.more
 end
 
+local function outstanding(held, on_its_way)
+    return counted({used = 0}, held, on_its_way)
+end
+
+local function cost(amount, rate) return math.ceil(amount * rate - 1e-6) end
+
+local function priced(report, rate)
+    return {
+        period = report.period, used_at = report.used_at, ticket = report.ticket, is_set = false,
+        amount = cost(math.max(report.amount, 0), rate),
+    }
+end
+
 local function is_free(counted_so_far, amount, limit)
     return not limit or counted_so_far + amount <= limit
 end

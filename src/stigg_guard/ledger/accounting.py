@@ -7,6 +7,7 @@ timed, are whole microseconds. *Tickets* are numbers that only grow: the sequenc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -138,10 +139,29 @@ def counts(pending: Pending, period: Period) -> bool:
 
 def counted(row: Row, held: int, on_its_way: Iterable[Pending]) -> int:
     """What is used, held and on its way in the row's period. Units given back count once they are acknowledged."""
-    counting = [pending for pending in on_its_way if counts(pending, row.period)]
-    total = max((pending.amount for pending in counting if pending.is_set), default=0)
-    more = sum(max(pending.amount, 0) for pending in counting if not pending.is_set)
-    return max(row.used, total) + held + more
+    used, more = row.used, held
+    for pending in on_its_way:
+        if counts(pending, row.period):
+            if pending.is_set:
+                used = max(used, pending.amount)
+            else:
+                more += max(pending.amount, 0)
+    return used + more
+
+
+def outstanding(held: int, on_its_way: Iterable[Pending]) -> int:
+    """What is held and on its way, whatever its period."""
+    return counted(Row(UNTOLD, 0), held, on_its_way)
+
+
+def cost(amount: int, rate: float) -> int:
+    """What an amount costs a wallet, in quanta of its currency, rounded up: ``rate`` units of that a unit."""
+    return math.ceil(amount * rate - 1e-6)
+
+
+def priced(report: Pending, rate: float) -> Pending:
+    """A report under way as its wallet sees it."""
+    return report._replace(amount=cost(max(report.amount, 0), rate), is_set=False)
 
 
 def is_free(counted_so_far: int, amount: int, limit: int | None) -> bool:

@@ -291,3 +291,12 @@ local function bring_back_holds(key)
     end
     key.latest = now
 end
+
+-- What is held and on its way of a key, whatever its period.
+local function outstanding_of(key)
+    bring_back_holds(key)
+    write()
+    local sum = {more = 0, total = 0}
+    for _, entry in ipairs(entries_of(key)) do sum = summed(sum, entry, '/') end
+    return outstanding(key.held, sum)
+end

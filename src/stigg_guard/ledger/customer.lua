@@ -44,13 +44,10 @@ end
 function steps.outstanding()
     read({'c', 'k' .. ARGV[2]})
     if not customer then return 0 end
-    local key = at('k', ARGV[2])
     reckon_holds()
-    bring_back_holds(key)
+    local sum = outstanding_of(at('k', ARGV[2]))
     write()
-    local sum = {more = 0, total = 0}
-    for _, entry in ipairs(entries_of(key)) do sum = summed(sum, entry, '/') end
-    return counted({used = 0}, key.held, sum)
+    return sum
 end
 
 local RANGES = {

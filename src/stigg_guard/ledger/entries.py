@@ -11,15 +11,17 @@ Users see amounts as floats; the homes store and add up whole quanta.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias
 
 from stigg_guard.amounts import quanta
 from stigg_guard.ledger.accounting import UNTOLD, Before, News, Pending, Period, Row
 
 Dimensions: TypeAlias = Mapping[str, "str | float | bool"]
+NO_DIMENSIONS: Dimensions = {}
 
 
 class State(str, Enum):
@@ -32,8 +34,7 @@ class State(str, Enum):
     DEAD = "dead"
 
 
-@dataclass(frozen=True, slots=True)
-class UsageKey:
+class UsageKey(NamedTuple):
     """Whose usage of what: ``resource_id`` is empty for the customer itself."""
 
     customer_id: str
@@ -52,21 +53,29 @@ class Ticket(NamedTuple):
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A wish to use ``amount`` units, with what the asker's snapshot says of the key."""
+class Claim(NamedTuple):
+    """A wish to use ``amount`` units, with what the asker's snapshot says of the key.
+
+    That of a wallet says which keys the wallet ``pays_for``, and how much of its currency a unit of each costs. What is
+    held and on its way of those counts against its limit, and it is not held itself.
+    """
 
     key: UsageKey
     amount: float
     news: News
+    pays_for: tuple[tuple[UsageKey, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """A reservation: units taken off the limits of one or more keys until it is committed, released or expires."""
 
     id: str
     claims: tuple[Claim, ...]
+
+
+def held_claims(claims: Iterable[Claim]) -> tuple[Claim, ...]:
+    """Those of the claims that are held: what a wallet pays is held by the claims that it pays for."""
+    return tuple(claim for claim in claims if not claim.pays_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,7 @@ class Event:
     dimensions: Dimensions
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """``amount`` units that were used, fewer given back when negative; the new total with ``is_set``.
 
     ``dimensions`` go with the usage report; those of an event are the event's own.
@@ -102,7 +110,7 @@ class Use:
     amount: float
     is_set: bool = False
     event: Event | None = None
-    dimensions: Dimensions = field(default_factory=dict)
+    dimensions: Dimensions = NO_DIMENSIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +156,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """The sidecar's answer to one report. ``current_usage`` is None when it did not say."""
+    """The sidecar's answer to one report. ``current_usage`` is None when it did not say. ``paid`` is the key of the
+    wallet that paid for it, and how much."""
 
     report: Entry
     current_usage: float | None
     period: Period = UNTOLD
+    paid: tuple[UsageKey, float] | None = None
 
 
 class Ledger(Protocol):
@@ -276,11 +286,13 @@ def instant_of(text: str) -> int:
     return int(text) - _OFFSET
 
 
+@lru_cache(maxsize=1024)
 def period_text(period: Period) -> str:
     """A period as text: its start, a slash, its end; nothing for an end that was not told."""
     return "/".join("" if end is None else instant_text(end) for end in period)
 
 
+@lru_cache(maxsize=1024)
 def period_of(text: str) -> Period:
     start, _, end = text.partition("/")
     return Period(instant_of(start) if start else None, instant_of(end) if end else None)

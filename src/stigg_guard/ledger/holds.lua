@@ -8,32 +8,72 @@ function steps.ticket()
     return {number, now}
 end
 
--- token, hold, lasts, grace, {name, amount, period, used, limit or nothing, ticket, asked at}...
+-- The claims of a step: each has a number of names that it pays for, and the price of each, at its end.
+local function claims_from(first)
+    local claims = {}
+    while ARGV[first] do
+        local claim = {
+            name = ARGV[first], amount = tonumber(ARGV[first + 1]), pays_for = {}, news = {
+                period = ARGV[first + 2], used = tonumber(ARGV[first + 3]), limit = tonumber(ARGV[first + 4]),
+                ticket = tonumber(ARGV[first + 5]), asked_at = tonumber(ARGV[first + 6]),
+            },
+        }
+        for i = first + 8, first + 6 + 2 * tonumber(ARGV[first + 7]), 2 do
+            table.insert(claim.pays_for, {name = ARGV[i], rate = tonumber(ARGV[i + 1])})
+        end
+        table.insert(claims, claim)
+        first = first + 8 + 2 * #claim.pays_for
+    end
+    return claims
+end
+
+-- What is held and on its way of the keys that a wallet pays for, in its currency.
+local function spent(pays_for)
+    local sum = 0
+    for _, one in ipairs(pays_for) do sum = sum + cost(outstanding_of(at('k', one.name)), one.rate) end
+    return sum
+end
+
+-- The reports of a claim's key, or of those that it pays for, as is_perhaps_free wants them.
+local function sending_of_claim(claim)
+    local found = {}
+    for _, one in ipairs(claim.pays_for) do
+        for _, report in ipairs(sending_of(at('k', one.name))) do table.insert(found, priced(report, one.rate)) end
+    end
+    for _, report in ipairs(sending_of(at('k', claim.name))) do table.insert(found, report) end
+    return found
+end
+
+-- token, hold, lasts, grace, {name, amount, period, used, limit or nothing, ticket, asked at, how many keys it pays for,
+-- name, rate...}...
 function steps.hold()
-    local id, lasts, grace = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+    local id, lasts, grace, claims = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), claims_from(6)
     local fields = {'c'}
-    for i = 6, #ARGV, 7 do table.insert(fields, 'k' .. ARGV[i]) end
+    for _, claim in ipairs(claims) do
+        table.insert(fields, 'k' .. claim.name)
+        for _, one in ipairs(claim.pays_for) do table.insert(fields, 'k' .. one.name) end
+    end
     read(fields)
     local again = refusal()
     if again then return again end
     reckon_holds()
     local parts, exceeded = {}, nil
-    for i = 6, #ARGV, 7 do
-        local key, amount = at('k', ARGV[i]), tonumber(ARGV[i + 1])
+    for i, claim in ipairs(claims) do
+        local key, amount = at('k', claim.name), claim.amount
         local period = period_of(key)
-        local row, limit = believed(key.row, {
-            period = ARGV[i + 2], used = tonumber(ARGV[i + 3]), limit = tonumber(ARGV[i + 4]),
-            ticket = tonumber(ARGV[i + 5]), asked_at = tonumber(ARGV[i + 6]),
-        }, now, grace)
+        local row, limit = believed(key.row, claim.news, now, grace)
         note(key, row, period)
         bring_back_holds(key)
         local before = parts[key] or 0
-        local total = counted(row, key.held + before, on_its_way(key))
+        local total = counted(row, key.held + before, on_its_way(key)) + spent(claim.pays_for)
         if not exceeded and not is_free(total, amount, limit) then
-            local perhaps = is_perhaps_free(row, total, amount, limit, sending_of(key))
-            exceeded = {(i - 6) / 7, total, math.max(limit, 0), perhaps and 1 or 0}
+            local perhaps = is_perhaps_free(row, total, amount, limit, sending_of_claim(claim))
+            exceeded = {i - 1, total, math.max(limit, 0), perhaps and 1 or 0}
         end
         parts[key] = before + amount
+    end
+    for _, claim in ipairs(claims) do
+        if #claim.pays_for > 0 then parts[at('k', claim.name)] = nil end
     end
     for key, amount in pairs(exceeded and {} or parts) do
         local part = {amount = amount, period = key.row.period, taken_at = now, ends = now + lasts, lasts = lasts}

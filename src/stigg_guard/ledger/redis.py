@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from stigg_guard.amounts import quanta_used, units
+from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock
 from stigg_guard.errors import LedgerUnavailable
 from stigg_guard.ledger.accounting import BATCH_EVENTS_PER_USAGE, Row
@@ -23,6 +23,7 @@ from stigg_guard.ledger.entries import (
     Ticket,
     UsageKey,
     Use,
+    held_claims,
     period_text,
 )
 from stigg_guard.ledger.redis_fields import (
@@ -86,7 +87,7 @@ class RedisLedger:
             InvalidRequest: they are of different customers, or there are none.
         """
         customer = one_customer(claim.key for claim in claims)
-        hold = Hold(secrets.token_hex(8), tuple(claims))
+        hold = Hold(secrets.token_hex(8), held_claims(claims))
         wishes = [word for claim in claims for word in claim_words(claim)]
         step = Step("hold", (hold.id, microseconds(ttl), self._grace, *wishes))
         answer = self._steps.queued({customer: step})[customer]
@@ -134,7 +135,8 @@ class RedisLedger:
         for answer in answers:
             customer, entry = split_id(answer.report.id)
             told = "" if answer.current_usage is None else quanta_used(answer.current_usage)
-            words[customer] += [entry, told, period_text(answer.period)]
+            wallet, price = ("", 0.0) if answer.paid is None else (name_of(answer.paid[0]), answer.paid[1])
+            words[customer] += [entry, told, period_text(answer.period), wallet, quanta(price)]
         self._change({customer: Step("acknowledge", given) for customer, given in words.items()}, ("unsent",))
 
     def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:

@@ -115,7 +115,8 @@ def claim_words(claim: Claim) -> Sequence[Any]:
     news = claim.news
     limit = "" if news.limit is None else news.limit
     figures = period_text(news.period), news.used, limit, news.ticket, news.asked_at
-    return name_of(claim.key), quanta(claim.amount), *figures
+    prices = [word for key, rate in claim.pays_for for word in (name_of(key), repr(float(rate)))]
+    return name_of(claim.key), quanta(claim.amount), *figures, len(claim.pays_for), *prices
 
 
 def use_words(use: Use) -> Sequence[Any]:

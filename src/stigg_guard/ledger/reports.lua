@@ -144,15 +144,25 @@ function steps.take()
     return {more and 1 or 0, soonest and soonest - now or '', redis.call('ZCARD', INDEX), rows_of(reports)}
 end
 
--- token, {id, usage told or nothing, its period}...
+-- Notes what a wallet has paid for a report that was counted.
+local function pay(wallet, report, amount, ticket)
+    local period = period_of(wallet)
+    local paid = {period = '/', used_at = report.used_at, ticket = report.ticket, amount = amount, is_set = false}
+    note(wallet, learned(wallet.row, paid, nil, '/', ticket, now), period)
+end
+
+-- token, {id, usage told or nothing, its period, the wallet that paid or nothing, how much}...
 function steps.acknowledge()
     local given, batches, number = {'c'}, {}, 0
-    for i = 3, #ARGV, 3 do table.insert(given, 'e' .. ARGV[i]) end
+    for i = 3, #ARGV, 5 do
+        table.insert(given, 'e' .. ARGV[i])
+        if ARGV[i + 3] ~= '' then table.insert(given, 'k' .. ARGV[i + 3]) end
+    end
     read(given)
     local again = refusal()
     if again then return again end
     local ticket = next_ticket()
-    for i = 3, #ARGV, 3 do
+    for i = 3, #ARGV, 5 do
         local entry = at('e', ARGV[i])
         if entry and not entry.gone then
             local key = at('k', name_of(entry.id))
@@ -162,6 +172,7 @@ function steps.acknowledge()
             entry.gone = true
             local period = period_of(key)
             note(key, learned(key.row, entry, tonumber(ARGV[i + 1]), ARGV[i + 2], ticket, now), period)
+            if ARGV[i + 3] ~= '' then pay(at('k', ARGV[i + 3]), entry, tonumber(ARGV[i + 4]), ticket) end
         end
     end
     return changed(number, batches)

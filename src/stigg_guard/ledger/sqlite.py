@@ -5,10 +5,20 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, Period, Row, believed, counted, is_free, is_perhaps_free
+from stigg_guard.ledger.accounting import (
+    EXPIRED_HOLDS_KEPT,
+    Period,
+    Row,
+    believed,
+    counted,
+    is_free,
+    is_perhaps_free,
+    outstanding,
+)
 from stigg_guard.ledger.entries import (
     Acknowledged,
     Batch,
@@ -20,6 +30,7 @@ from stigg_guard.ledger.entries import (
     Ticket,
     UsageKey,
     Use,
+    held_claims,
     period_text,
 )
 from stigg_guard.ledger.sqlite_database import SqliteDatabase, microseconds_of
@@ -29,21 +40,21 @@ from stigg_guard.ledger.sqlite_statements import (
     HELD_REPORT,
     KEY,
     REPORT,
+    TAKE,
     UNSENT,
-    Key,
     bring_back,
     change,
-    columns_of,
     end,
     entry_of,
     forget_counted,
     new_batch,
     next_ticket,
     note,
-    pending_of,
+    pay,
     record,
     row_of_key,
     sending_of,
+    spent,
     standing,
     usage_of,
 )
@@ -61,28 +72,27 @@ class SqliteLedger(SqliteDatabase):
         return Ticket(self._read(next_ticket), self._time())
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
-        hold, now, lasts = Hold(secrets.token_hex(8), tuple(claims)), self._time(), microseconds_of(ttl)
-        return self._write(lambda db: self._take(db, hold, now, lasts))
+        return self._write(partial(self._take, claims, microseconds_of(ttl)))
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
         lasts = microseconds_of(ttl)
-        until = self._time() + lasts
-        held = [(until, lasts, *columns_of(claim.key), hold.id) for hold in holds for claim in hold.claims]
+        held = [(*claim.key, hold.id) for hold in holds for claim in hold.claims]
+
+        def step(db: sqlite3.Connection, now: int) -> None:
+            given = [(now + lasts, lasts, *part) for part in held]
+            db.executemany(f"UPDATE holds SET until = ?, lasts = ? WHERE {KEY} AND id = ?", given)
+
         if held:
-            self._write(
-                lambda db: db.executemany(f"UPDATE holds SET until = ?, lasts = ? WHERE {KEY} AND id = ?", held)
-            )
+            self._write(step)
 
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
-        now = self._time()
-
-        def step(db: sqlite3.Connection) -> list[float]:
+        def step(db: sqlite3.Connection, now: int) -> list[float]:
             periods, is_late = end(db, hold, now)
             if not periods and repeated:
                 return [usage_of(db, use.key) for use in uses]
             if is_late:
                 db.execute("UPDATE numbers SET late = late + 1")
-            return [record(db, use, periods.get(columns_of(use.key)), now) for use in uses]
+            return [record(db, use, periods.get(use.key), now) for use in uses]
 
         return self._write(step)
 
@@ -90,15 +100,15 @@ class SqliteLedger(SqliteDatabase):
         if self._is_in_step():  # a finalizer came by in the middle of a step
             self._dropped.append(hold)
             return
-        self._write(lambda db: end(db, hold, self._time()))
+        self._write(lambda db, now: end(db, hold, now))
 
     def record(self, use: Use) -> float:
-        return self._write(lambda db: record(db, use, None, self._time()))
+        return self._write(lambda db, now: record(db, use, None, now))
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
-        now, lasts = self._time(), microseconds_of(lease)
+        lasts = microseconds_of(lease)
 
-        def step(db: sqlite3.Connection) -> Batch | None:
+        def step(db: sqlite3.Connection, now: int) -> Batch | None:
             db.execute("DELETE FROM holds WHERE until < ?", (now - EXPIRED_HOLDS_KEPT,))
             bring_back(db, now)
             due = db.execute(DUE_BATCH, {"now": now}).fetchone()
@@ -113,48 +123,55 @@ class SqliteLedger(SqliteDatabase):
         return self._write(step)
 
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
-        now = self._time()
-
-        def step(db: sqlite3.Connection) -> None:
+        def step(db: sqlite3.Connection, now: int) -> None:
             ticket = next_ticket(db)
             for answer in answers:
                 told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-                forget_counted(db, answer.report.id, told, answer.period, ticket, now)
+                is_here = forget_counted(db, answer.report.id, told, answer.period, ticket, now)
+                if is_here and answer.paid is not None:
+                    pay(db, answer.paid, answer.report.pending, ticket, now)
 
         self._write(step)
 
     def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
         lasts = microseconds_of(seconds)
-        given = [(self._time() + lasts if lasts else 0, lasts, reason, report.id) for report in reports]
         statement = (
             f"UPDATE entries SET {UNSENT}, until = ?, lasts = ?, reason = ? "
             "WHERE id = ? AND state IN ('sending', 'uncertain')"
         )
-        self._write(lambda db: db.executemany(statement, given))
+
+        def step(db: sqlite3.Connection, now: int) -> None:
+            until = now + lasts if lasts else 0
+            db.executemany(statement, [(until, lasts, reason, report.id) for report in reports])
+
+        self._write(step)
 
     def postpone(self, batch: Batch, seconds: float) -> None:
         lasts = microseconds_of(seconds)
-        given = (self._time() + lasts, lasts, batch.id)
-        self._write(lambda db: db.execute("UPDATE entries SET until = ?, lasts = ? WHERE batch = ?", given))
+        statement = "UPDATE entries SET until = ?, lasts = ? WHERE batch = ?"
+        self._write(lambda db, now: db.execute(statement, (now + lasts, lasts, batch.id)))
 
     def split(self, batch: Batch) -> None:
         statement = "UPDATE entries SET batch = batch || '/' || id, until = 0, attempts = 0 WHERE batch = ?"
-        self._write(lambda db: db.execute(statement, (batch.id,)))
+        self._write(lambda db, _: db.execute(statement, (batch.id,)))
 
     def doubt(self, reports: Sequence[Entry], seconds: float | None, reason: str) -> None:
         lasts = microseconds_of(seconds or 0.0)
-        until = None if seconds is None else self._time() + lasts
-        given = [(until, lasts, reason, report.id) for report in reports]
         statement = (
             "UPDATE entries SET state = 'uncertain', batch = NULL, until = ?, lasts = ?, reason = ? "
             "WHERE id = ? AND state IN ('sending', 'uncertain')"
         )
-        self._write(lambda db: db.executemany(statement, given))
+
+        def step(db: sqlite3.Connection, now: int) -> None:
+            until = None if seconds is None else now + lasts
+            db.executemany(statement, [(until, lasts, reason, report.id) for report in reports])
+
+        self._write(step)
 
     def take_uncertain(self, size: int, lease: float) -> Sequence[Entry]:
-        now, lasts = self._time(), microseconds_of(lease)
+        lasts = microseconds_of(lease)
 
-        def step(db: sqlite3.Connection) -> list[Entry]:
+        def step(db: sqlite3.Connection, now: int) -> list[Entry]:
             bring_back(db, now)
             due = f"SELECT {REPORT} FROM entries WHERE state = 'uncertain' AND until <= ? ORDER BY id LIMIT ?"
             rows = db.execute(due, (now, size)).fetchall()
@@ -166,17 +183,15 @@ class SqliteLedger(SqliteDatabase):
 
     def bury(self, report: Entry, reason: str) -> None:
         statement = "UPDATE entries SET state = 'dead', batch = NULL, reason = ? WHERE id = ?"
-        self._write(lambda db: db.execute(statement, (reason, report.id)))
+        self._write(lambda db, _: db.execute(statement, (reason, report.id)))
 
     def known(self, key: UsageKey) -> Row | None:
-        return self._read(lambda db: row_of_key(db, columns_of(key)))
+        return self._read(lambda db: row_of_key(db, key))
 
     def outstanding(self, key: UsageKey) -> float:
-        def step(db: sqlite3.Connection) -> int:
-            columns, now = columns_of(key), self._time()
-            held, is_more, _ = standing(db, columns, now)
-            pending = pending_of(db, columns, Period()) if is_more else ()
-            return counted(Row(Period(), 0), held, pending)
+        def step(db: sqlite3.Connection, now: int) -> int:
+            found = standing(db, key, now)
+            return outstanding(found.held, found.pending)
 
         return units(self._write(step))
 
@@ -190,12 +205,10 @@ class SqliteLedger(SqliteDatabase):
         return self._read(lambda db: [entry_of(row) for row in db.execute(statement, given)])
 
     def retry(self, ids: Sequence[str]) -> int:
-        return self._write(lambda db: change(db, f"UPDATE entries SET {UNSENT}, reason = '', until = 0", ids))
+        return self._write(lambda db, _: change(db, f"UPDATE entries SET {UNSENT}, reason = '', until = 0", ids))
 
     def discard(self, ids: Sequence[str]) -> int:
-        now = self._time()
-
-        def step(db: sqlite3.Connection) -> int:
+        def step(db: sqlite3.Connection, now: int) -> int:
             ticket = next_ticket(db)
             dead = change(db, "DELETE FROM entries", ids, "state = 'dead'")
             return dead + sum(forget_counted(db, entry, None, Period(), ticket, now, DOUBTED) for entry in ids)
@@ -216,26 +229,25 @@ class SqliteLedger(SqliteDatabase):
 
         return self._read(step)
 
-    def _take(self, db: sqlite3.Connection, hold: Hold, now: int, lasts: int) -> Hold | LimitExceeded:
-        parts: dict[Key, tuple[int, Row]] = {}
+    def _take(self, claims: Sequence[Claim], lasts: int, db: sqlite3.Connection, now: int) -> Hold | LimitExceeded:
+        parts: dict[UsageKey, tuple[int, str]] = {}
         exceeded = None
-        for claim in hold.claims:
-            key = columns_of(claim.key)
-            held, is_more, known = standing(db, key, now)
-            row, limit = believed(known, claim.news, now, self._grace)
-            if row != known:
+        for claim in claims:
+            key, amount = claim.key, quanta(claim.amount)
+            found = standing(db, key, now, claim.news.period)
+            row, limit = believed(found.row, claim.news, now, self._grace)
+            if row is not found.row:
                 note(db, key, row)
-            amount, before = quanta(claim.amount), parts.get(key, (0, row))[0]
-            total = counted(row, held + before, pending_of(db, key, row.period) if is_more else ())
+            before = parts[key][0] if key in parts else 0
+            total = counted(row, found.held + before, found.pending) + spent(db, claim.pays_for, now)
             if exceeded is None and not is_free(total, amount, limit):
-                perhaps = is_perhaps_free(row, total, amount, limit, sending_of(db, key))
+                perhaps = is_perhaps_free(row, total, amount, limit, sending_of(db, claim))
                 exceeded = LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
-            parts[key] = amount + before, row
+            parts[key] = amount + before, period_text(row.period)
         if exceeded is not None:
             return exceeded
-        rows = [
-            (*key, hold.id, amount, period_text(row.period), now, now + lasts, lasts)
-            for key, (amount, row) in parts.items()
-        ]
-        db.executemany("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        hold = Hold(secrets.token_hex(8), held_claims(claims))
+        for key in {claim.key for claim in hold.claims}:
+            amount, period = parts[key]
+            db.execute(TAKE, (*key, hold.id, amount, period, now, now + lasts, lasts))
         return hold

@@ -9,7 +9,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from time import monotonic
+from functools import partial
+from time import monotonic, sleep
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -25,6 +26,8 @@ from stigg_guard.urls import LedgerFile
 
 BUSY_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # how often it is seen whether the file is still there
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.00005, 0.002  # in seconds, between two looks whether another process is done
+_IS_BUSY = "database is locked"  # SQLite's text for SQLITE_BUSY, whose number Python 3.10 does not tell
 CLOCK_JUMP = 1_000_000  # microseconds by which the wall clock leaves the monotonic one at once, when it is set anew
 
 T = TypeVar("T")
@@ -55,7 +58,8 @@ class SqliteDatabase:
         self._file: tuple[int, int] | None = None
         self._looked_at = 0.0
         self._is_stepping = False
-        self._ahead = self._clock_ahead()
+        # by how much the wall clock is ahead of the monotonic one, which runs on when the other is set anew
+        self._ahead = self._time() - microseconds_of(self._monotonic())
         self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
         with _lock:
             _databases.add(self)
@@ -70,10 +74,6 @@ class SqliteDatabase:
     def _time(self) -> int:
         return microseconds(self._now())
 
-    def _clock_ahead(self) -> int:
-        """By how much the wall clock is ahead of the monotonic one, which runs on when the other is set anew."""
-        return self._time() - microseconds_of(self._monotonic())
-
     def _is_in_step(self) -> bool:
         """Whether this thread is in the middle of a step on this ledger. A mark that an interrupted step has left
         behind says nothing: the lock is free then."""
@@ -81,35 +81,35 @@ class SqliteDatabase:
 
     def _read(self, step: Callable[[sqlite3.Connection], T]) -> T:
         """What one statement, or one that needs no transaction, says."""
-        return self._with_connection(step)
+        return self._in_turn(step)
 
-    def _write(self, step: Callable[[sqlite3.Connection], T]) -> T:
-        """What a transaction of its own answers; it is undone if it fails. It begins with the end of the holds that
-        were dropped."""
+    def _write(self, step: Callable[[sqlite3.Connection, int], T]) -> T:
+        """What a transaction of its own answers, which is given the time; it is undone if it fails."""
+        return self._in_turn(partial(self._transaction, step))
 
-        def transaction(db: sqlite3.Connection) -> T:
-            try:
-                db.execute("BEGIN IMMEDIATE")
-                ahead = self._clock_ahead()
-                if abs(ahead - self._ahead) >= CLOCK_JUMP:
-                    _follow_clock(db, ahead, ahead - self._ahead)
-                else:
-                    ahead = self._ahead
-                dropped = list(self._dropped)
-                for hold in dropped:
-                    end(db, hold, self._time())
-                answer = step(db)
-                db.execute("COMMIT")
-            finally:
-                _undo(db)
-            self._ahead = ahead
-            for _ in dropped:
-                self._dropped.popleft()
-            return answer
+    def _transaction(self, step: Callable[[sqlite3.Connection, int], T], db: sqlite3.Connection) -> T:
+        """It begins with the end of the holds that were dropped."""
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            now = self._time()
+            ahead, followed = now - microseconds_of(self._monotonic()), self._ahead
+            if abs(ahead - followed) >= CLOCK_JUMP:
+                _follow_clock(db, ahead, ahead - followed)
+                followed = ahead
+            dropped = list(self._dropped)
+            for hold in dropped:
+                end(db, hold, now)
+            answer = step(db, now)
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        self._ahead = followed
+        for _ in dropped:
+            self._dropped.popleft()
+        return answer
 
-        return self._with_connection(transaction)
-
-    def _with_connection(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _in_turn(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Gives the work the connection, one thread at a time.
 
         An exception from outside may end this anywhere. So the lock is taken by a statement that cannot be torn, and
@@ -126,8 +126,9 @@ class SqliteDatabase:
                 self._is_stepping = True
                 try:
                     db = self._own_connection()
-                    _undo(db)
-                    return work(db)
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    return _once_free(work, db)
                 finally:
                     self._is_stepping = False
         except sqlite3.Error as error:
@@ -230,6 +231,7 @@ def _prepared(name: str, path: str | None) -> sqlite3.Connection:
         on_failure.enter_context(closing(db))
         db.execute("PRAGMA schema_version")  # fails unless it is a database
         prepare(db, path)
+        db.execute("PRAGMA busy_timeout = 0")
         on_failure.pop_all()
         return db
 
@@ -243,9 +245,18 @@ def _file_of(path: str | None) -> tuple[int, int] | None:
     return found and (found.st_dev, found.st_ino)
 
 
-def _undo(db: sqlite3.Connection) -> None:
-    if db.in_transaction:
-        db.execute("ROLLBACK")
+def _once_free(work: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T:
+    """What the work answers once no other process is in its way: until then it fails, and has done nothing. SQLite
+    itself would look again after 1, 2, 5, 10 milliseconds and more, where a transaction takes a tenth of one."""
+    deadline, pause = monotonic() + BUSY_SECONDS, SHORTEST_PAUSE
+    while True:
+        try:
+            return work(db)
+        except sqlite3.OperationalError as error:
+            if str(error) != _IS_BUSY or monotonic() >= deadline:
+                raise
+        sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def microseconds_of(seconds: float) -> int:

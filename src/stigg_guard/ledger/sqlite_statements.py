@@ -5,22 +5,28 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from stigg_guard.amounts import quanta, units
 from stigg_guard.ledger.accounting import (
     BATCH_EVENTS_PER_USAGE,
+    UNTOLD,
     Pending,
     Period,
     Row,
+    cost,
     counted,
     learned,
     may_add_up,
+    outstanding,
+    priced,
     sent_at,
     stamped,
     taken,
 )
 from stigg_guard.ledger.entries import (
+    Claim,
     Entry,
     Hold,
     State,
@@ -45,24 +51,32 @@ DOUBTED = "state = 'uncertain'"
 _ON_ITS_WAY = "state > 'dead'"  # sending, uncertain, unsent: one range of the index, where IN would search thrice
 _NEXT_TICKET = "UPDATE numbers SET ticket = ticket + 1 RETURNING ticket"
 _ROW = "period, used, allowed, seen, settled, settled_at, moved_at, added"
-# What decides a claim: the units held, how far ahead one of their ends lies, whether there is more, the row.
-_STANDING = f"""
-SELECT held, ahead, EXISTS (SELECT 1 FROM entries WHERE {KEY} AND {_ON_ITS_WAY}), {_ROW}
-FROM (
-    SELECT coalesce(sum(CASE WHEN until > ? THEN amount END), 0) AS held, max(until - lasts) AS ahead
-    FROM holds WHERE {KEY}
-) LEFT JOIN usages ON {KEY}
+_OF_KEY = "customer = :customer AND resource = :resource AND feature = :feature"
+_ROW_OF_KEY = f"SELECT 'row', {_ROW} FROM usages WHERE {_OF_KEY}"
+# What is on its way is added up where the accounting makes no difference: on either side of the start of the row's
+# period, and of the one that it may come into by what is told.
+_PENDING_OF_KEY = f"""
+SELECT 'pending', period, sum(CASE WHEN is_set THEN 0 ELSE max(amount, 0) END), max(CASE WHEN is_set THEN amount END),
+    max(used_at), NULL, NULL, NULL, NULL
+FROM entries WHERE {_OF_KEY} AND {_ON_ITS_WAY} GROUP BY period, used_at < :start,
+    used_at < (SELECT substr(period, 1, instr(period, '/') - 1) FROM usages WHERE {_OF_KEY})
 """
-_PENDING = f"""
-SELECT sum(CASE WHEN is_set THEN 0 ELSE max(amount, 0) END), max(CASE WHEN is_set THEN amount END), period, max(used_at)
-FROM entries WHERE {KEY} AND {_ON_ITS_WAY} GROUP BY period, used_at < ?
+_HELD_OF_KEY = f"""
+SELECT 'held', NULL, coalesce(sum(CASE WHEN until > :now THEN amount END), 0), max(until - lasts),
+    NULL, NULL, NULL, NULL, NULL
+FROM holds WHERE {_OF_KEY}
 """
+_NEWEST_OF_KEY = f"""
+SELECT * FROM (
+    SELECT 'newest', period, id, amount, used_at, is_set, ticket, dimensions, NULL FROM entries
+    WHERE {_OF_KEY} AND state = 'unsent' AND event = '' ORDER BY id DESC LIMIT 1
+)
+"""
+# In one statement each: what decides a claim, and what a use is added to.
+_STANDING = f"{_ROW_OF_KEY} UNION ALL {_HELD_OF_KEY} UNION ALL {_PENDING_OF_KEY}"
+_USAGE = f"{_ROW_OF_KEY} UNION ALL {_NEWEST_OF_KEY} UNION ALL {_PENDING_OF_KEY}"
 _SENDING = f"""
 SELECT amount, period, used_at, is_set, ticket FROM entries WHERE {KEY} AND state = 'sending' AND attempts = 1
-"""
-_NEWEST = f"""
-SELECT id, amount, period, used_at, is_set, ticket, dimensions FROM entries
-WHERE {KEY} AND state = 'unsent' AND event = '' ORDER BY id DESC LIMIT 1
 """
 REPORT = (
     "id, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts, dimensions, period, "
@@ -87,11 +101,8 @@ SELECT {REPORT} FROM entries WHERE state = 'unsent' AND event <> '' AND until <=
 """
 UNSENT = "state = 'unsent', batch = NULL, attempts = 0"
 
-Key = tuple[str, str, str]
-
-
-def columns_of(key: UsageKey) -> Key:
-    return key.customer_id, key.resource_id, key.feature_id
+TAKE = "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_END = f"DELETE FROM holds WHERE {KEY} AND id = ? RETURNING period, until"
 
 
 def next_ticket(db: sqlite3.Connection) -> int:
@@ -102,95 +113,133 @@ def change(db: sqlite3.Connection, statement: str, ids: Sequence[str], where: st
     return sum(db.execute(f"{statement} WHERE id = ? AND {where}", (entry,)).rowcount for entry in ids)
 
 
-def standing(db: sqlite3.Connection, key: Key, now: int) -> tuple[int, bool, Row | None]:
-    """The units of the key that are held, whether more are on their way, and its row."""
-    held, ahead, is_more, *row = db.execute(_STANDING, (*key, now, *key, *key)).fetchone()
+@dataclass(slots=True)
+class Standing:
+    """What counts of a key: its row, the units held and those on their way; and what is unsent last, with its id."""
+
+    row: Row | None = None
+    held: int = 0
+    pending: list[Pending] = field(default_factory=list)
+    newest: tuple[int, Pending] | None = None
+
+    def usage(self) -> float:
+        """The usage of the key with all that is on its way."""
+        return units(counted(self.row or Row(UNTOLD, 0), 0, self.pending))
+
+
+def standing(db: sqlite3.Connection, key: UsageKey, now: int, told: Period = UNTOLD) -> Standing:
+    """What decides a claim, whose news are of the period ``told``."""
+    ahead, found = _standing(db, _STANDING, key, told, now)
     if ahead is not None and ahead > now:
         db.execute(f"UPDATE holds SET until = ? + lasts WHERE {KEY} AND until > ? + lasts", (now, *key, now))
-    return held, bool(is_more), _row_of(row)
+    return found
 
 
-def row_of_key(db: sqlite3.Connection, key: Key) -> Row | None:
+def _standing(
+    db: sqlite3.Connection, statement: str, key: UsageKey, told: Period = UNTOLD, now: int = 0
+) -> tuple[int | None, Standing]:
+    customer, resource, feature = key
+    start = "" if told.start is None else instant_text(told.start)
+    given = {"customer": customer, "resource": resource, "feature": feature, "start": start, "now": now}
+    ahead, found = None, Standing()
+    for kind, text, first, second, third, *more in db.execute(statement, given):
+        if kind == "held":
+            found.held, ahead = first, second
+            continue
+        period = period_of(text)
+        if kind == "row":
+            found.row = Row(period, first, second, third, *more)
+        elif kind == "pending":
+            used_at = instant_of(third)
+            found.pending.append(Pending(first, period, used_at))
+            if second is not None:
+                found.pending.append(Pending(second, period, used_at, is_set=True))
+        else:
+            is_set, ticket, dimensions, _ = more
+            found.newest = first, Pending(second, period, instant_of(third), bool(is_set), ticket, dimensions)
+    return ahead, found
+
+
+def row_of_key(db: sqlite3.Connection, key: UsageKey) -> Row | None:
     found = db.execute(f"SELECT {_ROW} FROM usages WHERE {KEY}", key).fetchone()
-    return found and _row_of(found)
+    if found is None:
+        return None
+    period, *others = found
+    return Row(period_of(period), *others)
 
 
-def _row_of(columns: Sequence[Any]) -> Row | None:
-    period, *others = columns
-    return None if period is None else Row(period_of(period), *others)
-
-
-def note(db: sqlite3.Connection, key: Key, row: Row) -> None:
+def note(db: sqlite3.Connection, key: UsageKey, row: Row) -> None:
     period, *others = row
     columns = (*key, period_text(period), *others)
     db.execute("INSERT OR REPLACE INTO usages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
 
 
-def pending_of(db: sqlite3.Connection, key: Key, period: Period) -> Iterable[Pending]:
-    """What is on its way, added up where the accounting makes no difference."""
-    start = "" if period.start is None else instant_text(period.start)
-    for more, total, told, used_at in db.execute(_PENDING, (*key, start)):
-        yield Pending(more, period_of(told), instant_of(used_at))
-        if total is not None:
-            yield Pending(total, period_of(told), instant_of(used_at), is_set=True)
+def spent(db: sqlite3.Connection, pays_for: Iterable[tuple[UsageKey, float]], now: int) -> int:
+    """What is held and on its way of the keys that a wallet pays for, in its currency."""
+    found = [(standing(db, key, now), rate) for key, rate in pays_for]
+    return sum(cost(outstanding(one.held, one.pending), rate) for one, rate in found)
 
 
-def sending_of(db: sqlite3.Connection, key: Key) -> Iterable[Pending]:
-    """The reports of the key that are under way for the first time: an acknowledgement is likely to come soon."""
-    for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key):
+def sending_of(db: sqlite3.Connection, claim: Claim) -> Iterable[Pending]:
+    """The reports of the claim's key, or of those that it pays for, that are under way for the first time: an
+    acknowledgement is likely to come soon."""
+    for key, rate in claim.pays_for:
+        for report in _sending_of(db, key):
+            yield priced(report, rate)
+    yield from _sending_of(db, claim.key)
+
+
+def _sending_of(db: sqlite3.Connection, key: UsageKey) -> Iterable[Pending]:
+    for amount, period, used_at, is_set, ticket in db.execute(_SENDING, key).fetchall():
         yield Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket)
 
 
 def usage_of(db: sqlite3.Connection, key: UsageKey) -> float:
     """The usage of a key with all that is on its way."""
-    columns = columns_of(key)
-    row = row_of_key(db, columns) or Row(Period(), 0)
-    return units(counted(row, 0, pending_of(db, columns, row.period)))
+    return _standing(db, _USAGE, key)[1].usage()
 
 
-def end(db: sqlite3.Connection, hold: Hold, now: int) -> tuple[dict[Key, Period], bool]:
+def end(db: sqlite3.Connection, hold: Hold, now: int) -> tuple[dict[UsageKey, Period], bool]:
     """Ends the hold: the periods of the parts that were still there, and whether it is late."""
-    keys = {columns_of(claim.key) for claim in hold.claims}
-    statement = f"DELETE FROM holds WHERE {KEY} AND id = ? RETURNING period, until"
-    ended = {key: row for key in keys for row in db.execute(statement, (*key, hold.id)).fetchall()}
-    lasted = [key for key, (_, until) in ended.items() if until > now]
-    return {key: period_of(period) for key, (period, _) in ended.items()}, len(lasted) < len(keys)
+    periods: dict[UsageKey, Period] = {}
+    is_late = False
+    for key in {claim.key for claim in hold.claims}:
+        ended = db.execute(_END, (*key, hold.id)).fetchall()
+        is_late = is_late or not ended or ended[0][1] <= now
+        for period, _ in ended:
+            periods[key] = period_of(period)
+    return periods, is_late
 
 
 def record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) -> float:
     """Writes the use, added to what is unsent where that loses nothing; the key's usage with it. Without the period of
     a hold it belongs to the present one."""
-    key = columns_of(use.key)
-    row = row_of_key(db, key) or Row(Period(), 0)
+    key = use.key
+    _, found = _standing(db, _USAGE, key)
+    present = UNTOLD if found.row is None else found.row.period
     if period is None:
-        period = row.period
+        period = present
     if use.amount or use.is_set:
         dimensions, event = dimensions_text(use.dimensions), event_text(use.event)
-        used_at = stamped(period, now * 1000)
-        new = Pending(quanta(use.amount), period, used_at, use.is_set, dimensions=dimensions)
-        if event or not _is_added_up(db, key, new, row.period):
+        new = Pending(quanta(use.amount), period, stamped(period, now * 1000), use.is_set, dimensions=dimensions)
+        if found.newest is not None and not event and may_add_up(found.newest[1], new, present):
+            _add(db, *found.newest, new)
+        else:
             db.execute(
                 "INSERT INTO entries (customer, resource, feature, state, amount, is_set, used_at, first_at, period, "
                 "event, dimensions) VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?, ?, ?, ?)",
-                (*key, new.amount, use.is_set, instant_text(used_at), now, period_text(period), event, dimensions),
+                (*key, new.amount, use.is_set, instant_text(new.used_at), now, period_text(period), event, dimensions),
             )
-    return units(counted(row, 0, pending_of(db, key, row.period)))
+        found.pending.append(new)
+    return found.usage()
 
 
-def _is_added_up(db: sqlite3.Connection, key: Key, new: Pending, present: Period) -> bool:
-    newest = db.execute(_NEWEST, key).fetchone()
-    if newest is None:
-        return False
-    number, amount, period, used_at, is_set, ticket, dimensions = newest
-    old = Pending(amount, period_of(period), instant_of(used_at), bool(is_set), ticket, dimensions)
-    if not may_add_up(old, new, present):
-        return False
+def _add(db: sqlite3.Connection, number: int, old: Pending, new: Pending) -> None:
     latest = instant_text(max(old.used_at, new.used_at))
-    db.execute("UPDATE entries SET amount = ?, used_at = ? WHERE id = ?", (amount + new.amount, latest, number))
-    return True
+    db.execute("UPDATE entries SET amount = ?, used_at = ? WHERE id = ?", (old.amount + new.amount, latest, number))
 
 
-def _is_alone(db: sqlite3.Connection, key: Key) -> bool:
+def _is_alone(db: sqlite3.Connection, key: UsageKey) -> bool:
     """Whether no report of the key is under way."""
     statement = f"SELECT EXISTS (SELECT 1 FROM entries WHERE {KEY} AND state IN ('sending', 'uncertain'))"
     return not db.execute(statement, key).fetchone()[0]
@@ -210,8 +259,8 @@ def new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
         return None
     batch, ticket = secrets.token_hex(16), next_ticket(db)
     entries = [entry_of(row) for row in rows]
-    befores: dict[Key, str] = {}
-    for key in {columns_of(entry.key) for entry in entries}:
+    befores: dict[UsageKey, str] = {}
+    for key in {entry.key for entry in entries}:
         row = row_of_key(db, key)
         if row is not None:
             row, before = taken(row, ticket, _is_alone(db, key))
@@ -222,7 +271,7 @@ def new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
         [
             (
                 *(batch, instant_text(sent_at(entry.period, entry.used_at, now * 1000)), ticket),
-                *(befores.get(columns_of(entry.key), ""), entry.id),
+                *(befores.get(entry.key, ""), entry.id),
             )
             for entry in entries
         ],
@@ -237,10 +286,17 @@ def forget_counted(
     fields = "customer, resource, feature, amount, period, used_at, is_set, ticket"
     gone = db.execute(f"DELETE FROM entries WHERE id = ? AND {where} RETURNING {fields}", (entry,)).fetchall()
     for customer, resource, feature, amount, held_in, used_at, is_set, first in gone:
-        key = customer, resource, feature
+        key = UsageKey(customer, resource, feature)
         pending = Pending(amount, period_of(held_in), instant_of(used_at), bool(is_set), first)
         note(db, key, learned(row_of_key(db, key), pending, told, period, ticket, now))
     return bool(gone)
+
+
+def pay(db: sqlite3.Connection, paid: tuple[UsageKey, float], report: Pending, ticket: int, now: int) -> None:
+    """Notes what a wallet has paid for a report that was counted; the next snapshot tells its usage."""
+    wallet, price = paid
+    payment = report._replace(amount=quanta(price), is_set=False)
+    note(db, wallet, learned(row_of_key(db, wallet), payment, None, UNTOLD, ticket, now))
 
 
 def entry_of(row: Sequence[Any]) -> Entry:

@@ -10,9 +10,8 @@ from types import MappingProxyType, TracebackType
 
 from stigg_guard.amounts import Amount, finite_number, usage_amount
 from stigg_guard.entitlements import Customer, Entitlement, require_id
-from stigg_guard.errors import FeatureDenied, InvalidRequest
+from stigg_guard.errors import InvalidRequest
 from stigg_guard.ledger import Event, Hold
-from stigg_guard.observer import Observer
 from stigg_guard.usage.holds import Confirm, Holds, confirm_now
 
 
@@ -26,6 +25,7 @@ class Consumption:
     __slots__ = (
         "__weakref__",
         "_amounts",
+        "_at_least",
         "_confirm",
         "_customer",
         "_dimensions",
@@ -45,12 +45,14 @@ class Consumption:
         customer: Customer,
         event: Event | None,
         dimensions: Mapping[str, str | float | bool],
+        at_least: float | None = None,
     ) -> None:
         self._holds = holds
         self._amounts = amounts
         self._customer = customer
         self._event = event
         self._dimensions = dimensions
+        self._at_least = at_least
         self._confirm: Confirm = confirm_now
         self._hold: Hold | None = None
         self._pid = 0
@@ -113,10 +115,13 @@ class Consumption:
         if self._pid != os.getpid():
             return
         if certain:
-            self._holds.commit(hold, self._amounts, self._event, self._dimensions)
+            self._commit(hold)
         else:
             self._amounts = dict.fromkeys(self._amounts, 0.0)
             self._holds.release(hold)
+
+    def _commit(self, hold: Hold) -> None:
+        self._holds.commit(hold, self._amounts, self._event, self._dimensions)
 
     def begin(self) -> Consumption:
         """Takes the hold, for work that is no ``with`` block, which does it by itself. Once: each use needs a
@@ -128,28 +133,21 @@ class Consumption:
             SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
-        if self._pid:
-            raise InvalidRequest("", "a use is entered once; call consume() again for another one, as for a second try")
-        self._pid = os.getpid()
-        audience = self._holds.audience
-        try:
-            with audience.timed(Observer.held, self._customer, tuple(self._amounts)):
-                self._take()
-        except FeatureDenied as error:
-            audience.tell(Observer.checked, error.entitlement, self._customer)
-            audience.tell(Observer.denied, error)
-            raise
-        for answer in self.entitlements.values() if audience.follows_checks else ():
-            audience.tell(Observer.checked, answer, self._customer)
-        return self
-
-    def _take(self) -> None:
-        answers, hold = self._holds.hold(self._amounts, self._customer)
+        self._pid = self._begun()
+        answers, hold = self._holds.hold(self._amounts, self._customer, self._at_least)
         self.entitlements = MappingProxyType(answers)
         if hold is not None and hold.id:
             self._holds.watch(hold, self)
+            if self._at_least is not None:
+                self._amounts[next(iter(self._amounts))] = hold.claims[0].amount
         self._confirm = self._holds.begin()
         self._hold = hold
+        return self
+
+    def _begun(self) -> int:
+        if self._pid:
+            raise InvalidRequest("", "a use is entered once; call consume() again for another one, as for a second try")
+        return os.getpid()
 
     def __enter__(self) -> Consumption:
         return self.begin()
@@ -158,6 +156,16 @@ class Consumption:
         self, error: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         self.end(succeeded=error is None)
+
+
+class Occupation(Consumption):
+    """Units that are held while work runs and always given back, never reported: a limit of how many at once."""
+
+    __slots__ = ()
+
+    def end(self, succeeded: bool) -> None:
+        """Gives the units back, however the work went. Once."""
+        super().end(False)
 
 
 def make_event(name: str, dimensions: Mapping[str, str | float | bool]) -> Event:

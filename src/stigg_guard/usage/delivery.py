@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from stigg_guard.amounts import quanta_used
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnUncertain
+from stigg_guard.credits import paid
 from stigg_guard.errors import InvalidRequest, NotSupported, SidecarError, SidecarUnavailable, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, Period
 from stigg_guard.ledger.accounting import was_counted
@@ -148,6 +150,9 @@ class Delivery:
         self._acknowledge(answers)
 
     def _acknowledge(self, answers: Sequence[Acknowledged]) -> None:
+        rates = self._config.credit_rates
+        if rates:
+            answers = [replace(answer, paid=paid(rates, answer.report)) for answer in answers]
         self._ledger.acknowledge(answers)
         self.counts["acknowledged"] += len(answers)
         for answer in answers:

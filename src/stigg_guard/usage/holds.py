@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from time import monotonic, sleep
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from stigg_guard.amounts import quanta, quanta_used
+from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
+from stigg_guard.credits import price, repriced, wallet_claim
 from stigg_guard.entitlements import Customer, Entitlement, Kind, changed
 from stigg_guard.errors import (
     ClientClosed,
@@ -55,6 +56,19 @@ class ConfirmSince(ABC):
         self.begin()(end)
 
 
+class Terms(NamedTuple):
+    """For how many seconds units are held, and how many are enough of the one feature that is wanted: all without."""
+
+    ttl: float
+    at_least: float | None = None
+
+
+Wallets: TypeAlias = "Mapping[str, tuple[Entitlement, Snapshot]]"
+"""Wallets of credits by their currency, with the snapshot that each came from."""
+Found: TypeAlias = Mapping[str, tuple[Entitlement, "Snapshot | None"]]
+"""The answer to each feature that is wanted, and the snapshot that it came from."""
+
+
 class Holds:
     """Holds, uses and gives back units: decides with the lookup, writes into the ledger, hands to the reporter."""
 
@@ -72,6 +86,7 @@ class Holds:
         self._ledger = ledger
         self.confirm = confirm
         self.audience = audience
+        self._unpriced: set[str] = set()
         self.keeper = HoldKeeper(ledger, config.hold_ttl)
         self.reporter = Reporter(
             ledger,
@@ -86,27 +101,51 @@ class Holds:
         for thread in (self.reporter, self.keeper):
             weakref.finalize(self, thread.leave).atexit = False
 
-    def hold(self, amounts: Mapping[str, float], customer: Customer) -> tuple[dict[str, Entitlement], Hold | None]:
+    def hold(
+        self,
+        amounts: Mapping[str, float],
+        customer: Customer,
+        at_least: float | None = None,
+        ttl: float | None = None,
+    ) -> tuple[dict[str, Entitlement], Hold | None]:
         """Takes reservations for the amounts of all features, or for none; there is no hold where nothing is counted.
+
+        With ``at_least`` units of the one feature that is wanted, fewer are held where no more are left. They are held
+        for ``ttl`` seconds, or for ``HOLD_TTL``, for which a watch renews them.
 
         Raises:
             FeatureDenied: one of them is not to be had.
             SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
+        try:
+            with self.audience.timed(Observer.held, customer, tuple(amounts)):
+                answers, hold = self._hold(amounts, customer, at_least, ttl)
+        except FeatureDenied as error:
+            self.audience.tell(Observer.checked, error.entitlement, customer)
+            self.audience.tell(Observer.denied, error)
+            raise
+        for answer in answers.values() if self.audience.follows_checks else ():
+            self.audience.tell(Observer.checked, answer, customer)
+        return answers, hold
+
+    def _hold(
+        self, amounts: Mapping[str, float], customer: Customer, at_least: float | None, ttl: float | None
+    ) -> tuple[dict[str, Entitlement], Hold | None]:
         found = self._found(amounts, customer)
         if not self._lookup.counts:
             denied = next((asked for asked, _ in found.values() if not asked), None)
             if denied is not None:
                 raise FeatureDenied(denied, customer)
             return _answers(found), None
+        terms = Terms(ttl or self._config.hold_ttl, at_least)
         try:
-            return self._taken(found, customer)
+            return self._taken(found, customer, terms)
         except FeatureDenied:
             ages = [self._lookup.cache.age(snapshot) for _, snapshot in found.values() if snapshot is not None]
             if max(ages, default=0.0) <= DENIAL_SECONDS:
                 raise
-        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer)
+        return self._taken(self._found(amounts, customer, DENIAL_SECONDS), customer, terms)
 
     def commit(
         self,
@@ -114,8 +153,11 @@ class Holds:
         amounts: Mapping[str, float],
         event: Event | None,
         dimensions: Mapping[str, str | float | bool],
+        *,
+        travelled: bool = False,
     ) -> None:
-        """Turns the hold of successful work into usage: it is in the ledger, or on other ways to the sidecar."""
+        """Turns the hold of successful work into usage: it is in the ledger, or on other ways to the sidecar. One that
+        has ``travelled`` may be ended by others, too, and counts once."""
         uses = [
             Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions) for claim in hold.claims
         ]
@@ -124,17 +166,20 @@ class Holds:
                 self._record(use)
             return
         try:
-            counted = self._ledger.commit(hold, uses)
+            counted = self._ledger.commit(hold, uses, repeated=travelled)
         except LedgerUnavailable as error:
             self.keeper.unwatch(hold)
-            self._rescue(uses, error)
+            if travelled:
+                self._repeat(hold, uses)
+            else:
+                self._rescue(uses, error)
             return
         except ClientClosed:
             logger.critical("usage of %r is LOST: the guard was closed while it was in use", str(hold.claims[0].key))
             raise
         except BaseException:  # from outside: nobody knows whether the step was made
             logger.error("an exception from outside interrupted the end of work on %r", str(hold.claims[0].key))
-            self.reporter.repeat(partial(self._ledger.commit, hold, uses, repeated=True), uses)
+            self._repeat(hold, uses)
             self.keeper.unwatch(hold)
             raise
         self.keeper.unwatch(hold)
@@ -148,6 +193,10 @@ class Holds:
         """Renews the hold until it is committed or released, or its owner is dropped."""
         self.keeper.watch(hold, owner)
         self.reporter.start()
+
+    def extend(self, hold: Hold, seconds: float) -> None:
+        """Lets the hold last this many seconds from now."""
+        self._ledger.renew([hold], seconds)
 
     def release(self, hold: Hold) -> None:
         """Gives back the hold of failed work. What cannot be given back now comes back when the hold expires."""
@@ -204,24 +253,22 @@ class Holds:
             for feature, n in amounts.items()
         }
 
-    def _taken(
-        self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer
-    ) -> tuple[dict[str, Entitlement], Hold]:
+    def _taken(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         answers = _answers(found)
-        if not any(asked.needs_fresh_check for asked in answers.values()):
-            return answers, self._take(found, customer)
+        wallets = self._wallets(found)
+        if wallets is not None:
+            hold = self._take(found, customer, terms, wallets)
+            return (_partly(answers, hold) if terms.at_least is not None else answers), hold
         # Two that hold before they check would each be denied for the other's sake: one after the other.
         asked_at, patience = monotonic(), self._config.timeout
         with _checking[hash(customer) % len(_checking)]:
             if monotonic() - asked_at > patience:
                 raise SidecarTimeout(f"the checks of other threads took longer than {patience:g} s")
-            return self._take_and_check(found, customer)
+            return self._take_and_check(found, customer, terms)
 
-    def _take_and_check(
-        self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer
-    ) -> tuple[dict[str, Entitlement], Hold]:
+    def _take_and_check(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         """Holds first, so that others who check meanwhile see it, and then asks the sidecar about all that is held."""
-        answers, hold = _answers(found), self._take(found, customer)
+        answers, hold = _answers(found), self._take(found, customer, terms, {})
         try:
             for feature, asked in answers.items():
                 if asked.needs_fresh_check:
@@ -233,7 +280,30 @@ class Holds:
             raise
         return answers, hold
 
-    def _take(self, found: Mapping[str, tuple[Entitlement, Snapshot | None]], customer: Customer) -> Hold:
+    def _wallets(self, found: Found) -> Wallets | None:
+        """The wallets that pay for what is wanted; None where only the sidecar can say whether they can."""
+        wallets: dict[str, tuple[Entitlement, Snapshot]] = {}
+        for feature, (asked, snapshot) in found.items():
+            if not asked.needs_fresh_check:
+                continue
+            rate = self._config.credit_rates.get(feature)
+            wallet = snapshot.find(rate.currency) if rate is not None and snapshot is not None else None
+            if rate is None or wallet is None or snapshot is None or wallet.kind is not Kind.CREDIT:
+                self._warn_of_rate(feature)
+                return None
+            wallets[rate.currency] = wallet, snapshot
+        return wallets
+
+    def _warn_of_rate(self, feature: str) -> None:
+        if feature not in self._unpriced:
+            self._unpriced.add(feature)
+            logger.warning(
+                "%r is paid from credits, so the sidecar is asked at each use, one by one: set CREDIT_RATES to "
+                "its currency, which the customer's plan must have, and to what a unit costs",
+                feature,
+            )
+
+    def _take(self, found: Found, customer: Customer, terms: Terms, wallets: Wallets) -> Hold:
         for asked, _ in found.values():
             if asked.kind is Kind.CREDIT and asked.currency == asked.feature_id:
                 raise InvalidRequest(
@@ -242,25 +312,41 @@ class Holds:
             if not asked and not asked.is_limited:
                 raise FeatureDenied(asked, customer)
         claims = [_claim(asked, snapshot, customer) for asked, snapshot in found.values()]
+        rates = self._config.credit_rates
+        payments = [
+            wallet_claim(rates, claims, _claim(wallet, snapshot, customer)) for wallet, snapshot in wallets.values()
+        ]
         try:
-            held = self._held(claims)
+            held = self._held([*claims, *payments], terms)
         except LedgerUnavailable as error:
             return self._without_ledger(claims, customer, error)
-        if isinstance(held, LimitExceeded):
-            asked, _ = found[held.claim.key.feature_id]
-            counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
-            raise FeatureDenied(counted.allows(held.claim.amount), customer)
-        return held
+        if isinstance(held, Hold):
+            return held
+        if held.claim.pays_for:
+            wallet, _ = wallets[held.claim.key.feature_id]
+            paid_for = next(one for one in found if one in rates and rates[one].currency == wallet.feature_id)
+            enough = terms.at_least and price(rates, paid_for, terms.at_least)
+            denied = _exceeded(changed(wallet, feature_id=paid_for), held, enough)
+        else:
+            denied = _exceeded(found[held.claim.key.feature_id][0], held, terms.at_least)
+        raise FeatureDenied(denied, customer)
 
-    def _held(self, claims: Sequence[Claim]) -> Hold | LimitExceeded:
-        """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit."""
+    def _held(self, claims: Sequence[Claim], terms: Terms) -> Hold | LimitExceeded:
+        """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit, and
+        then for what is left, if that is enough."""
         deadline, pause = monotonic() + self._config.timeout, _FIRST_PAUSE
         while True:
-            held = self._ledger.hold(claims, self._config.hold_ttl)
-            if isinstance(held, Hold) or not held.is_perhaps_free or monotonic() >= deadline:
+            held = self._ledger.hold(claims, terms.ttl)
+            if isinstance(held, Hold):
                 return held
-            sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            if held.is_perhaps_free and monotonic() < deadline:
+                sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            fewer = None if terms.at_least is None else _fewer(claims, held, terms.at_least)
+            if fewer is None:
+                return held
+            claims = fewer
 
     def _without_ledger(self, claims: list[Claim], customer: Customer, error: LedgerUnavailable) -> Hold:
         if self._config.on_outage is OnOutage.ERROR:
@@ -270,8 +356,39 @@ class Holds:
         logger.error("%r is used without a hold, as ON_OUTAGE allows: %s", str(claims[0].key), error)
         return Hold("", tuple(claims))
 
+    def _repeat(self, hold: Hold, uses: Sequence[Use]) -> None:
+        self.reporter.repeat(partial(self._ledger.commit, hold, uses, repeated=True), uses)
+
     def _rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
+
+
+def _exceeded(asked: Entitlement, held: LimitExceeded, enough: float | None) -> Entitlement:
+    """The denial of an amount, or of what would have been enough of it, with the figures that the ledger counted."""
+    counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
+    return counted.allows(enough or held.claim.amount)
+
+
+def _fewer(claims: Sequence[Claim], held: LimitExceeded, at_least: float) -> Sequence[Claim] | None:
+    """Claims on what is left of the one feature, if that is enough: whole units where such are wanted."""
+    wanted, *payments = claims
+    rate = dict(held.claim.pays_for).get(wanted.key, 1.0)
+    left = (held.limit - held.counted) / rate
+    if wanted.amount.is_integer() and at_least.is_integer():
+        left = left // 1
+    fewer = units(quanta(left))
+    if fewer < at_least or fewer >= wanted.amount:
+        return None
+    return [wanted._replace(amount=fewer), *(repriced(payment, wanted, fewer) for payment in payments)]
+
+
+def _partly(answers: dict[str, Entitlement], hold: Hold) -> dict[str, Entitlement]:
+    """The answers, of as many units as are held."""
+    held = {claim.key.feature_id: claim.amount for claim in hold.claims}
+    return {
+        feature: changed(answer, has_access=True, reason=None, requested_usage=held[feature])
+        for feature, answer in answers.items()
+    }
 
 
 # Which checks wait for each other: those of one customer, and by chance a few of others.
@@ -290,7 +407,7 @@ def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True)
     lookup.cache.correct(Customer(key.customer_id, key.resource_id or None), key.feature_id, usage, lower=lower)
 
 
-def _answers(found: Mapping[str, tuple[Entitlement, Snapshot | None]]) -> dict[str, Entitlement]:
+def _answers(found: Found) -> dict[str, Entitlement]:
     return {feature: answer for feature, (answer, _) in found.items()}
 
 

@@ -13,7 +13,16 @@ from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.django.ledger.usages import Locked, Standing, note, sending, standings
 from stigg_guard.ledger import Claim, Hold, LimitExceeded, Period, Row, UsageKey
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, UNTOLD, believed, counted, is_free, is_perhaps_free
+from stigg_guard.ledger.accounting import (
+    EXPIRED_HOLDS_KEPT,
+    Pending,
+    believed,
+    cost,
+    counted,
+    is_free,
+    is_perhaps_free,
+    priced,
+)
 from stigg_guard.ledger.entries import period_of, period_text
 
 _EXPIRE = """
@@ -56,31 +65,44 @@ class Part(NamedTuple):
     until: int
 
 
-def take(step: Step, locked: Locked, hold: Hold, lasts: int, grace: int) -> Hold | LimitExceeded:
-    """Takes all the claims of the hold, or none. What their news tell is noted either way."""
+def take(
+    step: Step, locked: Locked, hold: Hold, claims: Sequence[Claim], lasts: int, grace: int
+) -> Hold | LimitExceeded:
+    """Takes all the claims, or none. What their news tell is noted either way."""
     now, rows = locked
     rows, changed = dict(rows), {}
     wishes: list[tuple[Claim, Row, int | None]] = []
-    for claim in hold.claims:
+    for claim in claims:
         key = text_of(claim.key)
         row, limit = believed(rows[key], claim.news, now, grace)
         if row != rows[key]:
             rows[key] = changed[key] = row
         wishes.append((claim, row, limit))
     note(step, changed)
-    found = held(step, rows, now)
+    paid_for = {text_of(key) for claim in claims for key, _ in claim.pays_for}
+    found = held(step, {*rows, *paid_for}, now)
     taken: dict[str, int] = {}
     for claim, row, limit in wishes:
         key, amount = text_of(claim.key), quanta(claim.amount)
-        total = counted(row, found[key].held + taken.get(key, 0), found[key].pending)
+        spent = sum(cost(found[text_of(one)].outstanding(), rate) for one, rate in claim.pays_for)
+        total = counted(row, found[key].held + taken.get(key, 0), found[key].pending) + spent
         if not is_free(total, amount, limit):
-            perhaps = is_perhaps_free(row, total, amount, limit, sending(step, key))
+            perhaps = is_perhaps_free(row, total, amount, limit, _sending(step, claim))
             return LimitExceeded(claim, units(total), units(max(limit or 0, 0)), perhaps)
         taken[key] = taken.get(key, 0) + amount
     periods = {text_of(claim.key): period_text(row.period) for claim, row, _ in wishes}
-    parts = [(hold.id, key, amount, periods[key], now, now + lasts, lasts, True) for key, amount in taken.items()]
+    parts = [
+        (hold.id, key, taken[key], periods[key], now, now + lasts, lasts, True)
+        for key in {text_of(claim.key): None for claim in hold.claims}
+    ]
     step.run(_TAKE, rows=parts)
     return hold
+
+
+def _sending(step: Step, claim: Claim) -> list[Pending]:
+    """The reports under way of the claim's key, and of those that it pays for."""
+    paid_for = [priced(one, rate) for key, rate in claim.pays_for for one in sending(step, text_of(key))]
+    return [*paid_for, *sending(step, text_of(claim.key))]
 
 
 def held(step: Step, keys: Collection[str], now: int) -> dict[str, Standing]:
@@ -100,7 +122,7 @@ def held(step: Step, keys: Collection[str], now: int) -> dict[str, Standing]:
 def outstanding(step: Step, key: UsageKey) -> float:
     text = text_of(key)
     standing = held(step, [text], step.now())[text]
-    return units(counted(Row(UNTOLD, 0), standing.held, standing.pending))
+    return units(standing.outstanding())
 
 
 def renew(step: Step, holds: Sequence[Hold], lasts: int) -> None:

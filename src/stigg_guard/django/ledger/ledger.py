@@ -19,6 +19,7 @@ from stigg_guard.django.ledger.settling import SettlingLedger
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.errors import ConfigError
 from stigg_guard.ledger import Acknowledged, Batch, Claim, Entry, Hold, LimitExceeded, Row, State, Ticket, UsageKey
+from stigg_guard.ledger.entries import held_claims
 
 T = TypeVar("T")
 
@@ -70,8 +71,7 @@ class DjangoLedger(SettlingLedger):
         return self._database.step(usages.next_ticket)
 
     def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
-        hold, lasts = Hold(secrets.token_hex(8), tuple(claims)), _microseconds(ttl)
-        taken = self._take(hold, lasts)
+        taken = self._take(claims, _microseconds(ttl))
         users = self._database.users_transaction()
         if users is not None and isinstance(taken, Hold):
             self._follow(users, taken)
@@ -133,14 +133,17 @@ class DjangoLedger(SettlingLedger):
     def _alone(self, work: Callable[[Step], T]) -> T:
         return self._database.step(work, alone=True)
 
-    def _take(self, hold: Hold, lasts: int) -> Hold | LimitExceeded:
+    def _take(self, claims: Sequence[Claim], lasts: int) -> Hold | LimitExceeded:
         """Takes the units in a step that has the limits of all keys to itself. Rows that are missing are made in a step
         before, so that nobody waits for a new row while he has a lock."""
-        keys = {text_of(claim.key) for claim in hold.claims}
+        hold = Hold(secrets.token_hex(8), held_claims(claims))
+        keys = {text_of(claim.key) for claim in claims}
 
         def take(step: Step) -> Hold | LimitExceeded | None:
             locked = usages.lock(step, keys)
-            return holding.take(step, locked, hold, lasts, self._grace) if len(locked.rows) == len(keys) else None
+            return (
+                holding.take(step, locked, hold, claims, lasts, self._grace) if len(locked.rows) == len(keys) else None
+            )
 
         while (taken := self._database.step(take)) is None:
             self._database.step(partial(usages.make, keys=keys))

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from stigg_guard.amounts import quanta_used
+from stigg_guard.amounts import quanta, quanta_used
 from stigg_guard.django.ledger import holding
 from stigg_guard.django.ledger.rows import HELD, REPORT, held_report_of, numbers_of, plain, report_of, text_of
 from stigg_guard.django.ledger.step import Step
@@ -256,6 +256,7 @@ def _learn(step: Step, counted: Sequence[tuple[tuple[str, Pending], Acknowledged
     keys = {key for (key, _), _ in counted}
     if not keys:
         return
+    keys |= {text_of(answer.paid[0]) for _, answer in counted if answer is not None and answer.paid is not None}
     make(step, keys)
     now, rows = lock(step, keys)
     ticket = next_ticket(step).number
@@ -263,4 +264,8 @@ def _learn(step: Step, counted: Sequence[tuple[tuple[str, Pending], Acknowledged
         told, period = (None, UNTOLD) if answer is None else (answer.current_usage, answer.period)
         used = None if told is None else quanta_used(told)
         rows[key] = learned(rows[key], pending, used, period, ticket, now)
+        if answer is not None and answer.paid is not None:
+            wallet, price = text_of(answer.paid[0]), quanta(answer.paid[1])
+            payment = pending._replace(amount=price, is_set=False)
+            rows[wallet] = learned(rows[wallet], payment, None, UNTOLD, ticket, now)
     note(step, rows)

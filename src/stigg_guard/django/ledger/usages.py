@@ -9,7 +9,7 @@ from typing import NamedTuple
 from stigg_guard.amounts import units
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.ledger import Row, Ticket
-from stigg_guard.ledger.accounting import UNTOLD, Pending, counted
+from stigg_guard.ledger.accounting import UNTOLD, Pending, counted, outstanding
 from stigg_guard.ledger.entries import instant_of, period_of, period_text
 
 TICKETS_KEPT = 1000
@@ -72,6 +72,10 @@ class Standing:
     held: int = 0
     ends: int | None = None
     ahead: int | None = None
+
+    def outstanding(self) -> int:
+        """What is held and on its way, whatever its period."""
+        return outstanding(self.held, self.pending)
 
     def usage(self) -> float:
         """The usage with all that is on its way."""

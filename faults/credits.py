@@ -1,0 +1,132 @@
+"""One wallet of credits that pays for three features at different rates: what is sold of it, and what is left."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.redis_server import RedisServer
+
+from faults.promise import Promise, Scale
+from faults.sidecars import LocalSidecar, usage_of
+from faults.workers import CONTEXT, PATIENCE, drain, make_guard, processes
+from stigg_guard import FeatureDenied
+from stigg_guard.errors import LedgerUnavailable, SidecarError
+
+PROCESSES, THREADS, ATTEMPTS = 8, 8, 40
+CUSTOMER = "customer"
+WALLET = 3_000
+RATES = {"ai": 2.0, "images": 0.5, "words": 0.1}
+HOLD_TTL = 2.0
+CATALOG = "\n".join(
+    [
+        "[currencies.credits]",
+        *(
+            f'[features.{feature}]\ntype = "metered"\nmeter = "incremental"\n'
+            f'credit_rate = {{ currency = "credits", amount = {rate} }}'
+            for feature, rate in RATES.items()
+        ),
+        "[plans.plan.entitlements]",
+        *(f"{feature} = {{}}" for feature in RATES),
+        f"[plans.plan.credits]\ncredits = {{ amount = {WALLET} }}",
+        f'[customers.{CUSTOMER}]\nplan = "plan"',
+    ]
+)
+
+
+class WorkFailed(Exception):
+    """What an application raises when its own work goes wrong."""
+
+
+def wallets(scale: Scale) -> Iterator[Promise]:
+    """8 processes x 8 threads use three features of one wallet; a third of the work fails, and two are killed."""
+    yield from _on(scale, "sqlite", f"sqlite:///{scale.folder / 'credits.sqlite3'}")
+    folder = scale.folder / "credits-server"
+    folder.mkdir()
+    with RedisServer(folder) as server:
+        yield from _on(scale, "redis", server.url)
+
+
+def _on(scale: Scale, home: str, ledger: str) -> Iterator[Promise]:
+    with LocalSidecar(scale.folder / f"credits-{home}", catalog=CATALOG) as sidecar:
+        logs = [scale.folder / f"credits-{home}-{number}.log" for number in range(PROCESSES)]
+        _all_attempts(sidecar.address, ledger, logs)
+        drain(sidecar.address, ledger)
+        time.sleep(HOLD_TTL)
+        usage = usage_of(sidecar.address, [CUSTOMER])[CUSTOMER]
+        rest = _rest_is_exact(sidecar.address, ledger, WALLET - usage["credits"])
+    lines = [line.split() for log in logs for line in log.read_text().splitlines()]
+    sold = {feature: sum(int(line[2]) for line in lines if line[:2] == [feature, "used"]) for feature in RATES}
+    open_ends = sum(line[1] == "using" for line in lines) - sum(line[1] == "used" for line in lines)
+    who = f"{home}: {PROCESSES} processes x {THREADS} threads, three features of one wallet"
+    yield Promise(
+        f"{who} never spend more than it has", f"{usage['credits']:g} of {WALLET} spent", usage["credits"] <= WALLET
+    )
+    missing = {feature: sold[feature] - usage[feature] for feature in RATES if usage[feature] < sold[feature]}
+    most = sum(usage[feature] - sold[feature] for feature in RATES)
+    yield Promise(
+        f"{who}: the sidecar counts what was sold",
+        f"{sum(usage[feature] for feature in RATES):g} counted, {open_ends} killed in the commit, missing {missing}",
+        not missing and most <= 9 * open_ends and sum(sold.values()) > 0,
+    )
+    yield Promise(f"{who}: exactly the rest can be held afterwards", rest or "to a tenth of a credit", not rest)
+
+
+def _rest_is_exact(address: str, ledger: str, rest: float) -> str:
+    """What is wrong with what can be held of the rest of the wallet."""
+    most = round(rest / RATES["words"])
+    with make_guard(address, ledger, CREDIT_RATES=_setting(), SETTLE_GRACE=0) as guard:
+        for amount, is_free in ((most, most > 0), (most + 1, False)):  # an empty wallet gives not even nothing
+            try:
+                with guard.consume("words", amount, customer=CUSTOMER):
+                    raise WorkFailed
+            except WorkFailed:
+                held = True
+            except FeatureDenied:
+                held = False
+            if held is not is_free:
+                return f"{amount} words of {rest:g} credits: held {held}"
+    return ""
+
+
+def _all_attempts(address: str, ledger: str, logs: Sequence[Path]) -> None:
+    done: Any = CONTEXT.Queue()
+    together = CONTEXT.Barrier(PROCESSES, timeout=PATIENCE)
+    with processes(PROCESSES, _work, address, ledger, list(map(str, logs)), together, done) as started:
+        while not all(log.exists() and log.stat().st_size for log in logs):
+            time.sleep(0.01)
+        for process in started[:2]:
+            process.kill()
+        for _ in started[2:]:
+            done.get(timeout=PATIENCE)
+
+
+def _work(address: str, ledger: str, logs: Sequence[str], together: Any, done: Any, number: int) -> None:
+    lines = os.open(logs[number], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    with make_guard(address, ledger, CREDIT_RATES=_setting(), HOLD_TTL=HOLD_TTL) as guard:
+
+        def attempt(_: int) -> None:
+            feature, amount = random.choice(list(RATES)), random.randint(1, 9)
+            try:
+                with guard.consume(feature, amount, customer=CUSTOMER):
+                    time.sleep(random.random() * 0.004)
+                    if random.random() < 0.33:
+                        raise WorkFailed
+                    os.write(lines, f"{feature} using {amount}\n".encode())
+                os.write(lines, f"{feature} used {amount}\n".encode())
+            except (WorkFailed, FeatureDenied, LedgerUnavailable, SidecarError):
+                pass
+
+        with ThreadPoolExecutor(THREADS) as threads:
+            together.wait()
+            list(threads.map(attempt, range(THREADS * ATTEMPTS)))
+    done.put(number)
+
+
+def _setting() -> dict[str, object]:
+    return {feature: {"currency": "credits", "rate": rate} for feature, rate in RATES.items()}

@@ -1,0 +1,79 @@
+"""What features cost that a wallet of credits pays for, and the claims on that wallet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from stigg_guard.amounts import MAX_AMOUNT, quanta, units
+from stigg_guard.entitlements import require_id
+from stigg_guard.foreign import json_value, quoted
+from stigg_guard.ledger import Claim, Entry, UsageKey
+from stigg_guard.ledger.accounting import cost
+
+
+class CreditRate(NamedTuple):
+    """What a unit of a feature costs: ``rate`` units of the currency."""
+
+    currency: str
+    rate: float
+
+
+Rates = Mapping[str, CreditRate]
+"""By the ids of the features."""
+
+
+def parse_rates(value: Any) -> Rates:
+    """The setting ``CREDIT_RATES``: ``{"feature-ai": {"currency": "credits", "rate": 2}}``, or the same as JSON.
+
+    Raises:
+        ValueError: it is no such mapping.
+    """
+    table = json_value(value) if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        raise ValueError("expected a mapping of feature ids to a currency and a rate")
+    return {str(feature): _parsed(feature, told) for feature, told in table.items()}
+
+
+def _parsed(feature: Any, told: Any) -> CreditRate:
+    if isinstance(told, CreditRate):
+        return told
+    if not isinstance(told, Mapping) or set(told) != {"currency", "rate"}:
+        raise ValueError(f"{feature}: expected a currency and a rate, not {quoted(told)}")
+    rate = told["rate"]
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= MAX_AMOUNT:
+        raise ValueError(f"{feature}: expected a rate above 0, not {quoted(rate)}")
+    require_id(told["currency"], "currency")
+    return CreditRate(told["currency"], float(rate))
+
+
+def price(rates: Rates, feature: str, amount: float) -> float:
+    """What an amount of a feature costs, in units of its currency; nothing for what is given back."""
+    return units(cost(quanta(max(amount, 0.0)), rates[feature].rate))
+
+
+def wallet_claim(rates: Rates, claims: Iterable[Claim], wallet: Claim) -> Claim:
+    """The claim on a customer's wallet for those of the claims that it pays for."""
+    currency = wallet.key.feature_id
+    pays_for = tuple(
+        (wallet.key._replace(feature_id=feature), rate.rate)
+        for feature, rate in rates.items()
+        if rate.currency == currency
+    )
+    prices = dict(pays_for)
+    wanted = sum(cost(quanta(claim.amount), prices[claim.key]) for claim in claims if claim.key in prices)
+    return wallet._replace(amount=units(wanted), pays_for=pays_for)
+
+
+def repriced(payment: Claim, wanted: Claim, amount: float) -> Claim:
+    """The payment, where another amount is wanted of the one feature."""
+    rate = dict(payment.pays_for)[wanted.key]
+    return payment._replace(amount=units(cost(quanta(amount), rate)))
+
+
+def paid(rates: Rates, report: Entry) -> tuple[UsageKey, float] | None:
+    """The wallet that has paid for a report that was counted, and how much; None where no wallet is known to pay."""
+    rate = rates.get(report.key.feature_id)
+    if rate is None:
+        return None
+    return report.key._replace(feature_id=rate.currency), price(rates, report.key.feature_id, report.amount)

@@ -1,0 +1,199 @@
+"""Features that a wallet of credits pays for, at rates that are known: holds in the wallet's currency."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from conftest import ManualClock
+from stigg_guard import Config, ConfigError, Customer, FeatureDenied, Guard, Reason
+from stigg_guard.credits import CreditRate
+from stigg_guard.sidecar.catalog import parse_catalog
+from stigg_guard.sidecar.store import Store
+from usage.outage import MakeGuard, WatchedEngine
+
+CATALOG = """
+[currencies.credits]
+units = "credits"
+[features.ai]
+type = "metered"
+meter = "incremental"
+credit_rate = { currency = "credits", amount = 2 }
+[features.images]
+type = "metered"
+meter = "incremental"
+credit_rate = { currency = "credits", amount = 0.5 }
+[features.seats]
+type = "metered"
+meter = "fluctuating"
+[plans.p.entitlements]
+ai = {}
+images = {}
+seats = { limit = 3 }
+[plans.p.credits]
+credits = { amount = 20 }
+[customers.c]
+plan = "p"
+[customers.c.resources.site]
+plan = "p"
+"""
+RATES = {"ai": {"currency": "credits", "rate": 2}, "images": {"currency": "credits", "rate": 0.5}}
+
+
+@pytest.fixture
+def engine(clock: ManualClock) -> Iterator[WatchedEngine]:
+    made = WatchedEngine(parse_catalog(CATALOG), Store(None), now=clock.now)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def guard(make_guard: MakeGuard) -> Guard:
+    return make_guard(CREDIT_RATES=RATES, SETTLE_GRACE=0)
+
+
+def spent(guard: Guard, customer: str | Customer = "c") -> float:
+    """What the sidecar has taken from the wallet."""
+    guard.reload(customer)
+    return guard.entitlements(customer)["credits"].current_usage
+
+
+def test_holds_what_it_costs(guard: Guard) -> None:
+    with guard.consume("ai", 7, customer="c") as usage:
+        assert usage.entitlement.feature_id == "ai"
+        with pytest.raises(FeatureDenied), guard.consume("ai", 4, customer="c"):
+            pytest.fail("oversold")
+        with guard.consume("images", 12, customer="c"):
+            pass
+    assert guard.flush() == 0
+    assert spent(guard) == 20
+
+
+def test_denies_with_the_figures_of_the_wallet(guard: Guard) -> None:
+    with (
+        guard.consume("ai", 6, customer="c"),
+        pytest.raises(FeatureDenied) as denied,
+        guard.consume("images", 20, customer="c"),
+    ):
+        pytest.fail("oversold")
+    answer = denied.value.entitlement
+    assert (answer.feature_id, answer.currency, answer.reason) == ("images", "credits", Reason.INSUFFICIENT_CREDITS)
+    assert (answer.current_usage, answer.requested_usage, answer.usage_limit) == (12, 10, 20)
+    assert guard.stats()["held"] == 0
+
+
+def test_settles_what_was_really_used(guard: Guard) -> None:
+    with guard.consume("ai", 10, customer="c") as usage:
+        usage.amount = 1.5
+    assert guard.flush() == 0
+    assert spent(guard) == 3
+    with pytest.raises(ZeroDivisionError), guard.consume("ai", 8, customer="c"):
+        _ = 1 / 0
+    with guard.consume("ai", 8.5, customer="c"):
+        pass
+
+
+def test_several_features_are_held_in_one_wallet_all_or_none(guard: Guard) -> None:
+    with pytest.raises(FeatureDenied), guard.consume({"ai": 8, "images": 10, "seats": 1}, customer="c"):
+        pytest.fail("oversold")
+    with guard.consume({"ai": 8, "images": 8, "seats": 3}, customer="c"):
+        assert guard.stats()["held"] == 3
+        with pytest.raises(FeatureDenied), guard.consume("images", 1, customer="c"):
+            pytest.fail("oversold")
+    assert guard.flush() == 0
+    assert spent(guard) == 20
+
+
+def test_holds_what_is_left(guard: Guard) -> None:
+    with guard.consume("images", 25, customer="c"):  # 7.5 credits are left
+        with guard.consume("ai", 5, customer="c", at_least=1) as usage:
+            assert usage.amount == 3
+        with pytest.raises(FeatureDenied) as denied, guard.consume("ai", 5, customer="c", at_least=1):
+            pytest.fail("oversold")
+        assert denied.value.entitlement.requested_usage == 2
+
+
+def test_a_resource_has_a_wallet_of_its_own(guard: Guard) -> None:
+    site = Customer("c", "site")
+    with guard.consume("ai", 10, customer="c"), guard.consume("ai", 10, customer=site):
+        pass
+    assert guard.flush() == 0
+    assert (spent(guard), spent(guard, site)) == (20, 20)
+
+
+def test_sells_exactly_the_wallet_to_many_threads(guard: Guard) -> None:
+    together = threading.Barrier(16)
+
+    def use(number: int) -> float:
+        together.wait(20)
+        sold = 0.0
+        for turn in range(8):
+            feature, cost = ("ai", 2) if (number + turn) % 2 else ("images", 0.5)
+            try:
+                with guard.consume(feature, customer="c"):
+                    sold += cost
+            except FeatureDenied:
+                pass
+        return sold
+
+    with ThreadPoolExecutor(16) as threads:
+        sold = sum(threads.map(use, range(16)))
+    assert guard.flush() == 0
+    assert spent(guard) == sold
+    assert sold == 20
+
+
+def test_what_was_reported_counts_until_the_sidecar_tells_of_it(make_guard: MakeGuard) -> None:
+    guard = make_guard(CREDIT_RATES=RATES)  # which heeds no lower figure for a while
+    with guard.consume("ai", 10, customer="c"):
+        pass
+    assert guard.flush() == 0
+    with pytest.raises(FeatureDenied), guard.consume("images", 1, customer="c"):
+        pytest.fail("oversold")
+
+
+def test_without_a_rate_the_sidecar_is_asked_and_the_log_says_what_is_missing(
+    make_guard: MakeGuard, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = make_guard(CREDIT_RATES={"images": RATES["images"]})
+    for _ in range(2):
+        with guard.consume("ai", 1, customer="c"):
+            pass
+    assert [record.getMessage().partition(",")[0] for record in caplog.records if "CREDIT_RATES" in record.message] == [
+        "'ai' is paid from credits"
+    ]
+
+
+def test_a_wallet_that_the_plan_has_not_is_no_wallet(make_guard: MakeGuard) -> None:
+    guard = make_guard(CREDIT_RATES={"ai": {"currency": "gold", "rate": 2}})
+    with guard.consume("ai", 10, customer="c"):
+        pass
+    with pytest.raises(FeatureDenied), guard.consume("ai", 1, customer="c"):
+        pytest.fail("oversold")
+
+
+@pytest.mark.parametrize("told", [RATES, json.dumps(RATES), {"ai": CreditRate("credits", 2.0)}])
+def test_rates_are_a_setting(told: object) -> None:
+    assert Config.from_mapping({"CREDIT_RATES": told}).credit_rates["ai"] == ("credits", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        ([1], "expected a mapping"),
+        ("{", "JSON"),
+        ({"ai": 2}, "ai: expected a currency and a rate"),
+        ({"ai": {"currency": "credits"}}, "ai: expected a currency and a rate"),
+        ({"ai": {"currency": "credits", "rate": 0}}, "above 0"),
+        ({"ai": {"currency": "credits", "rate": True}}, "above 0"),
+        ({"ai": {"currency": "credits", "rate": float("nan")}}, "above 0"),
+        ({"ai": {"currency": "", "rate": 1}}, "currency"),
+    ],
+)
+def test_wrong_rates_are_told(told: object, fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        Config.from_mapping({"CREDIT_RATES": told})
