@@ -107,7 +107,9 @@ def test_the_file_does_not_have_the_key(clock: ManualClock, state_folder: Path) 
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", ["", "no JSON", "[]", '{"entitlements": "much", "other": 5.0}'])
+@pytest.mark.parametrize(
+    "content", ["", "no JSON", "[]", "[" * 5_000, "\0" * 5_000, "x" * 300, '{"entitlements": "much", "other": 5.0}']
+)
 def test_a_damaged_file_begins_anew(content: str, clock: ManualClock, state_folder: Path) -> None:
     state_folder.mkdir()
     file = state_folder / "rates.json"
@@ -115,6 +117,31 @@ def test_a_damaged_file_begins_anew(content: str, clock: ManualClock, state_fold
     buckets = HostBuckets("rates.json", clock.monotonic)
     assert buckets.take("entitlements", Pace(1.0, 0.0)) == 0
     assert json.loads(file.read_text()) == {"entitlements": clock.monotonic() + 1}
+    assert buckets.take("entitlements", Pace(1.0, 0.0)) == 1.0
+
+
+def test_what_another_start_of_the_host_left_closes_nothing(
+    clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gate_after_start(number: int) -> RateGate:
+        boot = tmp_path / f"boot-{number}"
+        boot.write_text(f"{number:08}-0000")
+        monkeypatch.setattr(rates, "BOOT_ID", str(boot))
+        return gate_of(Config.from_mapping(SETTINGS), clock.clock)
+
+    first = gate_after_start(1)
+    first.refused(READ, 600.0)
+    assert gate_after_start(2).admit(READ) == 0
+    assert gate_after_start(1).admit(READ) == pytest.approx(600.0)
+    monkeypatch.setattr(rates, "BOOT_ID", str(tmp_path / "none"))
+    assert gate_of(Config.from_mapping(SETTINGS), clock.clock).admit(READ) == 0
+
+
+def test_a_pipe_in_the_place_of_the_file_stops_nobody(clock: ManualClock, state_folder: Path) -> None:
+    state_folder.mkdir()
+    os.mkfifo(state_folder / "rates.json")
+    buckets = HostBuckets("rates.json", clock.monotonic)
+    assert [buckets.take("entitlements", Pace(5.0, 0.0)) for _ in range(2)] == [0, 5.0]
 
 
 def test_where_there_can_be_no_file_a_process_keeps_to_the_limit_alone(

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from time import sleep
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import StiggGuardError
+from stigg_guard.foreign import Unreadable, json_value
 from stigg_guard.ledger.files import user_state_folder
 from stigg_guard.log import logger
 
@@ -31,6 +32,8 @@ REST_SECONDS = 1.0
 GRAIN = 1e-6
 """A shorter wait is one of rounding."""
 LOCK_TRIES, LOCK_PAUSE = 100, 0.001
+FILE_BYTES = 256
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 MAX_CLOSED = 3_600.0
 """For how long a bucket may be closed, in seconds; one that is full again later is of another clock."""
 
@@ -106,7 +109,7 @@ def pace_of(limit: Limit, share: float) -> Pace:
 def gate_of(config: Config, clock: Clock) -> RateGate:
     """The gate for the key of a configuration; where Redis keeps the cache, it keeps the buckets."""
     whose = blake2b(f"{config.api_url} {config.api_key}".encode(), digest_size=8).hexdigest()
-    buckets: Buckets = HostBuckets(f"rates-{whose}.json", clock.monotonic)
+    buckets: Buckets = HostBuckets(f"rates-{whose}{_boot()}.json", clock.monotonic)
     if config.cache != "memory://":
         prefix = f"{config.redis_environment_prefix}:rates:{whose}"
         buckets = RedisBuckets(config.cache, prefix, clock.monotonic, buckets)
@@ -119,6 +122,13 @@ def taken(full_at: float, now: float, pace: Pace) -> tuple[float, float]:
         full_at = now
     wait = full_at - now - pace.ahead
     return (full_at, wait) if wait > GRAIN else (full_at + pace.interval, 0.0)
+
+
+def _boot() -> str:
+    """What tells this start of the host from others, whose clocks began elsewhere; empty where the system does not."""
+    with suppress(OSError), open(BOOT_ID, encoding="ascii") as file:
+        return f"-{file.read(8)}"
+    return ""
 
 
 class HostBuckets:
@@ -145,13 +155,12 @@ class HostBuckets:
     def _all(self) -> Iterator[dict[str, float]]:
         """All buckets, for one who may change them."""
         try:
-            file = self._open()
+            file, known = self._open()
         except (OSError, StiggGuardError) as error:
             self._warn(error)
             yield self._own
             return
         try:
-            known = _read(file)
             buckets = {name: max(known.get(name, 0.0), self._own.get(name, 0.0)) for name in {*known, *self._own}}
             yield buckets
             self._write(file, buckets)
@@ -161,21 +170,23 @@ class HostBuckets:
 
     def _write(self, file: int, buckets: dict[str, float]) -> None:
         try:
-            os.pwrite(file, json.dumps(buckets).ljust(256).encode(), 0)
+            os.pwrite(file, json.dumps(buckets).ljust(FILE_BYTES).encode(), 0)
+            os.ftruncate(file, FILE_BYTES)
         except OSError as error:  # the disk is full
             self._own = buckets
             self._warn(error)
 
-    def _open(self) -> int:
+    def _open(self) -> tuple[int, dict[str, float]]:
+        """The file, locked, and what it has."""
         folder = user_state_folder()
         os.makedirs(folder, 0o700, exist_ok=True)
         file = os.open(os.path.join(folder, self._name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _lock(file)
+            return file, _read(file)
         except BaseException:
             os.close(file)
             raise
-        return file
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -198,8 +209,8 @@ def _lock(file: int) -> None:
 def _read(file: int) -> dict[str, float]:
     """What the file has; nothing when it is new or is damaged."""
     try:
-        found: Any = json.loads(os.pread(file, 4_096, 0))
-    except ValueError:
+        found = json_value(os.pread(file, FILE_BYTES, 0))
+    except Unreadable:
         return {}
     if not isinstance(found, dict):
         return {}
