@@ -27,6 +27,7 @@ MAX_OFFSET = 60.0
 # What Stigg's public schema and documentation leave open, and a guard on the API goes by; docs/cloud.md says more.
 ASSUMPTIONS = (
     "an idempotency key is remembered for a day at least",
+    "a report under a known key is answered as before",
     "a bulk of reports is taken or rejected as a whole",
     "isGranted may leave out the limit, so the figures decide",
     "no answer for a feature means that Stigg has none of that id",
@@ -90,9 +91,10 @@ def _findings(guard: Guard) -> Iterator[Finding]:
 def _sidecar(guard: Guard) -> Finding:
     where = guard.config.sidecar
     request = wire.GetEntitlementsStateV2Request(customer_id=NOBODY)
-    began = perf_counter()
     try:
-        guard.stigg.get_entitlements_state_v2(request)
+        stigg = guard.stigg  # which is made now, if it is the first time
+        began = perf_counter()
+        stigg.get_entitlements_state_v2(request)
     except StiggGuardError as error:
         return Finding("SIDECAR", Health.BROKEN, f"{where!r} does not answer: {error}", "see what it says")
     took = perf_counter() - began

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from time import sleep
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
@@ -192,7 +192,7 @@ class HostBuckets:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "the rate limit is kept by each process alone (%s); set API_SHARE to the part of one, or CACHE", error
+                "the rate limit is kept by each process alone, or in CACHE (%s); mend that, or set API_SHARE", error
             )
 
 
@@ -236,26 +236,28 @@ return string.format('%.0f', wait)
 
 
 class RedisBuckets:
-    """Buckets in the Redis at ``url``, under ``prefix``; while it does not answer, the ``others``."""
+    """Buckets in the Redis at ``url``, under ``prefix``. Those of this ``host`` have to give a token, too, so that it
+    keeps to its limit when Redis does not answer, or forgets.
+    """
 
-    def __init__(self, url: str, prefix: str, monotonic: Callable[[], float], others: Buckets) -> None:
+    def __init__(self, url: str, prefix: str, monotonic: Callable[[], float], host: Buckets) -> None:
         self._url = url
         self._prefix = prefix
         self._monotonic = monotonic
-        self._others = others
+        self._host = host
         self._rests_until = 0.0
         self._fails = False
         self._clients: dict[int, Any] = {}  # by process
 
     def take(self, name: str, pace: Pace) -> float:
-        told = self._ask(name, pace, -1.0)
-        return self._others.take(name, pace) if told is None else told
+        return self._host.take(name, pace) or self._ask(name, pace, -1.0) or 0.0
 
     def close_for(self, name: str, pace: Pace, seconds: float) -> None:
-        if self._ask(name, pace, min(seconds, MAX_CLOSED)) is None:
-            self._others.close_for(name, pace, seconds)
+        self._host.close_for(name, pace, seconds)
+        self._ask(name, pace, min(seconds, MAX_CLOSED))
 
     def _ask(self, name: str, pace: Pace, close_for: float) -> float | None:
+        """What Redis says; None where it does not answer."""
         from stigg_guard.cache.redis import FAULTS, redis_client  # it needs an extra, as the cache does
 
         if self._monotonic() < self._rests_until:
