@@ -185,9 +185,7 @@ def test_a_refusal_is_known_to_all_in_redis(redis: RedisServer, clock: ManualClo
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_server_whose_clock_was_set_back_closes_nothing(
-    closed: bool, redis: RedisServer, clock: ManualClock
-) -> None:
+def test_a_server_whose_clock_was_set_back_closes_nothing(closed: bool, redis: RedisServer, clock: ManualClock) -> None:
     redis.client.flushall()
 
     def host(name: str) -> RedisBuckets:
