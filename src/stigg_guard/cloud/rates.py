@@ -217,8 +217,8 @@ def _read(file: int) -> dict[str, float]:
     return {name: value for name, value in found.items() if name in LIMITS and isinstance(value, float)}
 
 
-# As ``taken``, in microseconds of the server's clock. ARGV: interval, ahead, seconds to close for (or -1). A bucket that
-# is full later than by a minute and what it was closed for has been left by a clock that was set back since.
+# As ``taken``, in microseconds of the server's clock. ARGV: interval, ahead, seconds to close for (or -1). A bucket
+# that is full a minute later than what it was closed for explains, was left by a clock that was set back since.
 _SCRIPT = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
