@@ -201,6 +201,13 @@ def test_a_redirect_is_an_error_and_the_key_goes_nowhere(
     assert (len(server.received), elsewhere.received) == (1, [])
 
 
+@pytest.mark.parametrize("location", ["http://[bad", "http://a:port/", "//", ""])
+def test_a_redirect_to_what_is_no_address_is_one_like_others(location: str, api: Api, server: ApiServer) -> None:
+    server.faults.append(status(302, Location=location))
+    with pytest.raises(ApiUnreadable, match="redirects elsewhere, where nothing was sent; set API_URL"):
+        api.provision_customer({"customer_id": "c"})
+
+
 def test_a_429_is_waited_for_as_long_as_it_says(api: Api, server: ApiServer) -> None:
     server.faults.extend([status(429, Retry_After="0"), status(429), status(429, Retry_After="tomorrow")])
     api.provision_customer({"customer_id": "c"})

@@ -120,6 +120,91 @@ def test_what_a_newer_server_says_breaks_nothing(server: ApiServer, cloud: Cloud
     )
 
 
+def answering(**data: Any) -> Callable[[Handler], None]:
+    """Answers as no server of this schema would; JSON of Python has numbers that JSON has not."""
+    return lambda handler: handler.send(200, json.dumps({"data": data}).encode())
+
+
+def deep(levels: int) -> Any:
+    return {"a": deep(levels - 1)} if levels else 1
+
+
+NUMERIC = {"feature": {**FEATURE, "meterType": None}}
+ENUM = {"feature": {**FEATURE, "featureType": "ENUM"}}
+CREDIT = {"__typename": "CreditEntitlement", "isGranted": True, "usageLimit": 5, "currentUsage": 1}
+CREDIT |= dict.fromkeys(("accessDeniedReason", "hasSoftLimit", "usagePeriodEnd", "validUntil"))
+CURRENCY = {"currencyId": "x", "displayName": "X", "additionalMetaData": None}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {**METERED, "usageLimit": "10"},
+        {**METERED, "usageLimit": 10**400},
+        {**METERED, "currentUsage": []},
+        {**METERED, "isGranted": "false"},
+        {**METERED, "hasSoftLimit": "false"},
+        {**METERED, "hasUnlimitedUsage": "false"},
+        {**METERED, "resetPeriod": ["DAY"]},
+        {**METERED, "usagePeriodEnd": "0001-01-01T00:00:00+14:00"},
+        {**METERED, "isGranted": False, "accessDeniedReason": 5},
+        {**METERED, "feature": "f"},
+        {**METERED, "feature": {**FEATURE, "refId": 5}},
+        {**METERED, "feature": {**FEATURE, "refId": "\ud800"}},
+        {**METERED, **NUMERIC, "usageLimit": float("nan")},
+        {**METERED, **NUMERIC, "usageLimit": 1e300},
+        {**METERED, **ENUM, "enumValues": "eu"},
+        {**METERED, **ENUM, "enumValues": {"eu": True}},
+        {**CREDIT, "currency": None},
+        {**CREDIT, "currency": CURRENCY, "currentUsage": "1"},
+        {**CREDIT, "currency": {**CURRENCY, "additionalMetaData": deep(300)}},
+        {"__typename": "FeatureEntitlement"},
+    ],
+)
+def test_an_answer_that_does_not_follow_the_schema_is_none(said: Any, server: ApiServer, cloud: Cloud) -> None:
+    server.faults.append(lambda handler: plainly(handler, said))
+    with pytest.raises(SidecarError, match="does not follow the API's schema") as failed:
+        cloud.answer("GetEntitlementsStateV2", STATE)
+    assert (failed.value.code, failed.value.outcome_unknown) == ("UNAVAILABLE", False)
+    server.faults.append(answering(entitlementV2=said))
+    with pytest.raises(SidecarError, match="GetEntitlementV2: the answer does not follow"):
+        cloud.answer("GetEntitlementV2", ASKED)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"entitlementsState": None},
+        {"entitlementsState": {"accessDeniedReason": None, "entitlementsV2": None}},
+        {"entitlementsState": {"accessDeniedReason": None, "entitlementsV2": {}}},
+        {"entitlementsState": {"accessDeniedReason": 5, "entitlementsV2": []}},
+    ],
+)
+def test_what_is_no_list_of_entitlements_is_not_an_empty_one(data: Any, server: ApiServer, cloud: Cloud) -> None:
+    server.faults.append(answering(**data))
+    with pytest.raises(SidecarError, match="GetEntitlementsState: the answer does not follow"):
+        cloud.answer("GetEntitlementsStateV2", STATE)
+
+
+@pytest.mark.parametrize("told", [None, [], {}, {"id": 5}, [None], "counted"])
+def test_a_report_that_is_answered_without_a_measurement_may_have_been_counted(
+    told: Any, server: ApiServer, cloud: Cloud
+) -> None:
+    server.faults += [answering(reportUsage=told), answering(reportUsageBulk=told if told != [] else None)]
+    for method, request in (("ReportUsage", USAGE), ("ReportUsageBulk", pb.ReportUsageBulkRequest(usages=[USAGE]))):
+        with pytest.raises(SidecarError, match=f"{method}: the answer does not follow") as failed:
+            cloud.answer(method, request)
+        assert (failed.value.code, failed.value.outcome_unknown) == ("UNAVAILABLE", True)
+
+
+def test_a_key_that_is_refused_after_a_lost_answer_does_not_settle_the_outcome(server: ApiServer, cloud: Cloud) -> None:
+    server.faults += [lambda handler: setattr(handler, "close_connection", True), rejecting("UNAUTHENTICATED")]
+    with pytest.raises(SidecarUnauthenticated) as failed:
+        cloud.answer("ReportUsage", USAGE)
+    assert failed.value.outcome_unknown
+
+
 def test_a_feature_without_an_answer_is_none_and_has_the_fallback(server: ApiServer, cloud: Cloud) -> None:
     server.resolvers["entitlementV2"] = lambda **_: None
     answer: Any = cloud.answer(
@@ -192,7 +277,7 @@ def test_valid_until_bounds_what_is_cached_where_it_is_plausible(
 
 
 def test_numbers_are_read_as_well() -> None:
-    assert first_end([SECONDS, SECONDS * 1000 + 5000, None], NOW) == SECONDS
+    assert first_end([SECONDS, SECONDS * 1000 + 5000, None, 10**400, [], {}], NOW) == SECONDS
 
 
 def test_validity_survives_writing_and_is_no_field_of_the_contract() -> None:

@@ -107,7 +107,9 @@ def test_the_file_does_not_have_the_key(clock: ManualClock, state_folder: Path) 
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", ["", "no JSON", "[]", '{"entitlements": "much", "other": 5.0}'])
+@pytest.mark.parametrize(
+    "content", ["", "no JSON", "[]", "[" * 5_000, "\0" * 5_000, "x" * 300, '{"entitlements": "much", "other": 5.0}']
+)
 def test_a_damaged_file_begins_anew(content: str, clock: ManualClock, state_folder: Path) -> None:
     state_folder.mkdir()
     file = state_folder / "rates.json"
@@ -115,6 +117,31 @@ def test_a_damaged_file_begins_anew(content: str, clock: ManualClock, state_fold
     buckets = HostBuckets("rates.json", clock.monotonic)
     assert buckets.take("entitlements", Pace(1.0, 0.0)) == 0
     assert json.loads(file.read_text()) == {"entitlements": clock.monotonic() + 1}
+    assert buckets.take("entitlements", Pace(1.0, 0.0)) == 1.0
+
+
+def test_what_another_start_of_the_host_left_closes_nothing(
+    clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gate_after_start(number: int) -> RateGate:
+        boot = tmp_path / f"boot-{number}"
+        boot.write_text(f"{number:08}-0000")
+        monkeypatch.setattr(rates, "BOOT_ID", str(boot))
+        return gate_of(Config.from_mapping(SETTINGS), clock.clock)
+
+    first = gate_after_start(1)
+    first.refused(READ, 600.0)
+    assert gate_after_start(2).admit(READ) == 0
+    assert gate_after_start(1).admit(READ) == pytest.approx(600.0)
+    monkeypatch.setattr(rates, "BOOT_ID", str(tmp_path / "none"))
+    assert gate_of(Config.from_mapping(SETTINGS), clock.clock).admit(READ) == 0
+
+
+def test_a_pipe_in_the_place_of_the_file_stops_nobody(clock: ManualClock, state_folder: Path) -> None:
+    state_folder.mkdir()
+    os.mkfifo(state_folder / "rates.json")
+    buckets = HostBuckets("rates.json", clock.monotonic)
+    assert [buckets.take("entitlements", Pace(5.0, 0.0)) for _ in range(2)] == [0, 5.0]
 
 
 def test_where_there_can_be_no_file_a_process_keeps_to_the_limit_alone(
@@ -157,22 +184,50 @@ def test_a_refusal_is_known_to_all_in_redis(redis: RedisServer, clock: ManualClo
     assert gate_of(config, clock.clock).admit(READ) == pytest.approx(600, abs=5)
 
 
-def test_while_redis_is_away_the_file_is_used(
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_server_whose_clock_was_set_back_closes_nothing(closed: bool, redis: RedisServer, clock: ManualClock) -> None:
+    redis.client.flushall()
+
+    def host(name: str) -> RedisBuckets:
+        return RedisBuckets(redis.url, "p", clock.monotonic, HostBuckets(name, clock.monotonic))
+
+    pace = Pace(1.0, 5.0)
+    host("first").take("entitlements", pace)
+    if closed:
+        host("first").close_for("entitlements", pace, 600.0)
+        assert host("second").take("entitlements", pace) == pytest.approx(600, abs=5)
+        redis.client.hincrby("p:entitlements", "closed_until", 1_800_000_000)
+    redis.client.hincrby("p:entitlements", "full_at", 1_800_000_000)  # as if it had been half an hour ahead
+    assert host("third").take("entitlements", pace) == 0
+
+
+def test_a_redis_that_dies_or_forgets_gives_a_host_no_more_than_its_limit(
     tmp_path: Path, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pace = Pace(5.0, 0.0)
     with RedisServer(tmp_path, durable=False) as server:
         buckets = RedisBuckets(server.url, "p", clock.monotonic, HostBuckets("rates.json", clock.monotonic))
         assert buckets.take("entitlements", pace) == 0
-        assert buckets.take("entitlements", pace) > 0
+        server.client.flushall()
+        assert buckets.take("entitlements", pace) == 5.0
+        buckets.close_for("entitlements", pace, 7.0)
         server.kill()
+        assert buckets.take("entitlements", pace) == 7.0
+        clock.advance(7)
         with caplog.at_level(logging.WARNING):
-            assert buckets.take("entitlements", pace) == 0
-            assert buckets.take("entitlements", pace) == 5.0
+            assert [buckets.take("entitlements", pace) for _ in range(2)] == [0, 5.0]
             buckets.close_for("entitlements", pace, 60.0)
         assert len(caplog.messages) == 1
         clock.advance(rates.REST_SECONDS + 1)
         assert buckets.take("entitlements", pace) == 58.0
+
+
+def test_hosts_share_the_limit_in_redis(redis: RedisServer, clock: ManualClock) -> None:
+    redis.client.flushall()
+    pace = Pace(600.0, 0.0)
+    one, other = (RedisBuckets(redis.url, "p", clock.monotonic, HostBuckets(name, clock.monotonic)) for name in "ab")
+    assert one.take("entitlements", pace) == 0
+    assert other.take("entitlements", pace) == pytest.approx(600, abs=5)
 
 
 def test_an_exception_from_outside_leaves_no_answer_behind(

@@ -331,6 +331,46 @@ class TestUncertainReports:
         assert faulty.used("f") == counted + 5
 
 
+@pytest.mark.parametrize("status", [StatusCode.INVALID_ARGUMENT, StatusCode.UNIMPLEMENTED])
+def test_reports_in_doubt_that_are_turned_away_when_they_come_again_count_once(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock, status: StatusCode
+) -> None:
+    for feature in ("f", "g"):
+        ledger.record(Use(UsageKey("c", "", feature), 1))
+    deliver(delivery)
+    faulty.after = abort(StatusCode.INTERNAL)
+    for feature in ("f", "g"):
+        ledger.record(Use(UsageKey("c", "", feature), 2))
+    deliver(delivery)
+    faulty.before, faulty.after = abort(status), no_fault
+    clock.advance(60)
+    deliver(delivery)
+    faulty.before = no_fault
+    for _ in range(3):
+        clock.advance(60)
+        deliver(delivery)
+    assert (faulty.used("f"), faulty.used("g")) == (3, 3)
+    assert (delivery.counts["acknowledged"], delivery.counts["rejected"]) == (4, 0)
+    assert set(ledger.counts().values()) == {0}
+
+
+def test_a_report_in_doubt_waits_for_as_long_as_the_key_is_not_accepted(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    faulty.after = abort(StatusCode.INTERNAL)
+    ledger.record(Use(KEY, 3))
+    deliver(delivery)
+    faulty.before, faulty.after = abort(StatusCode.UNAUTHENTICATED), no_fault
+    for _ in range(10):
+        clock.advance(60)
+        deliver(delivery)
+    assert (ledger.counts()["sending"], delivery.counts["doubted"]) == (1, 0)
+    faulty.before = no_fault
+    clock.advance(60)
+    deliver(delivery)
+    assert (faulty.used(), delivery.counts["acknowledged"]) == (3, 1)
+
+
 def test_a_report_that_reaches_the_sidecar_and_is_never_answered_stops_no_other(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:

@@ -104,6 +104,13 @@ class _Secret(str):
         return "'…'"
 
 
+class _Session(requests.Session):
+    """Follows no redirect, and does not read where one leads either, which may be no address at all."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: a redirect is an answer like others."""
+
+
 class Transport:
     """Sends operations to one address with one key. Threads may share it; a forked process has connections of its own.
 
@@ -183,7 +190,7 @@ class Transport:
             "X-Graphql-Operation-Name": request.operation,
         }
         pid = os.getpid()
-        session = self._sessions.get(pid) or self._sessions.setdefault(pid, requests.Session())
+        session = self._sessions.get(pid) or self._sessions.setdefault(pid, _Session())
         with session.post(
             self.url,
             data=request.body,

@@ -13,7 +13,7 @@ from stigg_guard.cli.console import Console, table
 from stigg_guard.cli.operators import IN_MEMORY, ledger_url
 from stigg_guard.clock import utc_now
 from stigg_guard.config import Config
-from stigg_guard.errors import StiggGuardError
+from stigg_guard.errors import ApiUnavailable, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import is_default, obstacle
 from stigg_guard.urls import SQLITE, ledger_file
@@ -27,6 +27,7 @@ MAX_OFFSET = 60.0
 # What Stigg's public schema and documentation leave open, and a guard on the API goes by; docs/cloud.md says more.
 ASSUMPTIONS = (
     "an idempotency key is remembered for a day at least",
+    "a report under a known key is answered as before",
     "a bulk of reports is taken or rejected as a whole",
     "isGranted may leave out the limit, so the figures decide",
     "no answer for a feature means that Stigg has none of that id",
@@ -90,9 +91,10 @@ def _findings(guard: Guard) -> Iterator[Finding]:
 def _sidecar(guard: Guard) -> Finding:
     where = guard.config.sidecar
     request = wire.GetEntitlementsStateV2Request(customer_id=NOBODY)
-    began = perf_counter()
     try:
-        guard.stigg.get_entitlements_state_v2(request)
+        stigg = guard.stigg  # which is made now, if it is the first time
+        began = perf_counter()
+        stigg.get_entitlements_state_v2(request)
     except StiggGuardError as error:
         return Finding("SIDECAR", Health.BROKEN, f"{where!r} does not answer: {error}", "see what it says")
     took = perf_counter() - began
@@ -110,7 +112,9 @@ def _api(guard: Guard) -> Iterator[Finding]:
     try:
         guard.api.get_entitlements_state(FetchEntitlementsQuery(customer_id=NOBODY), fields="accessDeniedReason")
     except StiggGuardError as error:
-        yield Finding("API_KEY", Health.BROKEN, f"{error}", "set API_KEY and API_URL to those of this environment")
+        away = isinstance(error, ApiUnavailable)
+        remedy = "let this host reach API_URL" if away else "set API_KEY and API_URL to those of this environment"
+        yield Finding("API_KEY", Health.BROKEN, f"{error}", remedy)
         return
     yield Finding("API_KEY", Health.OK, "Stigg's API accepts it")
     told = guard.api.server_time

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from stigg_guard.cloud.fields import (
     entitlement_message,
     event_input,
     kind_of,
+    listed,
     missing,
     state_response,
     usage_input,
@@ -33,6 +35,7 @@ from stigg_guard.errors import (
     ApiTimeout,
     ApiUnauthenticated,
     ApiUnavailable,
+    ApiUnreadable,
     InvalidRequest,
     SidecarError,
     SidecarTimeout,
@@ -119,10 +122,11 @@ class Cloud:
     def _state(self, request: Any, timeout: float, _key: str | None) -> pb.GetEntitlementsStateV2Response:
         query = _of_customer(request)
         try:
-            state = self._api.get_entitlements_state(query, fields=STATE, timeout=timeout).entitlements_state
+            answer = self._api.get_entitlements_state(query, fields=STATE, timeout=timeout)
         except ApiRejected as error:
             return pb.GetEntitlementsStateV2Response(access_denied_reason=_denial(error))
-        return state_response(state, self._now())
+        with _reading("GetEntitlementsState"):
+            return state_response(answer.entitlements_state, self._now())
 
     def _entitlements(self, request: Any, timeout: float, key: str | None) -> Message:
         return older_list(self._state(request, timeout, key))
@@ -139,18 +143,21 @@ class Cloud:
         )
         query["options"] = {"requestedUsage": usage, "requestedValues": list(values)}
         try:
-            said = self._api.get_entitlement_v2(query, fields=ENTITLEMENT, timeout=timeout).entitlement_v2
+            said = self._api.get_entitlement_v2(query, fields=ENTITLEMENT, timeout=timeout)
         except ApiRejected as error:
             answer = missing(kind or "boolean", _denial(error))
         else:
-            answer = _told(said, kind)
+            with _reading("GetEntitlementV2"):
+                answer = _told(said.entitlement_v2, kind)
             if answer.access_denied_reason not in NOT_THERE:
                 answer = decided(answer, usage, values)
         return enveloped(method, request, answer, self._fallbacks)
 
     def _report_usage(self, request: Any, timeout: float, key: str | None) -> Message:
         given = usage_input(request, key)
-        return usage_response(self._api.report_usage(given, fields=MEASUREMENT, timeout=timeout).report_usage)
+        answer = self._api.report_usage(given, fields=MEASUREMENT, timeout=timeout)
+        with _reading("ReportUsage"):
+            return usage_response(answer.report_usage)
 
     def _report_bulk(self, request: Any, timeout: float, key: str | None) -> Message:
         usages = [
@@ -158,7 +165,8 @@ class Cloud:
             for index, usage in enumerate(request.usages)
         ]
         answer = self._api.report_usage_bulk({"usages": usages}, fields=MEASUREMENT, timeout=timeout)
-        return pb.ReportUsageBulkResponse(usages=map(usage_response, answer.report_usage_bulk))
+        with _reading("ReportUsageBulk"):
+            return pb.ReportUsageBulkResponse(usages=map(usage_response, listed(answer.report_usage_bulk)))
 
     def _report_events(self, request: Any, timeout: float, _key: str | None) -> Message:
         events: Any = [event_input(event, f"events[{index}].") for index, event in enumerate(request.events)]
@@ -255,6 +263,20 @@ def _denial(error: ApiRejected) -> pb.AccessDeniedReason:
     return _DENIALS[error.code]
 
 
+@contextmanager
+def _reading(operation: str) -> Iterator[None]:
+    """What is read here is as the API sent it: nobody has held it to the schema yet.
+
+    Raises:
+        ApiUnreadable: it does not follow the schema. A report that was answered so may have been counted.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+        problem = "the answer does not follow the API's schema; is API_URL the address of Stigg's API?"
+        raise ApiUnreadable(problem, operation=operation, outcome_unknown=True) from error
+
+
 def _error_of(error: ApiError, *, is_report: bool) -> StiggGuardError:
     """The error of a sidecar that stands for the API's."""
     unknown = error.outcome_unknown and is_report
@@ -265,7 +287,7 @@ def _error_of(error: ApiError, *, is_report: bool) -> StiggGuardError:
         away.retry_after = error.retry_after
         return away
     if isinstance(error, ApiUnauthenticated):
-        return SidecarUnauthenticated(str(error), code="UNAUTHENTICATED")
+        return SidecarUnauthenticated(str(error), code="UNAUTHENTICATED", outcome_unknown=unknown)
     if isinstance(error, ApiRejected) and not unknown:
         return _rejection(error) if is_report else SidecarError(error.said, code="INVALID_ARGUMENT")
     return SidecarError(str(error), code="UNAVAILABLE", outcome_unknown=unknown)

@@ -73,11 +73,12 @@ _BEHAVIORS = {
 
 def state_response(state: EntitlementsState, now: datetime) -> pb.GetEntitlementsStateV2Response:
     """All entitlements of a customer, with the instant until which they hold where that can be read."""
-    found = [each for each in map(entitlement_message, state.entitlements_v2) if each is not None]
+    told = listed(state.entitlements_v2)
+    found = [each for each in map(entitlement_message, told) if each is not None]
     response = pb.GetEntitlementsStateV2Response(entitlements=found)
     if state.access_denied_reason:
         response.access_denied_reason = reason_number(state.access_denied_reason)
-    until = first_end((getattr(each, "valid_until", None) for each in state.entitlements_v2), now)
+    until = first_end((getattr(each, "valid_until", None) for each in told), now)
     if until is not None:
         set_valid_until(response, until)
     return response
@@ -145,6 +146,17 @@ def first_end(told: Iterable[object], now: datetime) -> float | None:
     return min(ends, default=None)
 
 
+def listed(told: object) -> Iterable[Any]:
+    """What is to be a list, and is one. A text or an object has items, too, which mean nothing.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(told, list):
+        raise TypeError(f"expected a list, not {type(told).__name__}")
+    return told
+
+
 def usage_input(usage: pb.ReportUsageRequest, key: str | None, place: str = "") -> Any:
     """The input of one usage report; ``place`` stands before the fields' names in a bulk."""
     if usage.update_behavior not in _BEHAVIORS:
@@ -191,7 +203,7 @@ def _feature(said: FeatureEntitlement, kind: str) -> Message:
     if kind == "boolean":
         return pb.BooleanEntitlement(feature=described)
     if kind == "enum":
-        return pb.EnumEntitlement(feature=described, enum_values=said.enum_values)
+        return pb.EnumEntitlement(feature=described, enum_values=listed(said.enum_values or []))
     if kind == "numeric":
         value = None if said.usage_limit is None else int(said.usage_limit)
         return pb.NumericEntitlement(feature=described, value=value, is_unlimited=said.has_unlimited_usage)
@@ -199,8 +211,8 @@ def _feature(said: FeatureEntitlement, kind: str) -> Message:
         feature=described,
         usage_limit=said.usage_limit,
         is_unlimited=said.has_unlimited_usage,
-        current_usage=said.current_usage or 0.0,
-        has_soft_limit=bool(said.has_soft_limit),
+        current_usage=said.current_usage,
+        has_soft_limit=said.has_soft_limit,
         reset_period=_RESETS.get(said.reset_period or "", pb.ENTITLEMENT_RESET_PERIOD_UNSPECIFIED),
         usage_period_anchor=_moment(said.usage_period_anchor),
         usage_period_start=_moment(said.usage_period_start),
@@ -223,9 +235,9 @@ def _described(said: FeatureEntitlement, kind: str) -> pb.EntitlementFeature | N
 
 
 def _credit(said: CreditEntitlement) -> Message:
-    currency, limit, used = said.currency, said.usage_limit or 0.0, said.current_usage or 0.0
+    currency = said.currency
     metadata = currency.additional_meta_data
-    return pb.CreditEntitlement(
+    credit = pb.CreditEntitlement(
         currency=pb.EntitlementCurrency(
             currency_id=currency.currency_id,
             display_name=currency.display_name,
@@ -234,12 +246,13 @@ def _credit(said: CreditEntitlement) -> Message:
             unit_plural=currency.unit_plural,
             additional_meta_data=ParseDict(metadata, Struct()) if isinstance(metadata, dict) else None,
         ),
-        usage_limit=limit,
-        current_usage=used,
-        remaining=amounts.left(used, limit),
+        usage_limit=said.usage_limit,
+        current_usage=said.current_usage,
         usage_period_end=_moment(said.usage_period_end),
-        has_soft_limit=bool(said.has_soft_limit),
+        has_soft_limit=said.has_soft_limit,
     )
+    credit.remaining = amounts.left(credit.current_usage, credit.usage_limit)
+    return credit
 
 
 def _held_to_its_limit(answer: pb.EntitlementV2) -> pb.EntitlementV2:
@@ -262,7 +275,7 @@ def _readings(told: object) -> list[float]:
         return [told.timestamp()]
     try:
         number = float(told)  # type: ignore[arg-type] # what is no number raises
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return []
     return [number, number / 1000]
 

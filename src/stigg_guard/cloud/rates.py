@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import StiggGuardError
+from stigg_guard.foreign import Unreadable, json_value
 from stigg_guard.ledger.files import user_state_folder
 from stigg_guard.log import logger
 
@@ -31,6 +32,8 @@ REST_SECONDS = 1.0
 GRAIN = 1e-6
 """A shorter wait is one of rounding."""
 LOCK_TRIES, LOCK_PAUSE = 100, 0.001
+FILE_BYTES = 256
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 MAX_CLOSED = 3_600.0
 """For how long a bucket may be closed, in seconds; one that is full again later is of another clock."""
 
@@ -106,7 +109,7 @@ def pace_of(limit: Limit, share: float) -> Pace:
 def gate_of(config: Config, clock: Clock) -> RateGate:
     """The gate for the key of a configuration; where Redis keeps the cache, it keeps the buckets."""
     whose = blake2b(f"{config.api_url} {config.api_key}".encode(), digest_size=8).hexdigest()
-    buckets: Buckets = HostBuckets(f"rates-{whose}.json", clock.monotonic)
+    buckets: Buckets = HostBuckets(f"rates-{whose}{_boot()}.json", clock.monotonic)
     if config.cache != "memory://":
         prefix = f"{config.redis_environment_prefix}:rates:{whose}"
         buckets = RedisBuckets(config.cache, prefix, clock.monotonic, buckets)
@@ -119,6 +122,13 @@ def taken(full_at: float, now: float, pace: Pace) -> tuple[float, float]:
         full_at = now
     wait = full_at - now - pace.ahead
     return (full_at, wait) if wait > GRAIN else (full_at + pace.interval, 0.0)
+
+
+def _boot() -> str:
+    """What tells this start of the host from others, whose clocks began elsewhere; empty where the system does not."""
+    with suppress(OSError), open(BOOT_ID, encoding="ascii") as file:
+        return f"-{file.read(8)}"
+    return ""
 
 
 class HostBuckets:
@@ -145,13 +155,12 @@ class HostBuckets:
     def _all(self) -> Iterator[dict[str, float]]:
         """All buckets, for one who may change them."""
         try:
-            file = self._open()
+            file, known = self._open()
         except (OSError, StiggGuardError) as error:
             self._warn(error)
             yield self._own
             return
         try:
-            known = _read(file)
             buckets = {name: max(known.get(name, 0.0), self._own.get(name, 0.0)) for name in {*known, *self._own}}
             yield buckets
             self._write(file, buckets)
@@ -161,27 +170,29 @@ class HostBuckets:
 
     def _write(self, file: int, buckets: dict[str, float]) -> None:
         try:
-            os.pwrite(file, json.dumps(buckets).ljust(256).encode(), 0)
+            os.pwrite(file, json.dumps(buckets).ljust(FILE_BYTES).encode(), 0)
+            os.ftruncate(file, FILE_BYTES)
         except OSError as error:  # the disk is full
             self._own = buckets
             self._warn(error)
 
-    def _open(self) -> int:
+    def _open(self) -> tuple[int, dict[str, float]]:
+        """The file, locked, and what it has."""
         folder = user_state_folder()
         os.makedirs(folder, 0o700, exist_ok=True)
         file = os.open(os.path.join(folder, self._name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _lock(file)
+            return file, _read(file)
         except BaseException:
             os.close(file)
             raise
-        return file
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "the rate limit is kept by each process alone (%s); set API_SHARE to the part of one, or CACHE", error
+                "the rate limit is kept by each process alone, or in CACHE (%s); mend that, or set API_SHARE", error
             )
 
 
@@ -198,53 +209,63 @@ def _lock(file: int) -> None:
 def _read(file: int) -> dict[str, float]:
     """What the file has; nothing when it is new or is damaged."""
     try:
-        found: Any = json.loads(os.pread(file, 4_096, 0))
-    except ValueError:
+        found = json_value(os.pread(file, FILE_BYTES, 0))
+    except Unreadable:
         return {}
     if not isinstance(found, dict):
         return {}
     return {name: value for name, value in found.items() if name in LIMITS and isinstance(value, float)}
 
 
-# As ``taken``, in microseconds of the server's clock. ARGV: interval, ahead, seconds to close for (or -1).
+# As ``taken``, in microseconds of the server's clock. ARGV: interval, ahead, seconds to close for (or -1). A bucket
+# that is full a minute later than what it was closed for explains, was left by a clock that was set back since.
 _SCRIPT = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, ahead, close = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local full_at = tonumber(redis.call('GET', KEYS[1])) or now
-if full_at < now or full_at > now + ahead + interval + 3600000000 then full_at = now end
+local known = redis.call('HMGET', KEYS[1], 'full_at', 'closed_until', 'closed_for')
+local full_at, closed_until, closed_for = tonumber(known[1]) or now, tonumber(known[2]) or 0, tonumber(known[3]) or 0
+local closed = closed_until - now
+if closed < 0 or closed > closed_for then closed = 0 end
+if not (full_at >= now and full_at <= now + ahead + interval + closed + 60000000) then full_at = now end
 local wait = full_at - now - ahead
 if close >= 0 then
     full_at, wait = math.max(full_at, now + ahead + close), 0
+    if close > closed then
+        redis.call('HSET', KEYS[1], 'closed_until', string.format('%.0f', now + close), 'closed_for', ARGV[3])
+    end
 elseif wait <= 0 then
     full_at, wait = full_at + interval, 0
 end
-redis.call('SET', KEYS[1], string.format('%.0f', full_at), 'PX', math.ceil((full_at - now) / 1000) + 1)
+redis.call('HSET', KEYS[1], 'full_at', string.format('%.0f', full_at))
+redis.call('PEXPIRE', KEYS[1], math.ceil((full_at - now) / 1000) + 1)
 return string.format('%.0f', wait)
 """
 
 
 class RedisBuckets:
-    """Buckets in the Redis at ``url``, under ``prefix``; while it does not answer, the ``others``."""
+    """Buckets in the Redis at ``url``, under ``prefix``. Those of this ``host`` have to give a token, too, so that it
+    keeps to its limit when Redis does not answer, or forgets.
+    """
 
-    def __init__(self, url: str, prefix: str, monotonic: Callable[[], float], others: Buckets) -> None:
+    def __init__(self, url: str, prefix: str, monotonic: Callable[[], float], host: Buckets) -> None:
         self._url = url
         self._prefix = prefix
         self._monotonic = monotonic
-        self._others = others
+        self._host = host
         self._rests_until = 0.0
         self._fails = False
         self._clients: dict[int, Any] = {}  # by process
 
     def take(self, name: str, pace: Pace) -> float:
-        told = self._ask(name, pace, -1.0)
-        return self._others.take(name, pace) if told is None else told
+        return self._host.take(name, pace) or self._ask(name, pace, -1.0) or 0.0
 
     def close_for(self, name: str, pace: Pace, seconds: float) -> None:
-        if self._ask(name, pace, min(seconds, MAX_CLOSED)) is None:
-            self._others.close_for(name, pace, seconds)
+        self._host.close_for(name, pace, seconds)
+        self._ask(name, pace, min(seconds, MAX_CLOSED))
 
     def _ask(self, name: str, pace: Pace, close_for: float) -> float | None:
+        """What Redis says; None where it does not answer."""
         from stigg_guard.cache.redis import FAULTS, redis_client  # it needs an extra, as the cache does
 
         if self._monotonic() < self._rests_until:

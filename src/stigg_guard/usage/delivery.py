@@ -10,7 +10,14 @@ from stigg_guard.amounts import quanta_used
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnUncertain
 from stigg_guard.credits import paid
-from stigg_guard.errors import InvalidRequest, NotSupported, SidecarError, SidecarUnavailable, StiggGuardError
+from stigg_guard.errors import (
+    InvalidRequest,
+    NotSupported,
+    SidecarError,
+    SidecarUnauthenticated,
+    SidecarUnavailable,
+    StiggGuardError,
+)
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, Period
 from stigg_guard.ledger.accounting import was_counted
 from stigg_guard.log import logger
@@ -23,6 +30,9 @@ RECHECK_SECONDS = 1.0
 MAX_RESENDS = 5
 CLOCK_SECONDS = 5.0
 """How long a report whose time is refused waits: as long as a clock may take to be set right."""
+
+ANSWERS_NOBODY = (SidecarUnavailable, SidecarUnauthenticated)
+"""Errors that say nothing of one report: whoever asks, the sidecar takes no report, or not under this key."""
 
 UNANSWERED = "it was sent and not answered, so it may have been counted"
 REFUSED_TIME = "its time was refused; it is sent again with a time that does not lie ahead of the clock"
@@ -91,7 +101,7 @@ class Delivery:
                 return  # the others come again
             try:
                 self._decide(report)
-            except SidecarUnavailable as error:
+            except ANSWERS_NOBODY as error:
                 unanswered.append((report, error))
             except (SidecarError, InvalidRequest) as error:
                 self._look_again(report, f"the usage cannot be read back: {error}")
@@ -137,12 +147,15 @@ class Delivery:
                 return
             answers = self._sender.send(batch, timeout)
         except (InvalidRequest, NotSupported) as error:
-            self._single_out(batch, error)
+            if came_again:  # it is turned away now, which does not say that it was when it was sent before
+                self._doubt(batch.reports)
+            else:
+                self._single_out(batch, error)
             return
         except SidecarError as error:
             if not (error.outcome_unknown or came_again):
                 self._ledger.put_back(batch.reports)
-            elif attempts >= MAX_RESENDS and not isinstance(error, SidecarUnavailable):
+            elif attempts >= MAX_RESENDS and not isinstance(error, ANSWERS_NOBODY):
                 self._doubt(batch.reports)  # it reaches the sidecar, and is not answered: each is decided alone
             else:
                 self._ledger.postpone(batch, RECHECK_SECONDS)
