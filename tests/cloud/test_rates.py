@@ -184,6 +184,23 @@ def test_a_refusal_is_known_to_all_in_redis(redis: RedisServer, clock: ManualClo
     assert gate_of(config, clock.clock).admit(READ) == pytest.approx(600, abs=5)
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_server_whose_clock_was_set_back_closes_nothing(closed: bool, redis: RedisServer, clock: ManualClock) -> None:
+    redis.client.flushall()
+
+    def host(name: str) -> RedisBuckets:
+        return RedisBuckets(redis.url, "p", clock.monotonic, HostBuckets(name, clock.monotonic))
+
+    pace = Pace(1.0, 5.0)
+    host("first").take("entitlements", pace)
+    if closed:
+        host("first").close_for("entitlements", pace, 600.0)
+        assert host("second").take("entitlements", pace) == pytest.approx(600, abs=5)
+        redis.client.hincrby("p:entitlements", "closed_until", 1_800_000_000)
+    redis.client.hincrby("p:entitlements", "full_at", 1_800_000_000)  # as if it had been half an hour ahead
+    assert host("third").take("entitlements", pace) == 0
+
+
 def test_a_redis_that_dies_or_forgets_gives_a_host_no_more_than_its_limit(
     tmp_path: Path, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -217,20 +217,28 @@ def _read(file: int) -> dict[str, float]:
     return {name: value for name, value in found.items() if name in LIMITS and isinstance(value, float)}
 
 
-# As ``taken``, in microseconds of the server's clock. ARGV: interval, ahead, seconds to close for (or -1).
+# As ``taken``, in microseconds of the server's clock. ARGV: interval, ahead, seconds to close for (or -1). A bucket
+# that is full a minute later than what it was closed for explains, was left by a clock that was set back since.
 _SCRIPT = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, ahead, close = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local full_at = tonumber(redis.call('GET', KEYS[1])) or now
-if full_at < now or full_at > now + ahead + interval + 3600000000 then full_at = now end
+local known = redis.call('HMGET', KEYS[1], 'full_at', 'closed_until', 'closed_for')
+local full_at, closed_until, closed_for = tonumber(known[1]) or now, tonumber(known[2]) or 0, tonumber(known[3]) or 0
+local closed = closed_until - now
+if closed < 0 or closed > closed_for then closed = 0 end
+if not (full_at >= now and full_at <= now + ahead + interval + closed + 60000000) then full_at = now end
 local wait = full_at - now - ahead
 if close >= 0 then
     full_at, wait = math.max(full_at, now + ahead + close), 0
+    if close > closed then
+        redis.call('HSET', KEYS[1], 'closed_until', string.format('%.0f', now + close), 'closed_for', ARGV[3])
+    end
 elseif wait <= 0 then
     full_at, wait = full_at + interval, 0
 end
-redis.call('SET', KEYS[1], string.format('%.0f', full_at), 'PX', math.ceil((full_at - now) / 1000) + 1)
+redis.call('HSET', KEYS[1], 'full_at', string.format('%.0f', full_at))
+redis.call('PEXPIRE', KEYS[1], math.ceil((full_at - now) / 1000) + 1)
 return string.format('%.0f', wait)
 """
 
