@@ -73,6 +73,12 @@ def test_a_wrong_key_is_broken(examine: Examine) -> None:
     assert status == 1
     assert (found["SIDECAR"]["health"], found["API_KEY"]["health"]) == ("broken", "broken")
     assert "API_KEY" in found["API_KEY"]["found"]
+    assert "set API_KEY" in found["API_KEY"]["remedy"]
+
+
+def test_an_api_out_of_reach_is_no_matter_of_the_key(examine: Examine) -> None:
+    _, found = examine(SIDECAR="cloud", API_KEY="secret", API_URL="http://127.0.0.1:1", LEDGER="memory://")
+    assert (found["API_KEY"]["health"], found["API_KEY"]["remedy"]) == ("broken", "let this host reach API_URL")
 
 
 def test_what_does_not_answer_is_broken(examine: Examine, caplog: pytest.LogCaptureFixture) -> None:

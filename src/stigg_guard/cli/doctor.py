@@ -13,7 +13,7 @@ from stigg_guard.cli.console import Console, table
 from stigg_guard.cli.operators import IN_MEMORY, ledger_url
 from stigg_guard.clock import utc_now
 from stigg_guard.config import Config
-from stigg_guard.errors import StiggGuardError
+from stigg_guard.errors import ApiUnavailable, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import is_default, obstacle
 from stigg_guard.urls import SQLITE, ledger_file
@@ -112,7 +112,9 @@ def _api(guard: Guard) -> Iterator[Finding]:
     try:
         guard.api.get_entitlements_state(FetchEntitlementsQuery(customer_id=NOBODY), fields="accessDeniedReason")
     except StiggGuardError as error:
-        yield Finding("API_KEY", Health.BROKEN, f"{error}", "set API_KEY and API_URL to those of this environment")
+        away = isinstance(error, ApiUnavailable)
+        remedy = "let this host reach API_URL" if away else "set API_KEY and API_URL to those of this environment"
+        yield Finding("API_KEY", Health.BROKEN, f"{error}", remedy)
         return
     yield Finding("API_KEY", Health.OK, "Stigg's API accepts it")
     told = guard.api.server_time
