@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,29 @@ def test_reports_go_at_once_and_show_at_once(make: Callable[..., CachedAnswers],
     assert answers.answer("ReportEvents", pb.ReportEventsRequest(events=[event])).ByteSize() == 0
     with pytest.raises(InvalidRequest, match="customer_id"):
         answers.answer("ReportUsage", pb.ReportUsageRequest(customer_id="nobody", feature_id=TEMPLATES, value=1))
+
+
+@pytest.mark.parametrize(
+    "said", [{"customerId": None}, {"customerId": "other"}, {"featureId": "g"}, {"currentUsage": float("nan")}]
+)
+def test_an_answer_about_something_else_is_an_answer_and_corrects_nothing(
+    said: Mapping[str, object], clock: ManualClock
+) -> None:
+    feature = {"refId": "f", "featureType": "NUMBER", "meterType": "Fluctuating"}
+    entitlement = {"__typename": "FeatureEntitlement", "isGranted": True, "usageLimit": 9.0, "currentUsage": 1.0}
+    entitlement |= {"feature": feature, "accessDeniedReason": None, "hasUnlimitedUsage": False, "validUntil": None}
+    measured = {"id": "m", "customerId": "c", "resourceId": None, "featureId": "f", "currentUsage": 5, **said}
+    server = ApiServer({"entitlementsState": lambda **_: {"accessDeniedReason": None, "entitlementsV2": [entitlement]}})
+    answers = CachedAnswers(Config(sidecar="cloud", api_key="key", api_url=server.url, timeout=20), clock.clock)
+    for customer in ("c", "other"):
+        assert metered(answers, customer, "f").entitlement.current_usage == 1
+    body = json.dumps({"data": {"reportUsage": {**measured, "usagePeriodStart": None, "usagePeriodEnd": None}}})
+    server.faults.append(lambda handler: handler.send(200, body.encode()))
+    told: Any = answers.answer("ReportUsage", pb.ReportUsageRequest(customer_id="c", feature_id="f", value=4))
+    assert told.measurement_id == "m"
+    assert [metered(answers, customer, "f").entitlement.current_usage for customer in ("c", "other")] == [1, 1]
+    answers.close()
+    server.stop()
 
 
 def test_what_a_wallet_paid_for_shows_at_once(clock: ManualClock) -> None:

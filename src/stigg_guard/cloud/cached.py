@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from stigg_guard.amounts import is_figure
 from stigg_guard.cache.snapshots import Snapshot, cache_key
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
@@ -50,9 +51,9 @@ class CachedAnswers:
             SidecarError: there is no answer, fresh or stale, and no fallback.
         """
         if method.startswith("Report"):
-            return self._reported(
-                self._source.answer(method, request, timeout=timeout, idempotency_key=idempotency_key)
-            )
+            answer = self._source.answer(method, request, timeout=timeout, idempotency_key=idempotency_key)
+            self._see_counted(request, answer)
+            return answer
         if method in _OF_CUSTOMERS:
             return getattr(self, _OF_CUSTOMERS[method])(_customer(request))  # type: ignore[no-any-return]
         try:
@@ -92,13 +93,12 @@ class CachedAnswers:
         ask = partial(self._source.answer, method, request, timeout=timeout)
         return self._lookup.cache.once((customer, method, request.SerializeToString()), ask)
 
-    def _reported(self, answer: Any) -> Message:
-        """Lets later checks see what was counted."""
-        told = getattr(answer, "usages", [answer] if "feature_id" in answer.DESCRIPTOR.fields_by_name else [])
-        for usage in told:
-            if usage.HasField("current_usage"):
-                self._counted(Customer(usage.customer_id, usage.resource_id or None), usage)
-        return answer  # type: ignore[no-any-return]
+    def _see_counted(self, request: Message, answer: Message) -> None:
+        """Lets later checks see what was counted: figures that are some, of what was reported."""
+        reported = set(map(_ids, _usages(request)))
+        for usage in _usages(answer):
+            if _ids(usage) in reported and usage.HasField("current_usage") and is_figure(usage.current_usage):
+                self._counted(_customer(usage), usage)
 
     def _counted(self, customer: Customer, usage: pb.ReportUsageResponse) -> None:
         cache = self._lookup.cache
@@ -127,6 +127,16 @@ def upstream_config(environ: Mapping[str, str]) -> Config:
         if environ.get(variable):
             own[setting] = environ[variable]
     return Config.from_env({**environ, **{f"STIGG_GUARD_{name}": value for name, value in own.items()}})
+
+
+def _usages(message: Any) -> Any:
+    """The usages in a report, or in its answer."""
+    fields = message.DESCRIPTOR.fields_by_name
+    return message.usages if "usages" in fields else [message] if "feature_id" in fields else ()
+
+
+def _ids(usage: Any) -> tuple[str, str, str]:
+    return usage.customer_id, usage.resource_id, usage.feature_id
 
 
 def _customer(request: Any) -> Customer:
