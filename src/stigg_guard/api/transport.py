@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
@@ -244,7 +245,8 @@ class Transport:
         data = answer.get("data")
         if status >= 400 or not isinstance(data, dict):
             problem = f"answered with status {status} and no GraphQL; is API_URL the address of Stigg's API?"
-            return self._error(ApiUnreadable, request, problem, status=status, unknown=status < 400)
+            unknown = status < 400 or status == HTTPStatus.REQUEST_TIMEOUT  # a gateway's, that waited for the API
+            return self._error(ApiUnreadable, request, problem, status=status, unknown=unknown)
         return data
 
     def _failing(
