@@ -291,6 +291,11 @@ class Config:
         readers.duration,
         "How long the sidecar's figures may lag behind its own acknowledgement.",
     )
+    thresholds: Sequence[float] = _setting(
+        (),
+        readers.parts,
+        "The parts of a limit, such as 0.8 and 1, at which ``threshold_reached`` tells of a customer's usage.",
+    )
     token_secret: str | None = _setting(
         None,
         readers.optional_text,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from stigg_guard import decorators
@@ -206,8 +205,7 @@ class Guard:
             SidecarUnavailable: as :meth:`check`.
             InvalidRequest: an id is empty.
         """
-        answer, _ = self._workings.lookup.decide(feature, Customer.of(customer), denial_age=inf)
-        return answer
+        return self._workings.lookup.shown(feature, Customer.of(customer))
 
     def entitlements(self, customer: str | Customer) -> Mapping[str, Entitlement]:
         """Returns all that the customer's plan has, by feature id and currency id; empty without a subscription.

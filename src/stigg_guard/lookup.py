@@ -200,6 +200,15 @@ class Lookup:
             return self.checked(answer, customer, fallback=fallback), None
         return answer, snapshot
 
+    def shown(self, feature: str, customer: Customer) -> Entitlement:
+        """The answer for display: a denial too is answered from the cache while that is fresh.
+
+        Raises:
+            SidecarError: as from :meth:`known`.
+        """
+        answer, _ = self.decide(feature, customer, denial_age=inf)
+        return answer
+
     def known(
         self,
         feature: str,

@@ -69,6 +69,10 @@ class Observer:
         Called in the thread that reports: with ``REPORT = "background"`` that is no thread of a request.
         """
 
+    def threshold_reached(self, customer: Customer, feature: str, part: float, entitlement: Entitlement) -> None:
+        """Called when a report has brought usage to a part of its limit that ``THRESHOLDS`` names, in the thread that
+        reports; once each time, over all processes of a ledger."""
+
     def lost_contact(self, error: StiggGuardError) -> None:
         """Called once for each outage: usage cannot be reported any more and waits in the ledger."""
 

@@ -136,6 +136,15 @@ def flag(value: Any) -> bool:
     return answer
 
 
+def parts(value: Any) -> Sequence[float]:
+    """Parts of a limit, in order: ``0.8``, or several."""
+    told = json_value(value) if isinstance(value, str) else value
+    numbers = sorted({_number(one) for one in (told if isinstance(told, (list, tuple)) else [told])})
+    if any(not 0 < number <= 10 for number in numbers):
+        raise ValueError(f"expected parts of a limit above 0, such as [0.8, 1.0], not {quoted(value)}")
+    return tuple(numbers)
+
+
 def one_of(choices: type[Enum]) -> Callable[[Any], Enum]:
     def read(value: Any) -> Enum:
         try:

@@ -13,6 +13,7 @@ from weakref import ref
 from blinker import NamedSignal, Namespace
 from flask import Flask
 
+from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import FeatureDenied, StiggGuardError
 from stigg_guard.ledger import Acknowledged
 from stigg_guard.observer import Observer, tell
@@ -27,6 +28,11 @@ usage_reported = _signals.signal(
     "stigg-guard-usage-reported",
     doc="The sidecar has counted a report: ``answer.report`` is what it was, ``answer.current_usage`` what it came to. "
     "Sent in the thread that reports, where no application context is.",
+)
+usage_threshold_reached = _signals.signal(
+    "stigg-guard-usage-threshold-reached",
+    doc="A report has brought usage to a part of its limit that ``STIGG_GUARD_THRESHOLDS`` names: ``customer``, "
+    "``feature``, ``part`` and ``entitlement``. Sent once each time, over all processes, in the thread that reports.",
 )
 usage_lost_contact = _signals.signal(
     "stigg-guard-usage-lost-contact",
@@ -46,6 +52,9 @@ class Signals(Observer):
 
     def reported(self, answer: Acknowledged) -> None:
         self._send(usage_reported, answer=answer)
+
+    def threshold_reached(self, customer: Customer, feature: str, part: float, entitlement: Entitlement) -> None:
+        self._send(usage_threshold_reached, customer=customer, feature=feature, part=part, entitlement=entitlement)
 
     def lost_contact(self, error: StiggGuardError) -> None:
         self._send(usage_lost_contact, error=error)

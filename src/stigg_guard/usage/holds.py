@@ -32,6 +32,7 @@ from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.processes import may_end_at_once
 from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
+from stigg_guard.usage.thresholds import tell_of_thresholds
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # in seconds, between two tries to hold what is perhaps free
 
@@ -93,7 +94,7 @@ class Holds:
             lambda: lookup.stigg,
             config,
             self.keeper,
-            partial(_acknowledged, lookup, audience),
+            partial(_acknowledged, lookup, audience, config.thresholds),
             clock,
             audience,
         )
@@ -395,12 +396,14 @@ def _partly(answers: dict[str, Entitlement], hold: Hold) -> dict[str, Entitlemen
 _checking = tuple(threading.Lock() for _ in range(64))
 
 
-def _acknowledged(lookup: Lookup, audience: Audience, answer: Acknowledged) -> None:
+def _acknowledged(lookup: Lookup, audience: Audience, thresholds: Sequence[float], answer: Acknowledged) -> None:
     if answer.current_usage is not None:
         # What was used since the report was sent is not in its answer, so that only units given back lower it.
         lower = answer.report.is_set or answer.report.amount < 0
         _correct(lookup, answer.report.key, answer.current_usage, lower=lower)
     audience.tell(Observer.reported, answer)
+    if thresholds:
+        tell_of_thresholds(thresholds, lookup.shown, audience, answer)
 
 
 def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True) -> None:
