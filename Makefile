@@ -11,6 +11,8 @@ EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,ope
 MATRIX := 3.10 3.11 3.12 3.13
 # One more than two cores: tests wait for servers half of the time.
 WORKERS ?= 3
+# As in .ci/run: half as long again.
+COVERAGE ?=
 WIRE := src/stigg_guard/wire
 
 .PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench bench-loaded faults wire api package wheel clean
@@ -49,7 +51,7 @@ demo: $(READY)
 	@$(BIN)/python example_projects/demo.py $(ARGS)
 
 test: $(READY) pgbouncer
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
 # What these tests ask is the GraphQL API of the local sidecar; those that break gRPC on purpose go on to do so.
 ON_CLOUD := tests/test_guard.py tests/test_decorators.py tests/test_metrics.py tests/test_observer.py tests/usage \
