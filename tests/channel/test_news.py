@@ -112,6 +112,22 @@ def test_watchers_take_no_thread_of_the_server(engine: Engine) -> None:
             channel.close()
 
 
+def test_who_reads_nothing_keeps_nobody_waiting(engine: Engine) -> None:
+    ear = Ear()
+    with (
+        Sidecar(engine) as sidecar,
+        closing(channel_to(sidecar.address)) as channel,
+        grpc.insecure_channel(sidecar.address) as idle,
+    ):
+        unread = idle.unary_stream(WATCH)(b"", timeout=100)
+        unread.initial_metadata()
+        listening(channel, ear, engine)
+        for number in range(300):  # far more than the buffers on the way take
+            told = f"{number}-{'x' * 30_000}"
+            engine.tell(told)
+            assert drained(ear) == told
+
+
 def test_a_stream_that_broke_is_made_up_for(engine: Engine) -> None:
     ear = Ear()
     with Sidecar(engine) as sidecar:
