@@ -101,6 +101,10 @@ def test_a_guard_sees_a_change_of_plan_without_reading_again(engine: Engine) -> 
 
 
 def test_watchers_take_no_thread_of_the_server(engine: Engine) -> None:
+    def sending() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "stigg-sidecar-news"}
+
+    before = sending()
     ears = [Ear() for _ in range(WORKERS + 4)]
     with Sidecar(engine) as sidecar:
         channels = [channel_to(sidecar.address) for _ in ears]
@@ -108,8 +112,13 @@ def test_watchers_take_no_thread_of_the_server(engine: Engine) -> None:
             listening(channel, ear, engine)
         engine.assign_plan(DEMO, "growth")
         assert [drained(ear) for ear in ears] == [DEMO] * len(ears)
+        senders = sending() - before
+        assert len(senders) == len(ears)
         for channel in channels:
             channel.close()
+        for sender in senders:
+            sender.join(20)
+        assert not any(sender.is_alive() for sender in senders)
 
 
 def test_who_reads_nothing_keeps_nobody_waiting(engine: Engine) -> None:

@@ -107,13 +107,11 @@ class _Watcher:
 
     def _run(self) -> None:
         pause = Event()
-        while True:
+        while not self._is_over:
             self._something.wait()
             pause.wait(PAUSE_SECONDS)
             with self._lock:
                 self._something.clear()
                 changed, self._changed = self._changed, frozenset()
             for customer in changed:
-                if self._is_over:
-                    return
-                self._send(StringValue(value=customer))
+                self._send(StringValue(value=customer))  # which does nothing once the stream has ended
