@@ -101,6 +101,10 @@ def test_a_guard_sees_a_change_of_plan_without_reading_again(engine: Engine) -> 
 
 
 def test_watchers_take_no_thread_of_the_server(engine: Engine) -> None:
+    def sending() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "stigg-sidecar-news"}
+
+    before = sending()
     ears = [Ear() for _ in range(WORKERS + 4)]
     with Sidecar(engine) as sidecar:
         channels = [channel_to(sidecar.address) for _ in ears]
@@ -108,8 +112,29 @@ def test_watchers_take_no_thread_of_the_server(engine: Engine) -> None:
             listening(channel, ear, engine)
         engine.assign_plan(DEMO, "growth")
         assert [drained(ear) for ear in ears] == [DEMO] * len(ears)
+        senders = sending() - before
+        assert len(senders) == len(ears)
         for channel in channels:
             channel.close()
+        for sender in senders:
+            sender.join(20)
+        assert not any(sender.is_alive() for sender in senders)
+
+
+def test_who_reads_nothing_keeps_nobody_waiting(engine: Engine) -> None:
+    ear = Ear()
+    with (
+        Sidecar(engine) as sidecar,
+        closing(channel_to(sidecar.address)) as channel,
+        grpc.insecure_channel(sidecar.address) as idle,
+    ):
+        unread = idle.unary_stream(WATCH)(b"", timeout=100)
+        unread.initial_metadata()
+        listening(channel, ear, engine)
+        for number in range(300):  # far more than the buffers on the way take
+            told = f"{number}-{'x' * 30_000}"
+            engine.tell(told)
+            assert drained(ear) == told
 
 
 def test_a_stream_that_broke_is_made_up_for(engine: Engine) -> None:

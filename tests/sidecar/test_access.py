@@ -13,6 +13,7 @@ import trustme
 
 from sidecar.contract import DEMO, Client
 from stigg_guard import Config, ConfigError, Guard, SidecarUnauthenticated, SidecarUnavailable, Stigg
+from stigg_guard.errors import SidecarStartError
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar, Tls
 from stigg_guard.sidecar.settings import Settings
@@ -153,3 +154,12 @@ class TestCertificates:
         with pytest.raises(ConfigError, match="/nowhere: cannot be read"):
             Tls.of(Settings(tls_cert_file="/nowhere", tls_key_file="/nowhere"))
         assert Tls.of(Settings()) is None
+
+    def test_files_that_make_no_certificate_are_told_as_such(self, engine: Engine, files: Files) -> None:
+        certificate, key = files.pair("localhost")
+        for wrong in (
+            Settings(tls_cert_file=key, tls_key_file=certificate),
+            Settings(tls_cert_file=certificate, tls_key_file=key, tls_client_ca_file=key),
+        ):
+            with pytest.raises(SidecarStartError, match="TLS: gRPC takes neither file"):
+                Sidecar(engine, tls=Tls.of(wrong)).start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import grpc
 import pytest
@@ -68,6 +70,44 @@ def test_another_token_is_told(
     assert "my-token" not in said
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
+def test_a_token_that_is_none_is_refused_and_not_repeated(
+    guarded: Sidecar, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STIGG_SIDECAR_TOKEN", "secret\nline")
+    said = failed(capsys, "advance", "--http", guarded.http_address, "1d")
+    assert "STIGG_SIDECAR_TOKEN: expected a text of ASCII without spaces" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "a..b:80"])
 def test_a_sidecar_that_is_not_there_is_told(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"no sidecar answers at {address}" in failed(capsys, "advance", "--http", address, "1d")
+
+
+@pytest.mark.parametrize("address", ["nowhere", "http://localhost:8080", "localhost:"])
+def test_what_is_no_address_is_told(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = failed(capsys, "advance", "--http", address, "1d")
+    assert f"expected HOST:PORT, as 127.0.0.1:8080, not {address!r}" in said
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_another_server_at_the_address_is_no_sidecar(status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        Thread(target=server.handle_request).start()
+        address = f"127.0.0.1:{server.server_port}"
+        assert f"what answers at {address} is no local sidecar" in failed(capsys, "advance", "--http", address, "1d")
+
+
+def test_what_speaks_grpc_at_the_address_is_no_sidecar_either(
+    guarded: Sidecar, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no sidecar answers at" in failed(capsys, "advance", "--http", guarded.address, "1d")

@@ -41,6 +41,11 @@ def test_faults_are_read(text, faults):
         ("latency=nan", "with numbers from 0 to 3600"),
         ("delay=1", "expected METHOD:latency=SECONDS"),
         ("drop", "with numbers from 0 to 1"),
+        ("error", "there is no status ''"),
+        ("error=:0.5", "there is no status ''"),
+        ("drop=0.5,drop=0.7", "each at most once, not 'drop=0.5,drop=0.7'"),
+        ("ReportUsage:latency=1 ReportUsage:drop=1", "is a second fault of ReportUsage; write both as one"),
+        ("latency=1 *:drop=1", "is a second fault of *"),
     ],
 )
 def test_what_is_no_fault_is_refused_with_the_remedy(text, said):

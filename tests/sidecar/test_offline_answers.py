@@ -72,5 +72,7 @@ def test_there_are_no_customers_over_http(offline: Sidecar) -> None:
     asked = requests.post(f"{place}/graphql", json={"query": "{ coupons { edges { cursor } } }"}, timeout=10)
     assert (changed.status_code, asked.status_code) == (409, 409)
     advanced = requests.post(f"{place}/changes/clock", json={"seconds": 1}, timeout=10)
-    assert (advanced.status_code, requests.get(place, timeout=10).status_code) == (409, 404)
+    shown = requests.get(place, timeout=10)
+    assert (advanced.status_code, shown.status_code) == (409, 404)
+    assert shown.json()["detail"] == "here are /livez, /readyz and /metrics"
     assert requests.get(f"{place}/readyz", timeout=10).status_code == 200

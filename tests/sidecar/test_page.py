@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import pytest
 import requests
 
-from sidecar.contract import DEMO, NAN, NOW, Client, refusal, report
+from sidecar.contract import DEMO, NAN, NOW, SERVICE, Client, refusal, report
 from stigg_guard.sidecar.engine import Engine
+from stigg_guard.sidecar.journal import _Answered
 from stigg_guard.sidecar.page import MOST_STREAMS, TOKEN_HEADER
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.state import StateUnavailable
@@ -131,6 +133,24 @@ def test_requests_are_shown_with_what_became_of_them(sidecar: Sidecar, client: C
     assert 0 < figures["p50"] <= figures["p99"]
 
 
+@pytest.mark.parametrize("body", [b"", b"\xff"])
+def test_a_batch_of_nothing_is_shown_as_rejected(sidecar: Sidecar, channel: grpc.Channel, body: bytes) -> None:
+    for method in ("ReportEvents", "ReportUsageBulk"):
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary(f"/{SERVICE}/{method}")(body, timeout=10)
+    assert [(one["outcome"], one["customer"]) for one in shown(sidecar)["recent"]] == [("rejected", "")] * 2
+
+
+def test_of_a_large_request_only_the_beginnings_are_kept(sidecar: Sidecar, client: Client) -> None:
+    long = "x" * 1_000_000
+    for _ in range(3):
+        client("GetBooleanEntitlement", customer_id=long, feature_id=long)
+    assert not any(isinstance(one, _Answered) for one in sidecar._journal._last)
+    (kept, *_) = recent = shown(sidecar)["recent"]
+    assert (kept["customer"], kept["feature"]) == ("x" * 300 + "…",) * 2
+    assert len(json.dumps(recent)) < 5_000
+
+
 def test_what_is_new_is_told_while_it_happens(sidecar: Sidecar, client: Client) -> None:
     with watched(sidecar) as events:
         assert entry(next(events), "feature-templates")["used"] == 3
@@ -171,6 +191,15 @@ def test_other_machines_see_nothing(engine: Engine) -> None:
         port = sidecar.http_address.rpartition(":")[2]
         answer = requests.get(f"http://{own}:{port}/", headers={"Host": "localhost"}, timeout=10)
         assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_the_address_of_the_page_opens_it_also_where_all_addresses_are_listened_on(engine: Engine, host: str) -> None:
+    with Sidecar(engine, host=host) as sidecar:
+        assert sidecar.page_url.startswith("http://localhost:")
+        assert requests.get(sidecar.page_url, timeout=10).status_code == 200
+        port = sidecar.http_address.rpartition(":")[2]
+        assert requests.get(f"http://127.0.0.1:{port}/", timeout=10).status_code == 200
 
 
 # Changes
@@ -242,6 +271,7 @@ def test_the_clock_that_advances_ends_a_period(sidecar: Sidecar) -> None:
         ),
         ("clock", {"seconds": 0}, "seconds: must be more than 0"),
         ("clock", {"seconds": 1e12}, "seconds: must be"),
+        ("clock", {"seconds": 1e300}, "seconds: must be"),
     ],
 )
 def test_a_wrong_change_is_refused_with_the_reason(
@@ -250,6 +280,27 @@ def test_a_wrong_change_is_refused_with_the_reason(
     answer = change(sidecar, name, **given)
     assert answer.status_code == 400
     assert said in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "1e999", "-Infinity"])
+def test_a_time_that_is_no_number_is_refused(sidecar: Sidecar, seconds: str) -> None:
+    headers = {TOKEN_HEADER: token(sidecar), "Content-Type": "application/json"}
+    body = f'{{"seconds": {seconds}}}'
+    answer = requests.post(url(sidecar, "/changes/clock"), body, headers=headers, timeout=10)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        "seconds: must be more than 0 and at most 31622400",
+    )
+
+
+def test_a_change_that_fails_is_answered_and_logged(
+    sidecar: Sidecar, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine._store, "transaction", None)
+    assert change(sidecar, "clock", seconds=1).status_code == 500
+    put = requests.put(url(sidecar, f"/customers/{DEMO}"), json={"plan": "growth"}, timeout=10)
+    assert (put.status_code, put.json()["detail"]) == (500, "the sidecar's log says why")
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["a change failed"] * 2
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,12 @@ def test_the_address_of_the_status_page_comes_next(start: Start) -> None:
     assert requests.post(f"{page[1]}changes/clock", **advance).status_code == 204
 
 
+def test_a_token_that_was_given_is_not_printed(start: Start) -> None:
+    sidecar = start(STIGG_SIDECAR_TOKEN="my-token")
+    assert sidecar.process.stdout
+    assert sidecar.process.stdout.readline() == f"page http://{sidecar.http_address}/\n"
+
+
 def test_catalog_and_fallbacks_are_those_that_it_is_given(start: Start, tmp_path: Path) -> None:
     catalog = tmp_path / "catalog.toml"
     catalog.write_text('[features.f]\ntype = "boolean"\n[plans.p.entitlements]\nf = true\n[customers.c]\nplan = "p"\n')

@@ -245,6 +245,28 @@ class TestWithoutRedis:
         assert said[1] == f"Redis at 127.0.0.1:{server.port} answers again"
         assert "secret" not in caplog.text
 
+    def test_one_that_is_full_is_told_of_once_until_it_takes_what_is_written(
+        self, stores: Stores, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        time = Time()
+        store, other = stores(time=time), stores(time=time)
+        add(store)
+        stores.server.client.config_set("maxmemory", 1)
+        try:
+            for _ in range(3):
+                with pytest.raises(StateUnavailable, match="OOM"):
+                    add(store)
+                time.seconds += REST_SECONDS
+                store.refresh()
+                other.refresh()
+            assert (store.usage(KEY), other.usage(KEY)) == (1, 1)
+        finally:
+            stores.server.client.config_set("maxmemory", 0)
+        add(store)
+        assert store.usage(KEY) == 2
+        said = [record.message.partition(str(stores.server.port))[2][:8] for record in caplog.records]
+        assert said == [" fails: ", " answers"]
+
     def test_a_start_without_it_knows_the_usage_to_begin_with_and_writes_it_later(self, tmp_path: Path) -> None:
         metrics, time = Metrics(), Time()
         with RedisServer(tmp_path, password="secret") as server:

@@ -56,6 +56,7 @@ def test_a_variable_is_read(variable, text, value):
         ("OFFLINE", "maybe", "expected 1 or 0, true or false"),
         ("API_URL", "https://user:secret@api", "without user and password"),
         ("WS_URL", "https://api", "expected a URL, as wss://"),
+        ("EDGE_API_URL", "https://api\nAPI_URL=x", "without line breaks"),
         ("CACHE_MAX_SIZE_BYTES", "0", "is no number of bytes"),
         ("ENTITLEMENTS_FALLBACK", "{", "not JSON"),
         ("SERVER_API_KEY", "two words", "without spaces"),
@@ -97,6 +98,22 @@ def test_redis_is_where_its_variables_say():
     access = {"REDIS_USERNAME": "us/er", "REDIS_PASSWORD": "p@ss"}
     assert Settings.read(REDIS).redis_url == "redis://localhost:6379/0"
     assert Settings.read(REDIS | there | access).redis_url == "rediss://us%2Fer:p%40ss@[::1]:7000/3"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "said"),
+    [
+        ("REDIS_HOST", "user@elsewhere", "expected a name or an address"),
+        ("REDIS_HOST", "redis://here", "expected a name or an address"),
+        ("REDIS_USERNAME", "two\nlines", "without line breaks"),
+        ("REDIS_PASSWORD", "secret\udcff", "expected a text in UTF-8"),
+    ],
+)
+def test_what_makes_no_address_of_redis_is_refused_by_its_name(variable, text, said):
+    with pytest.raises(ConfigError, match=rf"^{variable}: ") as refused:
+        Settings.read({**REDIS, variable: text})
+    assert said in str(refused.value)
+    assert "secret" not in str(refused.value)
 
 
 def test_without_its_prefix_redis_is_not_used_and_its_variables_not_read(caplog):

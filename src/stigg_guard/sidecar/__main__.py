@@ -78,8 +78,9 @@ def serve(
         if watch is not None and isinstance(answers, Engine):
             running.enter_context(watch.over(answers))
         print(f"ready grpc={sidecar.address} http={sidecar.http_address}", flush=True)
-        if settings.token is None and not exit_with_stdin and isinstance(answers, Engine):
-            print(f"page {sidecar.page_url}", flush=True)
+        if not exit_with_stdin and isinstance(answers, Engine):
+            shown = sidecar.page_url if settings.token is None else sidecar.page_url.partition("#")[0]
+            print(f"page {shown}", flush=True)
         if exit_with_stdin:
             Thread(target=_stop_at_end_of_stdin, daemon=True).start()
         signal.sigwait(STOP_SIGNALS)

@@ -8,12 +8,13 @@ import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 from stigg_guard.errors import ConfigError, InvalidRequest, SidecarUnavailable
-from stigg_guard.foreign import json_value
+from stigg_guard.foreign import json_value, quoted
 from stigg_guard.sidecar import HTTP_PORT
-from stigg_guard.sidecar.settings import VARIABLES
+from stigg_guard.sidecar.settings import VARIABLES, Settings
 
 ANSWER_SECONDS = 10.0
 TOKEN = VARIABLES["token"]
@@ -25,7 +26,11 @@ def configure_changes(parser: ArgumentParser) -> None:
     changes = parser.add_subparsers(title="changes to a running sidecar", metavar="CHANGE")
     common = ArgumentParser(add_help=False)
     common.add_argument(
-        "--http", default=f"127.0.0.1:{HTTP_PORT}", metavar="HOST:PORT", help="where its HTTP side is (%(default)s)"
+        "--http",
+        type=_address,
+        default=f"127.0.0.1:{HTTP_PORT}",
+        metavar="HOST:PORT",
+        help="where its HTTP side is (%(default)s)",
     )
     whose = ArgumentParser(add_help=False, parents=[common])
     whose.add_argument("customer")
@@ -64,21 +69,35 @@ def _change(name: str, *fields: str) -> Any:
 
 def _post(address: str, name: str, given: Mapping[str, Any]) -> None:
     host, _, port = address.rpartition(":")
-    headers = {"Content-Type": "application/json", "X-Sidecar-Token": os.environ.get(TOKEN, "")}
+    token = Settings.read({TOKEN: os.environ.get(TOKEN, "")}).token or ""
+    headers = {"Content-Type": "application/json", "X-Sidecar-Token": token}
     try:
-        connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=ANSWER_SECONDS)
-        connection.request("POST", f"/changes/{name}", json.dumps(given), headers)
-        answer = connection.getresponse()
-        status, body = answer.status, answer.read()
-        connection.close()
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        with closing(http.client.HTTPConnection(host.strip("[]"), int(port), timeout=ANSWER_SECONDS)) as connection:
+            connection.request("POST", f"/changes/{name}", json.dumps(given), headers)
+            with connection.getresponse() as answer:
+                status, body = answer.status, answer.read()
+    except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
         raise SidecarUnavailable(
-            f"no sidecar answers at {address}: {error}; start it, or name it with --http"
+            f"no sidecar answers at {address}: {quoted(str(error))}; start it, or name it with --http"
         ) from None
     if status == http.HTTPStatus.UNAUTHORIZED:
         raise ConfigError(f"{TOKEN}: it must be that of the sidecar; set the same for both")
-    if status >= http.HTTPStatus.BAD_REQUEST:
-        raise InvalidRequest("", str(json_value(body)["detail"]))
+    if status != http.HTTPStatus.NO_CONTENT:
+        raise InvalidRequest("", _detail(body, address))
+
+
+def _detail(body: bytes, address: str) -> str:
+    """Why the change was refused. Raises ``SidecarUnavailable`` for what no sidecar has written."""
+    try:
+        return str(json_value(body)["detail"])
+    except (ValueError, TypeError, LookupError):
+        raise SidecarUnavailable(f"what answers at {address} is no local sidecar; name it with --http") from None
+
+
+def _address(text: str) -> str:
+    if re.fullmatch(r"[^/@\s]+:[0-9]{1,5}", text, re.ASCII) is None:
+        raise ArgumentTypeError(f"expected HOST:PORT, as 127.0.0.1:{HTTP_PORT}, not {quoted(text)}")
+    return text
 
 
 def _json(text: str) -> Any:

@@ -87,7 +87,13 @@ def parse_faults(text: str) -> Mapping[str, Fault]:
     Raises:
         ConfigError: it describes none; the remedy is in the message.
     """
-    return dict(_fault(word) for word in text.split())
+    faults: dict[str, Fault] = {}
+    for word in text.split():
+        method, fault = _fault(word)
+        if method in faults:
+            raise ConfigError(f"{quoted(word)} is a second fault of {method}; write both as one, with a comma")
+        faults[method] = fault
+    return faults
 
 
 def _fault(word: str) -> tuple[str, Fault]:
@@ -95,11 +101,12 @@ def _fault(word: str) -> tuple[str, Fault]:
     method, told = (first, rest) if colon and "=" not in first else (ALL, word)
     if method not in (ALL, *METHODS):
         raise ConfigError(f"there is no method {quoted(method)}; {nearest(method, METHODS)}")
-    given = dict(part.partition("=")[::2] for part in told.split(","))
-    if not given.keys() <= {"latency", "error", "drop"}:
-        raise ConfigError(f"{_FORM}, not {quoted(word)}")
+    parts = [part.partition("=")[::2] for part in told.split(",")]
+    given = dict(parts)
+    if len(given) < len(parts) or not given.keys() <= {"latency", "error", "drop"}:
+        raise ConfigError(f"{_FORM}, each at most once, not {quoted(word)}")
     status, _, part = given.get("error", "").partition(":")
-    if status and status not in _STATUSES:
+    if "error" in given and status not in _STATUSES:
         raise ConfigError(f"there is no status {quoted(status)}; {nearest(status, _STATUSES)}")
     return method, Fault(
         latency=_number(given.get("latency", "0"), word, most=3600.0),

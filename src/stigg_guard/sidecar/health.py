@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from socketserver import TCPServer
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             found = page.file(path) if page is not None else None
             if page is None or (found is None and path != EVENTS):
-                raise _Problem(HTTPStatus.NOT_FOUND, "here are /, /livez, /readyz and /metrics")
+                own = "" if page is None else "/, "
+                raise _Problem(HTTPStatus.NOT_FOUND, f"here are {own}/livez, /readyz and /metrics")
             self._require_loopback()
             if found is not None:
                 self._reply(HTTPStatus.OK, *found, HEADERS)
@@ -172,12 +173,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Problem(
                 HTTPStatus.UNAUTHORIZED, f"send {TOKEN_HEADER}: it is in the address that the sidecar printed"
             )
+        given = _object(body)
         try:
-            page.change(name, _object(body))
+            with self._changing():
+                page.change(name, given)
         except InvalidRequest as error:
             raise _Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
-        except StateUnavailable as error:
-            raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
 
     def _graphql(self, body: bytes) -> tuple[HTTPStatus, Mapping[str, Any]]:
         self._refuse_foreign_pages()
@@ -204,14 +205,23 @@ class _Handler(BaseHTTPRequestHandler):
         plan, resource = _plan_change(body)
         engine = self.server.learn()
         try:
-            engine.assign_plan(unquote(path.removeprefix(CUSTOMERS)), plan, resource)
+            with self._changing():
+                engine.assign_plan(unquote(path.removeprefix(CUSTOMERS)), plan, resource)
         except InvalidRequest as error:
             status = HTTPStatus.NOT_FOUND if error.field == "customer_id" else HTTPStatus.BAD_REQUEST
             raise _Problem(status, str(error)) from None
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Whatever goes wrong is answered; what is wrong with the request is the caller's to say."""
+        try:
+            yield
+        except InvalidRequest:
+            raise
         except StateUnavailable as error:
             raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
         except Exception:
-            logger.exception("a plan change failed: %s", self.requestline)
+            logger.exception("a change failed: %s", self.requestline)
             raise _Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the sidecar's log says why") from None
 
     def _require_loopback(self) -> None:
@@ -296,9 +306,23 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]
 def is_loopback(host: str) -> bool:
     """Whether the host, a name or an address, is this machine alone."""
     try:
-        return host == "localhost" or ip_address(host).is_loopback
+        return host == "localhost" or _address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether the host is every address of this machine."""
+    try:
+        return _address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _address(host: str) -> IPv4Address | IPv6Address:
+    """The address; that of IPv4 where a socket of IPv6 wraps one."""
+    address = ip_address(host)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _hostname(header: str) -> str:

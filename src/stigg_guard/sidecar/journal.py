@@ -13,6 +13,8 @@ from stigg_guard.clock import utc_now
 from stigg_guard.wire import sidecar_pb2 as pb
 
 KEPT = 200
+LARGE_BYTES = 4_000
+LONGEST_TEXT = 300
 
 _PARTS = ("usages", "events")
 
@@ -30,36 +32,44 @@ class Journal:
     """The last requests with what became of them. Noting one costs little: it is put into words when it is shown."""
 
     def __init__(self) -> None:
-        self._last: deque[_Answered] = deque(maxlen=KEPT)
+        self._last: deque[_Answered | Mapping[str, Any]] = deque(maxlen=KEPT)
         self.count = 0
         """How many requests were noted so far."""
 
     def note(self, method: str, request: Message, response: Message | None, fault: str = "") -> None:
         """A request with its answer, or with what was wrong."""
         self.count += 1
-        self._last.append(_Answered(self.count, utc_now(), method, request, response, fault))
+        one = _Answered(self.count, utc_now(), method, request, response, fault)
+        # A large one is put into words at once, so that it is not kept.
+        self._last.append(_shown(one) if request.ByteSize() > LARGE_BYTES else one)
 
     def shown(self) -> list[Mapping[str, Any]]:
         """The newest first: ``number``, ``at``, ``method``, ``customer``, ``resource``, ``feature``, ``outcome``
         (allowed, denied, listed, reported or rejected) and ``detail``."""
-        return [_shown(one) for one in reversed(list(self._last))]
+        return [_shown(one) if isinstance(one, _Answered) else one for one in reversed(list(self._last))]
 
 
 def _shown(one: _Answered) -> Mapping[str, Any]:
     outcome, detail = ("rejected", one.fault) if one.response is None else _outcome(one)
     first = next((part for name in _PARTS for part in getattr(one.request, name, ())), one.request)
+
+    def told(*fields: str) -> str:
+        return _short(next((text for field in fields if (text := getattr(first, field, ""))), ""))
+
     return {
         "number": one.number,
         "at": one.at.isoformat(timespec="milliseconds"),
         "method": one.method,
-        "customer": first.customer_id,
-        "resource": first.resource_id,
-        "feature": getattr(first, "feature_id", "")
-        or getattr(first, "currency_id", "")
-        or getattr(first, "event_name", ""),
+        "customer": told("customer_id"),
+        "resource": told("resource_id"),
+        "feature": told("feature_id", "currency_id", "event_name"),
         "outcome": outcome,
-        "detail": detail,
+        "detail": _short(detail),
     }
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def _outcome(one: _Answered) -> tuple[str, str]:

@@ -20,22 +20,19 @@ _EVERYBODY = frozenset({""})
 
 
 class News:
-    """The watchers of one server. They take none of its threads: one of ours tells all of them, while there are any."""
+    """The watchers of one server. They take none of its threads."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._watchers: set[_Send] = set()
-        self._changed: set[str] = set()
-        self._something = Event()
+        self._watchers: set[_Watcher] = set()
         self._is_over = False
-        self._teller: Thread | None = None
 
     def tell(self, customers: frozenset[str] | None) -> None:
         """These customers have changed; None is everybody. Returns at once."""
         with self._lock:
-            if self._watchers:
-                self._changed |= _EVERYBODY if customers is None else customers
-                self._something.set()
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.tell(_EVERYBODY if customers is None else customers)
 
     def handler(self, accepts: Callable[[grpc.ServicerContext], bool]) -> grpc.RpcMethodHandler[Message, Message]:
         """What serves a watcher whose call ``accepts`` lets in."""
@@ -45,8 +42,9 @@ class News:
                 context.set_code(grpc.StatusCode.UNAUTHENTICATED)
                 send(None)
                 return
-            if not (self._add(send) and context.add_callback(lambda: self._remove(send))):
-                self._remove(send)
+            watcher = _Watcher(send)
+            if not (self._add(watcher) and context.add_callback(lambda: self._remove(watcher))):
+                self._remove(watcher)
                 return
             context.send_initial_metadata(())  # from now on no change is missed
 
@@ -63,38 +61,57 @@ class News:
         with self._lock:
             self._is_over = True
             watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.end()
+
+    def _add(self, watcher: _Watcher) -> bool:
+        with self._lock:
+            if not self._is_over:
+                self._watchers.add(watcher)
+                watcher.start()
+            return not self._is_over
+
+    def _remove(self, watcher: _Watcher) -> None:
+        with self._lock:
+            self._watchers.discard(watcher)
+        watcher.end()
+
+
+class _Watcher:
+    """One stream and the thread that sends into it: gRPC keeps who sends until there is room, however long the other
+    side reads nothing, and nobody else is to wait for that."""
+
+    def __init__(self, send: _Send) -> None:
+        self._send = send
+        self._changed: frozenset[str] = frozenset()
+        self._something = Event()
+        self._lock = Lock()
+        self._is_over = False
+
+    def start(self) -> None:
+        """Send, from now on, what is told."""
+        Thread(target=self._run, name="stigg-sidecar-news", daemon=True).start()
+
+    def tell(self, customers: frozenset[str]) -> None:
+        """These customers have changed; the empty id is everybody."""
+        with self._lock:
+            changed = self._changed | customers
+            self._changed = _EVERYBODY if "" in changed or len(changed) > MOST_NAMED else changed
             self._something.set()
-        for send in watchers:
-            send(None)
 
-    def _add(self, send: _Send) -> bool:
-        with self._lock:
-            if self._is_over:
-                return False
-            self._watchers.add(send)
-            if self._teller is None:
-                self._teller = Thread(target=self._run, name="stigg-sidecar-news", daemon=True)
-                self._teller.start()
-            return True
-
-    def _remove(self, send: _Send) -> None:
-        with self._lock:
-            self._watchers.discard(send)
-        send(None)
+    def end(self) -> None:
+        """End the stream."""
+        self._is_over = True
+        self._something.set()
+        self._send(None)
 
     def _run(self) -> None:
         pause = Event()
-        while True:
+        while not self._is_over:
             self._something.wait()
             pause.wait(PAUSE_SECONDS)
             with self._lock:
-                if self._is_over:
-                    return
                 self._something.clear()
-                changed, self._changed = self._changed, set()
-                watchers = list(self._watchers)
-            if "" in changed or len(changed) > MOST_NAMED:
-                changed = set(_EVERYBODY)
-            for send in watchers:
-                for customer in changed:
-                    send(StringValue(value=customer))
+                changed, self._changed = self._changed, frozenset()
+            for customer in changed:
+                self._send(StringValue(value=customer))  # which does nothing once the stream has ended

@@ -31,7 +31,7 @@ from stigg_guard.sidecar.state import (
 try:
     from redis import Redis
     from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisError, ResponseError
     from redis.retry import Retry
 except ImportError as error:
     raise MissingExtra("redis", "A sidecar with Redis") from error
@@ -108,7 +108,8 @@ class RedisStore(State):
         self._last: str | None = None
         self._seeds: Mapping[CounterKey, float] = {}
         self._rests_until = 0.0
-        self._is_failing = False
+        self._failing: str | None = None
+        """The script that fails, empty while Redis answers nothing; None if nothing fails."""
         self.refresh()
         if self._last is None:
             metrics.initialization_errors.inc()
@@ -235,9 +236,9 @@ class RedisStore(State):
             self.on_change(None)
 
     def _run(self, script: str, *arguments: Any) -> Any:
-        return self._ask(lambda _: self._scripts[script](keys=self._keys, args=arguments))
+        return self._ask(lambda _: self._scripts[script](keys=self._keys, args=arguments), script)
 
-    def _ask(self, step: Callable[[Redis], Any]) -> Any:
+    def _ask(self, step: Callable[[Redis], Any], script: str = "") -> Any:
         if self._monotonic() < self._rests_until:
             raise StateUnavailable(f"Redis at {self._address} does not answer")
         try:
@@ -247,12 +248,13 @@ class RedisStore(State):
             if "turn is over" in str(error):
                 raise StateUnavailable("this sidecar was too slow, and nothing was written; try again") from error
             self._rests_until = self._monotonic() + REST_SECONDS
-            if not self._is_failing:
+            if self._failing is None:
                 logger.error("nothing can be counted while Redis at %s fails: %s", self._address, error)
-            self._is_failing = True
+            # One that may not be written, or is full, still answers who reads.
+            self._failing = script if isinstance(error, ResponseError) else ""
             raise StateUnavailable(f"Redis at {self._address}: {error}") from error
-        if self._is_failing:
-            self._is_failing = False
+        if self._failing in ("", script):
+            self._failing = None
             logger.warning("Redis at %s answers again", self._address)
         return answer
 

@@ -29,7 +29,7 @@ from stigg_guard.errors import (
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.faults import Faults, Injected
-from stigg_guard.sidecar.health import HealthServer, is_loopback, resolve
+from stigg_guard.sidecar.health import HealthServer, is_loopback, is_wildcard, resolve
 from stigg_guard.sidecar.journal import Journal
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.news import News
@@ -150,8 +150,10 @@ class Sidecar:
 
     @property
     def page_url(self) -> str:
-        """The address of the status page, with the token for changes, which a browser keeps to itself."""
-        return f"http://{self.http_address}/#{self._token}"
+        """The address of the status page, with the token for changes, which a browser keeps to itself. It is of this
+        machine alone."""
+        host = "localhost" if is_wildcard(self._host) else self._host
+        return f"http://{_join(host, self._http_port)}/#{self._token}"
 
     def start(self) -> None:
         """Listen on both ports; raises ``SidecarStartError`` when one of them cannot be had."""
@@ -216,7 +218,14 @@ class Sidecar:
                 self._port = server.add_insecure_port(self.address)
             else:
                 self._port = server.add_secure_port(self.address, self._tls.credentials())
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
+            raise _cannot_listen(self.address, "--port", error) from error
+        except RuntimeError as error:
+            if self._tls is not None:
+                raise SidecarStartError(
+                    "TLS: gRPC takes neither file or they do not belong together; give PEM files of a certificate, of "
+                    "its own key and, if clients need one, of their authority"
+                ) from error
             raise _cannot_listen(self.address, "--port", error) from error
         return server
 

@@ -41,6 +41,17 @@ def _key(value: str) -> str:
 
 
 def _secret(value: str) -> str:
+    """Anything that UTF-8 can say; a message does not repeat it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected a text in UTF-8; copy it again") from None
+    return value
+
+
+def _host(value: str) -> str:
+    if set(_text(value)) & set(" /@?#"):
+        raise ValueError(f"expected a name or an address, not {quoted(value)}")
     return value
 
 
@@ -67,7 +78,7 @@ _port = _whole(0, 65535, "port; give a number from 0 to 65535")
 
 def _url(*schemes: str) -> Callable[[str], str]:
     def read(value: str) -> str:
-        if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)) or "@" in value or " " in value:
+        if not _text(value).startswith(tuple(f"{scheme}://" for scheme in schemes)) or set(value) & set(" @"):
             raise ValueError(f"expected a URL, as {schemes[-1]}://api.stigg.io, without user and password")
         return value
 
@@ -170,10 +181,10 @@ class Settings:
     redis_environment_prefix: str | None = _setting(
         None, _text, "What the keys of this environment begin with; it turns Redis on."
     )
-    redis_host: str = _setting("localhost", _text, "Where Redis is.")
+    redis_host: str = _setting("localhost", _host, "Where Redis is.")
     redis_port: int = _setting(6379, _whole(1, 65535, "port; give a number from 1 to 65535"), "Its port.")
     redis_db: int = _setting(0, _whole(0, 999_999, "number of a database"), "The number of the database.")
-    redis_username: str | None = _setting(None, _secret, "Redis' user.")
+    redis_username: str | None = _setting(None, _text, "Redis' user.")
     redis_password: str | None = _setting(None, _secret, "Its password.", is_secret=True)
     redis_tls: bool = _setting(False, _flag, "Whether Redis speaks TLS.")
     redis_keys_ttl_in_secs: int = _setting(

@@ -85,10 +85,10 @@ class Changes:
 
     def _clock(self, given: _Given) -> None:
         """``seconds`` to go forward."""
-        time = timedelta(seconds=given.number("seconds"))
-        if not timedelta() < time <= LONGEST:
-            raise InvalidRequest("seconds", f"must be more than 0 and at most {LONGEST.total_seconds():.0f}")
-        self._engine.advance(time)
+        seconds, longest = given.number("seconds"), LONGEST.total_seconds()
+        if not 0 < seconds <= longest:  # nor is it NaN
+            raise InvalidRequest("seconds", f"must be more than 0 and at most {longest:.0f}")
+        self._engine.advance(timedelta(seconds=seconds))
 
 
 class _Given:

@@ -25,7 +25,10 @@ function listen() {
   stream?.close();
   stream = new EventSource(`/events?search=${encodeURIComponent(one("search").value)}`);
   stream.onopen = () => live("on", "live");
-  stream.onerror = () => live("off", "not reachable");
+  stream.onerror = ({ target }) => {
+    live("off", "not reachable");
+    if (target.readyState === EventSource.CLOSED) setTimeout(() => target === stream && listen(), 3000);
+  };
   stream.onmessage = (event) => { state = JSON.parse(event.data); show(); };
 }
 
@@ -128,7 +131,7 @@ function entryOf(entry, customer, part) {
   const extras = [];
   if ("used" in entry) {
     const limit = entry.limit === null ? (entry.paid ? "paid by credits" : "unlimited") : number.format(entry.limit);
-    row.append(make("span", "amount", `${number.format(entry.used)} of ${limit}`));
+    row.append(make("span", "amount", `${number.format(entry.used)}${entry.limit === null ? "," : " of"} ${limit}`));
     if (entry.limit !== null) row.append(barOf(entry));
     if (entry.soft) extras.push("soft limit");
     if (entry.ends) extras.push(`until ${entry.ends.slice(0, 10)}`);
@@ -248,10 +251,10 @@ function on(id, act) {
 on("change-plan", ({ plan }) => change("plan", { customer: chosen.id, plan: plan.value || null }));
 on("change-usage", ({ feature, value }) =>
   change("usage", { customer: chosen.id, feature: feature.value, value: Number(value.value) }));
-on("change-promotion", ({ feature, gives, until }) => change("promotion", {
+on("change-promotion", ({ feature, gives, until }, button) => change("promotion", {
   customer: chosen.id,
   feature: feature.value,
-  grant: grantOf(feature.value, gives.value),
+  grant: button === one("take-back") ? null : grantOf(feature.value, gives.value),
   until: until.value ? new Date(until.value).toISOString() : null,
 }));
 on("clock", (_, button) => change("clock", { seconds: Number(button.value) }));
