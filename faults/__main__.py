@@ -18,6 +18,7 @@ from faults.horses import horses
 from faults.interrupted import interrupted
 from faults.killed import killed
 from faults.lockstep import lockstep
+from faults.million import million
 from faults.network import network
 from faults.outage import outage
 from faults.oversell import oversell
@@ -39,6 +40,7 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "horses": horses,
     "cloud": cloud,
     "fuzz": fuzz,
+    "million": million,
     "peers": peers,
 }
 

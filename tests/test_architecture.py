@@ -31,7 +31,7 @@ FOREIGN = {
     "grpc": {"channel", "sidecar"},
     "grpc_health": {"sidecar"},
     "grpc_reflection": {"sidecar"},
-    "prometheus_client": {"sidecar", "metrics"},
+    "prometheus_client": {"cache/service", "sidecar", "metrics"},
     "openfeature": {"openfeature"},
     "opentelemetry": {"otel"},
     "django": {"django"},

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stigg_guard.cli.arguments import (
+    configure_cache_service,
     configure_check,
     configure_doctor,
     configure_features,
@@ -23,6 +24,8 @@ from stigg_guard.guard import Guard
 from stigg_guard.sidecar import __main__ as sidecar
 from stigg_guard.sidecar.catalog import catalog_schema
 from stigg_guard.sidecar.commands import configure_changes
+from stigg_guard.sidecar.logs import log_to_stderr
+from stigg_guard.sidecar.settings import LEVELS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_features(features)
     features.set_defaults(run=_acting(lambda _, config: replace(config, ledger="memory://")), paths=["."])
 
+    service = commands.add_parser("cache-service", help="keep fresh what processes share in a Redis")
+    configure_cache_service(service)
+    service.set_defaults(run=_cache_service)
+
     schema = commands.add_parser("schema", help="print the JSON Schema of catalogs, for editors")
     schema.set_defaults(run=_print_schema)
 
@@ -81,6 +88,13 @@ def _sidecar(options: Namespace) -> int:
 
     config = upstream_config(os.environ)
     return sidecar.run(options, lambda: CachedAnswers(config))
+
+
+def _cache_service(options: Namespace) -> int:
+    from stigg_guard.cli.cache_service import serve  # it needs extras
+
+    log_to_stderr(LEVELS[options.log_level], options.log_format)
+    return serve(options, Config.from_env())
 
 
 def _print_schema(_options: Namespace) -> int:

@@ -228,10 +228,11 @@ class Guard:
     def forget(self, customer: str | Customer) -> None:
         """Invalidates the customer's cached entitlements, in all processes that share a ``CACHE``.
 
-        The next request fetches them again. For news from elsewhere, say from a webhook: it sends nothing to the
-        sidecar and cannot fail. What is known goes on answering while the sidecar cannot be reached.
+        The next request fetches them again; where a cache service runs, that one does so before anything else happens.
+        For news from elsewhere, say from a webhook: it sends nothing to the sidecar and cannot fail. What is known goes
+        on answering while the sidecar cannot be reached.
         """
-        self._workings.lookup.forget(Customer.of(customer))
+        self._workings.lookup.hear(Customer.of(customer))
 
     def report(
         self,

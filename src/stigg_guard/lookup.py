@@ -145,6 +145,12 @@ class Lookup:
         self.cache.forget(whose)
         self._tell_of(whose)
 
+    def hear(self, customer: Customer) -> None:
+        """After news of a change from elsewhere: a cache service reads the customer again before it invalidates what
+        was fetched before; without one that is invalidated at once."""
+        if not self.cache.shared.tell(AllOf(customer.id)):
+            self.forget(customer)
+
     def outdate(self, customers: frozenset[str] | None) -> None:
         """After a change to these customers, or to anybody: what was fetched before does not answer any more, in any
         process, and the sidecar reads them again before it is asked. This cannot fail."""
@@ -353,7 +359,8 @@ class Lookup:
 
     def _heard(self, customer: str | None) -> None:
         """The sidecar tells that a customer has changed, or anybody."""
-        self.cache.forget(AllOf(customer))
+        if not self.cache.shared.tell(AllOf(customer)):
+            self.cache.forget(AllOf(customer))
 
     def _next_ticket(self, customer: Customer) -> Ticket:
         """A checked answer needs no ledger: without one, the snapshot counts as no newer than the last."""

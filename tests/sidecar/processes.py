@@ -64,12 +64,12 @@ def start() -> Iterator[Start]:
         yield start
 
 
-def call(channel: grpc.Channel, method: str, request: Any) -> Any:
+def call(channel: grpc.Channel, method: str, request: Any, key: str | None = None) -> Any:
     path, _, response = METHODS[method]
     ask = channel.unary_unary(
         path, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
     )
-    return ask(request, timeout=20)
+    return ask(request, timeout=20, metadata=None if key is None else [("idempotency-key", key)])
 
 
 def templates_used(address: str) -> float:

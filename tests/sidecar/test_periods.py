@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from dateutil.relativedelta import relativedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stigg_guard.sidecar.periods import DEFAULT_ANCHOR, RESETS, period_at
 
 INSTANTS = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(timezone.utc))
+TWENTY_YEARS = timedelta(days=20 * 365 + 5)
+PERIODS = {"hour": 175_500, "day": 7_400, "week": 1_100, "month": 250, "year": 25}
+"""More than pass in that time."""
 
 
 def utc(text: str) -> datetime:
@@ -49,6 +54,24 @@ def test_every_instant_lies_in_exactly_one_window_and_windows_meet(instant, anch
     assert period_at(period.start, reset, anchor) == period
     assert period_at(period.end, reset, anchor).start == period.end
     assert period_at(period.start - timedelta(microseconds=1), reset, anchor).end == period.start
+
+
+@given(
+    anchor=st.datetimes(datetime(2000, 1, 1), datetime(2060, 1, 1), timezones=st.just(timezone.utc)),
+    reset=st.sampled_from(RESETS),
+    passed=st.timedeltas(-TWENTY_YEARS, TWENTY_YEARS),
+)
+@settings(derandomize=True, deadline=None, max_examples=500)
+def test_windows_of_twenty_years_are_those_of_dateutil(anchor, reset, passed):
+    instant = anchor + passed
+
+    def start(number: int) -> datetime:
+        return anchor + relativedelta(**{f"{reset}s": number})
+
+    numbers = range(-PERIODS[reset], PERIODS[reset] + 1)
+    last = numbers[bisect_right(numbers, instant, key=start) - 1]
+    period = period_at(instant, reset, anchor)
+    assert (period.start, period.end) == (start(last), start(last + 1))
 
 
 @pytest.mark.parametrize("reset", RESETS)

@@ -1,8 +1,10 @@
-"""The same requests get the same answers, whatever the home of the state: memory, a file, or Redis."""
+"""The same requests get the same answers, whatever the home of the state: memory, a file, or Redis; and offline, as far
+as its data goes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from redis_server import RedisServer
 from sidecar.contract import DEMO, NOW
 from stigg_guard.errors import InvalidRequest
-from stigg_guard.sidecar.catalog import demo_catalog
+from stigg_guard.sidecar.catalog import Catalog, demo_catalog, offline_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.redis_store import RedisStore
@@ -93,3 +95,63 @@ def test_answers_are_those_of_memory(home: str, tmp_path: Path) -> None:
         return
     with RedisServer(tmp_path) as server:
         assert told_by(RedisStore("dev", server.url, Metrics())) == told_by(Store(None))
+
+
+# The same, said by a catalog and by Stigg's documented offline data, which knows no names, periods or meters.
+CATALOG = """
+[features.feature-exports]
+type = "boolean"
+[features.feature-storage]
+type = "numeric"
+[features.feature-regions]
+type = "enum"
+[features.feature-templates]
+type = "metered"
+meter = "fluctuating"
+[features.feature-seats]
+type = "metered"
+meter = "fluctuating"
+[currencies.api-credits]
+[plans.p.entitlements]
+feature-exports = true
+feature-storage = { value = 50 }
+feature-regions = { values = ["eu", "us"] }
+feature-templates = { limit = 6 }
+feature-seats = { unlimited = true }
+[plans.p.credits]
+api-credits = { amount = 100 }
+[plans.none]
+[customers.customer-demo-01]
+plan = "p"
+[customers.customer-demo-02]
+plan = "none"
+"""
+OFFLINE = {
+    "customers": {
+        "customer-demo-01": {
+            "entitlements": {
+                "feature-exports": {"type": "BOOLEAN"},
+                "feature-storage": {"type": "NUMERIC", "value": 50.0, "isUnlimited": False},
+                "feature-regions": {"type": "ENUM", "enumValues": ["eu", "us"], "value": None},
+                "feature-templates": {"type": "METERED", "usageLimit": 6},
+                "feature-seats": {"type": "METERED", "isUnlimited": True},
+                "api-credits": {"type": "CREDIT", "usageLimit": 100},
+            }
+        },
+        "customer-demo-02": {"entitlements": {}},
+    }
+}
+
+
+def test_offline_answers_are_those_of_a_catalog_that_says_the_same() -> None:
+    def told_by(catalog: Catalog) -> list[Any]:
+        engine = Engine(catalog, Store(None), now=lambda: NOW)
+        asked = [request for request in checks() if request[1].get("resource_id") is None]
+        counted = [report for report in reports() if report[0] != "ReportEvents"]
+        told = [*answers(engine, iter(asked)), *answers(engine, iter(counted)), *answers(engine, iter(asked))]
+        engine.close()
+        return told
+
+    sold = parse_catalog(CATALOG)
+    without_meters = {id_: replace(feature, meter=None) for id_, feature in sold.features.items()}
+    assert told_by(offline_catalog(OFFLINE, source="OFFLINE")) == told_by(replace(sold, features=without_meters))

@@ -41,13 +41,14 @@ def upgrade(customer_id: str) -> None:
     get_guard().api.provision_subscription({"customer_id": customer_id, "plan_id": LARGER_PLAN})
 
 
-def bought(request: HttpRequest) -> None:
-    """The visitor's next requests may be answered by another worker, which may know the plan from before."""
+def wrote(request: HttpRequest) -> None:
+    """The visitor's next requests may be answered by another worker, which may know the usage from before. Of plans
+    that others change, each worker is told."""
     request.session[READ_THROUGH_UNTIL] = time.time() + READ_THROUGH_SECONDS
 
 
 def read_through(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: whoever bought something a moment ago is read again. A site with a shared ``CACHE`` needs none."""
+    """Middleware: who bought or used something a moment ago is read again. With a shared ``CACHE`` none is needed."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         is_news = time.time() < request.session.get(READ_THROUGH_UNTIL, 0)

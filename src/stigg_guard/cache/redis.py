@@ -7,7 +7,9 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import blake2b
+from itertools import count
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -40,6 +42,9 @@ REST_SECONDS = 1.0
 LISTEN_SECONDS = 1.0
 HEALTH_CHECK_SECONDS = 30
 RECONNECT_SECONDS = (0.1, 5.0)
+USES_KEPT_SECONDS = 86_400
+"""How long it is known who was asked for: longer than any cache service wants to know."""
+USES_AT_A_TIME = 5_000
 
 # A stored snapshot is a line of the format's number, the stamp, the ticket with its time on the ledger's clock, the
 # ledger that it is of, the kind of message and a digest, and then the sidecar's answer. The digest covers the key too,
@@ -64,8 +69,8 @@ local function now()
     local time = redis.call('TIME')
     return time[1] * 1000000 + time[2]
 end
-local function outdated(stamp)  -- by an invalidation of many; KEYS[2] and the next are theirs
-    for index = 2, #KEYS do
+local function outdated(stamp)  -- by an invalidation of many; KEYS[2] and KEYS[3] are theirs
+    for index = 2, 3 do
         local value = redis.pcall('GET', KEYS[index])
         local since = type(value) == 'string' and tonumber(string.match(value, '^1 (%d+)'))
         if since and since > stamp and since <= now() then return true end
@@ -78,8 +83,14 @@ local function set(value, ttl)
 end
 """
 
+# Who is looked for to be used is marked under KEYS[4]. A Redis that cannot write at the moment finds all the same.
 _FIND = f"""{_NOW}
 local stamp = string.format('%.0f', now())
+if KEYS[4] then
+    redis.pcall('ZADD', KEYS[4], stamp, ARGV[2])
+    redis.pcall('ZREMRANGEBYSCORE', KEYS[4], '-inf', stamp - ARGV[3])
+    redis.pcall('EXPIRE', KEYS[4], ARGV[3] / 1000000)
+end
 local value = redis.pcall('GET', KEYS[1])
 if type(value) == 'table' then value = '' end  -- a key of another type
 local fetched = value and tonumber(string.match(value, '^2 (%d+)'))
@@ -104,6 +115,18 @@ redis.call('PUBLISH', ARGV[3], stamp .. ' ' .. ARGV[4])
 return stamp
 """
 
+# What was fetched before the stamp in ARGV[3] is outdated; an invalidation that is later stays.
+_OUTDATE = f"""{_NOW}
+local known = redis.pcall('GET', KEYS[1])
+local since = type(known) == 'string' and tonumber(string.match(known, '^1 (%d+)'))
+if not since or since < tonumber(ARGV[3]) or since > now() then set('1 ' .. ARGV[3], ARGV[2]) end
+redis.call('PUBLISH', ARGV[4], ARGV[3] .. ' ' .. ARGV[5])
+"""
+
+_TELL = f"""{_NOW}
+return redis.call('PUBLISH', ARGV[2], string.format('%.0f', now()) .. ' ' .. ARGV[3])
+"""
+
 
 class RedisSnapshots:
     """Snapshots in the Redis of ``config.cache``. ``ticket`` gives the number that orders the snapshots of a customer;
@@ -118,7 +141,7 @@ class RedisSnapshots:
     """
 
     _redis: Redis
-    _listener: _Listener
+    _listener: Listener
 
     def __init__(
         self,
@@ -142,9 +165,11 @@ class RedisSnapshots:
         self._address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
         self._ledger = _ledger_beside(where, config.ledger or "")
 
-    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
+    def find(self, customer: Customer, *, to_use: bool = True) -> tuple[Snapshot | None, int]:
         keys, asked_at = self._keys(customer), self._clock.monotonic()
-        answer = self._ask(lambda redis: redis.eval(_FIND, len(keys), *keys, self._given_time()))
+        asked = (*keys, self._uses) if to_use else keys
+        given = (self._given_time(), _name(customer), USES_KEPT_SECONDS * 1_000_000)
+        answer = self._ask(lambda redis: redis.eval(_FIND, len(asked), *asked, *given))
         if answer is None:
             return None, 0
         now = int(answer[0])
@@ -169,9 +194,36 @@ class RedisSnapshots:
         return kept != 0
 
     def invalidate(self, whose: Customer | AllOf) -> int:
-        given = (self._given_time(), self._keys_ttl, self._channel, _name(whose))
+        given = (self._given_time(), self._keys_ttl, self.invalidated, _name(whose))
         stamp = self._ask(lambda redis: redis.eval(_INVALIDATE, 1, self._key(whose), *given))
         return int(stamp or 0)
+
+    def tell(self, whose: AllOf) -> bool:
+        given = (self._given_time(), self.changed, _name(whose))
+        return bool(self._ask(lambda redis: redis.eval(_TELL, 0, *given)))
+
+    def outdate(self, whose: AllOf, stamp: int) -> None:
+        """Invalidates what was fetched before the stamp, and tells all processes, as after :meth:`tell` and a fetch."""
+        given = (self._given_time(), self._keys_ttl, stamp, self.invalidated, _name(whose))
+        self._ask(lambda redis: redis.eval(_OUTDATE, 1, self._key(whose), *given))
+
+    def in_use(self, seconds: float) -> list[Customer] | None:
+        """Who was asked for within these seconds by any process, the latest first; None while Redis does not tell."""
+        found: list[Customer] = []
+        for page in count():
+            names = self._ask(partial(self._used_since, seconds, page * USES_AT_A_TIME))
+            if names is None:
+                return None
+            found += [who for name in names if isinstance(who := _whose(name.decode()), Customer)]
+            if len(names) < USES_AT_A_TIME:
+                break
+        return found
+
+    def listen(self, heard: Callable[[bytes, bytes | None], None]) -> Listener:
+        """Hears what is said of changes by any process; :func:`news_in` reads a message."""
+        listener = Listener(self._url, (self.changed, self.invalidated), heard)
+        start(listener)
+        return listener
 
     def close(self) -> None:
         self._closed = True
@@ -180,8 +232,26 @@ class RedisSnapshots:
             self._redis.close()
 
     @property
-    def _channel(self) -> str:
+    def invalidated(self) -> str:
+        """The channel on which all processes hear what is outdated."""
         return f"{self._prefix}:invalidated"
+
+    @property
+    def changed(self) -> str:
+        """The channel on which cache services hear what is to be read again before it is outdated."""
+        return f"{self._prefix}:changed"
+
+    @property
+    def _uses(self) -> str:
+        return f"{self._prefix}:in-use"
+
+    def _used_since(self, seconds: float, offset: int, redis: Redis) -> Any:
+        now = self._given_time()
+        if not now:
+            whole, micro = redis.time()
+            now = f"{whole}{micro:06}"
+        since = float(now) - seconds * 1e6
+        return redis.zrevrangebyscore(self._uses, "+inf", since, offset, USES_AT_A_TIME)
 
     def _key(self, whose: Customer | AllOf) -> str:
         return f"{self._prefix}:snapshot:{_name(whose)}"
@@ -236,7 +306,7 @@ class RedisSnapshots:
         self._failing = False
         self._rests_until = 0.0
         self._redis = redis_client(self._url)
-        self._listener = _Listener(self._url, self._channel, self._heard)
+        self._listener = Listener(self._url, (self.invalidated,), self._heard)
         start(self._listener)
         self._pid = os.getpid()
 
@@ -257,30 +327,31 @@ class RedisSnapshots:
         snapshot.stamp = stamp
         return snapshot
 
-    def _heard(self, message: bytes) -> None:
-        """Takes the message of an invalidation; what else is said on the channel is none of ours."""
-        stamp, _, name = message.partition(b" ")
-        try:
-            self._expire(_whose(name.decode()), int(stamp))
-        except ValueError:
-            logger.warning("a message on %s in Redis is not of this version; it is ignored", self._channel)
+    def _heard(self, channel: bytes, message: bytes | None) -> None:
+        news = None if message is None else news_in(channel, message)
+        if news is not None:
+            self._expire(*news)
 
 
-class _Listener(threading.Thread):
-    """Hears what is said on a channel, until ``over`` is set, or whoever wants to hear it is gone."""
+class Listener(threading.Thread):
+    """Hears what is said on channels, until ``over`` is set, or ``heard``, a bound method that is held weakly, is gone.
 
-    def __init__(self, url: str, channel: str, heard: Callable[[bytes], None]) -> None:
+    It is called with the channel and the message; None says that the channel is open now, so that what was said before
+    was missed.
+    """
+
+    def __init__(self, url: str, channels: tuple[str, ...], heard: Callable[[bytes, bytes | None], None]) -> None:
         super().__init__(name="stigg-guard-invalidations", daemon=True)
         self.over = threading.Event()
         self._redis = redis_client(url)
-        self._channel = channel
+        self._channels = channels
         self._heard = weakref.WeakMethod(heard)
         self._pause, _ = RECONNECT_SECONDS
 
     def run(self) -> None:
         while self._is_wanted():
             try:
-                with PubSub(self._redis.connection_pool, ignore_subscribe_messages=True) as subscription:
+                with PubSub(self._redis.connection_pool) as subscription:
                     self._listen(subscription)
             except FAULTS:
                 self.over.wait(self._pause)
@@ -288,17 +359,27 @@ class _Listener(threading.Thread):
         self._redis.close()
 
     def _listen(self, subscription: PubSub) -> None:
-        subscription.subscribe(self._channel)
+        subscription.subscribe(*self._channels)
         while self._is_wanted():
             message = subscription.get_message(timeout=LISTEN_SECONDS)
             self._pause, _ = RECONNECT_SECONDS
             heard = self._heard()
             if message is not None and heard is not None:
-                heard(message["data"])
+                heard(message["channel"], message["data"] if message["type"] == "message" else None)
             del heard
 
     def _is_wanted(self) -> bool:
         return not self.over.is_set() and self._heard() is not None
+
+
+def news_in(channel: bytes, message: bytes) -> tuple[Customer | AllOf, int] | None:
+    """Who has changed, and at which stamp, by a message on one of our channels; None where it is none of ours."""
+    stamp, _, name = message.partition(b" ")
+    try:
+        return _whose(name.decode()), int(stamp)
+    except ValueError:
+        logger.warning("a message on %s in Redis is not of this version; it is ignored", channel.decode())
+        return None
 
 
 def redis_client(url: str) -> Redis:

@@ -151,8 +151,11 @@ class SharedSnapshots(Protocol):
     *Stamps* are instants of the one clock that these processes share; 0 stands for one that nobody knows.
     """
 
-    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
-        """The newest snapshot that any process fetched, with the times of its fetch, and the present stamp."""
+    def find(self, customer: Customer, *, to_use: bool = True) -> tuple[Snapshot | None, int]:
+        """The newest snapshot that any process fetched, with the times of its fetch, and the present stamp.
+
+        It is kept in mind that it was asked for, unless it is not ``to_use``.
+        """
         ...
 
     def store(self, customer: Customer, snapshot: Snapshot) -> bool:
@@ -163,13 +166,18 @@ class SharedSnapshots(Protocol):
         """Tells all processes that what was fetched before now is outdated; the present stamp."""
         ...
 
+    def tell(self, whose: AllOf) -> bool:
+        """Tells that these have changed; whether there is a cache service that will read them again, and then have what
+        was fetched before now invalidated."""
+        ...
+
     def close(self) -> None: ...
 
 
 class _NotShared:
     """The processes share nothing."""
 
-    def find(self, _customer: Customer) -> tuple[None, int]:
+    def find(self, _customer: Customer, *, to_use: bool = True) -> tuple[None, int]:
         return None, 0
 
     def store(self, _customer: Customer, _snapshot: Snapshot) -> bool:
@@ -177,6 +185,9 @@ class _NotShared:
 
     def invalidate(self, _whose: Customer | AllOf) -> int:
         return 0
+
+    def tell(self, _whose: AllOf) -> bool:
+        return False
 
     def close(self) -> None:
         pass
@@ -215,7 +226,7 @@ class SnapshotCache:
         self._patience = patience
         self._spread = spread
         self._clock = clock
-        self._shared = shared
+        self.shared = shared
         self._new_bound = partial(_Bound, size, ttl + stale_ttl, clock.monotonic, self.snapshots)
         self._bound = self._new_bound()
         self._start_process()
@@ -233,7 +244,7 @@ class SnapshotCache:
             return snapshot, Source.CACHE
         load = partial(self._loaded, customer, max_age)
         try:
-            return load() if self._shared is NOT_SHARED else self._flights.load((key, max_age), load)
+            return load() if self.shared is NOT_SHARED else self._flights.load((key, max_age), load)
         except SidecarError:
             snapshot = self.snapshots.get(key)
             if snapshot is not None and self._clock.monotonic() < snapshot.stale_until:
@@ -247,12 +258,23 @@ class SnapshotCache:
     def refresh(self, customer: Customer) -> Snapshot:
         """Fetches now, whatever is cached or under way."""
         self._enter_process()
-        return self._fetched(customer, self._shared.invalidate(customer))
+        return self._fetched(customer, self.shared.invalidate(customer))
+
+    def renew(self, customer: Customer, since: int, max_age: float) -> tuple[Snapshot, Source]:
+        """What is shared if it was fetched at the stamp ``since`` or later and is no older than ``max_age`` seconds;
+        else it is fetched, for all processes. That is no use of it."""
+        self._enter_process()
+        copy, stamp = self.shared.find(customer, to_use=False)
+        if copy is not None:
+            self._keep(customer, copy)
+            if copy.stamp >= since and self._serves(copy, max_age):
+                return copy, Source.CACHE
+        return self.backoff.ask(lambda: self._fetched(customer, stamp)), Source.SIDECAR
 
     def forget(self, whose: Customer | AllOf) -> None:
         """Invalidates what was fetched before now, in all processes. It answers only where nothing newer can be had."""
         self._enter_process()
-        stamp = self._shared.invalidate(whose)
+        stamp = self.shared.invalidate(whose)
         with self._lock:
             self._forgotten += 1
         self.expire(whose, stamp or inf)
@@ -271,7 +293,7 @@ class SnapshotCache:
 
     def close(self) -> None:
         """Leaves what is shared."""
-        self._shared.close()
+        self.shared.close()
 
     def correct(self, customer: Customer, feature_id: str, current_usage: float, *, lower: bool = True) -> None:
         """Lets later checks see usage that was counted after the fetch; less than they see already if ``lower``."""
@@ -321,7 +343,7 @@ class SnapshotCache:
         return self._clock.monotonic() < snapshot.fresh_until and self.age(snapshot) <= max_age
 
     def _loaded(self, customer: Customer, max_age: float) -> tuple[Snapshot, Source]:
-        copy, stamp = self._shared.find(customer)
+        copy, stamp = self.shared.find(customer)
         known = self.snapshots.get(cache_key(customer))
         if copy is not None and (known is None or known.fetched_at < copy.fetched_at):
             self._keep(customer, copy)
@@ -337,7 +359,7 @@ class SnapshotCache:
         snapshot.stamp = stamp
         self._keep(customer, snapshot)
         # Kept first: an invalidation that comes in between finds it either here or among what is shared.
-        if not self._shared.store(customer, snapshot) or forgotten != self._forgotten:
+        if not self.shared.store(customer, snapshot) or forgotten != self._forgotten:
             snapshot.fresh_until = 0.0
         return snapshot
 

@@ -86,6 +86,22 @@ def configure_ledger(parser: ArgumentParser, *common: ArgumentParser) -> None:
     drain.set_defaults(act=lambda options, guard, console: operators.drain(guard, console, options.timeout))
 
 
+def configure_cache_service(parser: ArgumentParser) -> None:
+    """For :func:`~stigg_guard.cli.cache_service.serve`, which takes the options."""
+    parser.description = "Keep fresh what processes share in the Redis of STIGG_GUARD_CACHE, until SIGTERM."
+    parser.add_argument("--host", default="127.0.0.1", help="where probes and metrics are (default: %(default)s)")
+    parser.add_argument("--http-port", type=int, default=8081, metavar="PORT", help="default: %(default)s")
+    parser.add_argument(
+        "--keep",
+        type=_seconds,
+        default=600.0,
+        metavar="S",
+        help="keep those fresh who were asked for within S seconds (default: 600)",
+    )
+    parser.add_argument("--log-level", choices=["error", "warn", "info", "debug"], default="info")
+    parser.add_argument("--log-format", choices=["text", "json"], default="text")
+
+
 def configure_doctor(parser: ArgumentParser) -> None:
     """For :func:`~stigg_guard.cli.doctor.doctor`."""
     parser.description = "Tell what of the settings works. It only reads. Exit status 0: all is well; 1: something is "
