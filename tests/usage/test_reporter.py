@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,7 +16,8 @@ import pytest
 from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
 from stigg_guard import Config, FeatureDenied, Guard
-from stigg_guard.ledger import Claim, Hold, LimitExceeded, UsageKey, Use
+from stigg_guard.ledger import Batch, Claim, Hold, LimitExceeded, UsageKey, Use
+from stigg_guard.usage import holds
 
 
 @pytest.fixture
@@ -61,6 +64,40 @@ def test_counts_against_the_limit_until_it_is_acknowledged(
         pass
     assert guard.flush() == 0
     assert faulty.used() == 100
+
+
+@pytest.mark.parametrize("mode", ["inline", "auto"])
+def test_a_use_during_the_report_of_another_process_is_reported_before_it_returns(
+    faulty: FaultySidecar, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holds, "may_end_at_once", lambda: True)
+    first_came, go_on, committed = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(_context: grpc.ServicerContext) -> None:
+        first_came.set()
+        assert go_on.wait(10)
+
+    given = {"SIDECAR": faulty.address, "LEDGER": f"sqlite:///{tmp_path / 'ledger'}", "REPORT": mode, "TIMEOUT": 10}
+    with Guard(Config.from_mapping(given)) as one, Guard(Config.from_mapping(given)) as other:
+        faulty.before = wait
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(one.report, "f", 1, customer="c")
+            assert first_came.wait(10)
+            take_batch = other.ledger.take_batch
+
+            def taken(size: int, lease: float) -> Batch | None:
+                committed.set()
+                return take_batch(size, lease)
+
+            monkeypatch.setattr(other.ledger, "take_batch", taken)
+            second = threads.submit(other.report, "f", 2, customer="c")
+            assert committed.wait(10)
+            go_on.set()
+            second.result(10)
+            assert faulty.used() == 3
+            first.result(10)
+        assert one.flush() == other.flush() == 0
+    assert faulty.used() == 3
 
 
 class HeldAnswer:

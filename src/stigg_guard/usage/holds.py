@@ -25,7 +25,19 @@ from stigg_guard.errors import (
     SidecarError,
     SidecarTimeout,
 )
-from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, LimitExceeded, News, Period, UsageKey, Use
+from stigg_guard.ledger import (
+    Acknowledged,
+    Claim,
+    Event,
+    Hold,
+    Ledger,
+    LimitExceeded,
+    News,
+    Period,
+    State,
+    UsageKey,
+    Use,
+)
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.observer import Audience, Observer
@@ -34,6 +46,7 @@ from stigg_guard.usage.processes import may_end_at_once
 from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
 from stigg_guard.usage.thresholds import tell_of_thresholds
 
+_LOOKED_AT = 100  # how many of the oldest entries
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # in seconds, between two tries to hold what is perhaps free
 
 Confirm: TypeAlias = Callable[[Callable[[bool], None]], None]
@@ -228,12 +241,27 @@ class Holds:
         at_once = self.reporter.is_over or (self._config.report is ReportMode.AUTO and may_end_at_once())
         if at_once or self._config.report is ReportMode.INLINE:
             try:
-                before = self._ledger.ticket(customer_id).at if at_once else None
-                if self.reporter.drain(SEND_SECONDS, before=before):
+                if self._drained(customer_id, at_once):
                     return
             except (SidecarError, LedgerUnavailable) as error:
                 logger.warning("usage is not reported yet and stays in the ledger: %s", error)
         self.reporter.notify()
+
+    def _drained(self, customer_id: str, at_once: bool) -> bool:
+        """Whether all is sent. What is used while others send a report of the same key goes in the next one, and may
+        be theirs to send: that is waited for, as long as a check may take."""
+        used_at, deadline = self._ledger.ticket(customer_id).at, monotonic() + self._config.timeout
+        is_done, pause = self.reporter.drain(SEND_SECONDS, before=used_at if at_once else None), _FIRST_PAUSE
+        while customer_id and self._waits(customer_id, used_at) and monotonic() < deadline:
+            sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            is_done = self.reporter.drain(SEND_SECONDS, before=used_at)
+        return is_done
+
+    def _waits(self, customer_id: str, used_at: int) -> bool:
+        """Whether usage of the customer of that time is not acknowledged yet."""
+        oldest = self._ledger.entries([State.UNSENT, State.SENDING], _LOOKED_AT)
+        return any(entry.key.customer_id == customer_id and entry.first_at <= used_at for entry in oldest)
 
     def _record(self, use: Use) -> None:
         try:
