@@ -57,7 +57,7 @@ def ledger(home: str, request: pytest.FixtureRequest, sidecar: Sidecar, settings
         server: RedisServer = request.getfixturevalue("redis_server")
         server.client.flushall()
         url = server.url
-    settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "LEDGER": url}
+    settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "TIMEOUT": 20, "LEDGER": url}
     return get_guard().ledger
 
 

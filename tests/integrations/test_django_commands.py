@@ -31,7 +31,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def ledger_url(settings: Any, sidecar: Sidecar, tmp_path: Path) -> Iterator[str]:
     url = f"sqlite:///{tmp_path}/ledger.db"
-    settings.STIGG_GUARD = {"SIDECAR": sidecar.address, "LEDGER": url}
+    settings.STIGG_GUARD = {"SIDECAR": sidecar.address, "TIMEOUT": 20, "LEDGER": url}
     yield url
     get_guard().close()
 

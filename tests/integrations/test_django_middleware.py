@@ -135,7 +135,7 @@ pytestmark = pytest.mark.urls(__name__)
 @pytest.fixture(autouse=True)
 def site(sidecar: Sidecar, settings: Any) -> Any:
     """The settings of a site that asks the sidecar."""
-    settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "RULES": RULES}
+    settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "TIMEOUT": 20, "RULES": RULES}
     return settings
 
 
@@ -431,6 +431,7 @@ def two(site: Any, sidecar: Sidecar) -> None:
     """A site with a second configuration, whose customer is another one."""
     growth = {
         "SIDECAR": sidecar.address,
+        "TIMEOUT": 20,
         "CUSTOMER": lambda _: GROWTH,
         "UPGRADE_URL": "/growth",
         "STATUS_CODES": {"FEATURE_NOT_FOUND": 418},

@@ -141,7 +141,7 @@ pytestmark = pytest.mark.urls(__name__)
 @pytest.fixture(autouse=True)
 def site(sidecar: Sidecar, settings: Any) -> Any:
     """The settings of a site that asks the sidecar and has but one customer."""
-    settings.STIGG_GUARD = {"SIDECAR": sidecar.address, "CUSTOMER": lambda _: DEMO, "REPORT": "inline"}
+    settings.STIGG_GUARD = {"SIDECAR": sidecar.address, "TIMEOUT": 20, "CUSTOMER": lambda _: DEMO, "REPORT": "inline"}
     return settings
 
 

@@ -49,7 +49,7 @@ def site(sidecar: Sidecar, settings: Any) -> Any:
     settings.MIDDLEWARE = ["debug_toolbar.middleware.DebugToolbarMiddleware", *settings.MIDDLEWARE]
     settings.DEBUG_TOOLBAR_CONFIG = {"SHOW_TOOLBAR_CALLBACK": lambda _: True, "IS_RUNNING_TESTS": False}
     settings.DEBUG_TOOLBAR_PANELS = [PANEL]
-    settings.STIGG_GUARD = {"SIDECAR": sidecar.address, "CUSTOMER": lambda _: DEMO, "REPORT": "inline"}
+    settings.STIGG_GUARD = {"SIDECAR": sidecar.address, "TIMEOUT": 20, "CUSTOMER": lambda _: DEMO, "REPORT": "inline"}
     # What has the toolbar's models can be imported now that it is among the apps.
     urlpatterns[:] = [*VIEWS, path("__debug__/", include("debug_toolbar.urls"))]
     clear_url_caches()

@@ -250,6 +250,7 @@ def site(has_handler: bool, sidecar: Sidecar, settings: Any) -> None:
     settings.STIGG_GUARD = {
         "CUSTOMER": customer_of_user,
         "SIDECAR": sidecar.address,
+        "TIMEOUT": 20,
         "LEDGER": "memory://",
         "REPORT": "inline",
         "UPGRADE_URL": "/plans",

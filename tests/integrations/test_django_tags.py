@@ -37,7 +37,12 @@ ENGINE = Engine(
 @pytest.fixture(autouse=True)
 def site(sidecar: Sidecar, settings: Any) -> Any:
     """The settings of a site that asks the sidecar."""
-    settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "UPGRADE_URL": "/plans?a=1&b={feature}"}
+    settings.STIGG_GUARD = {
+        **settings.STIGG_GUARD,
+        "SIDECAR": sidecar.address,
+        "TIMEOUT": 20,
+        "UPGRADE_URL": "/plans?a=1&b={feature}",
+    }
     return settings
 
 

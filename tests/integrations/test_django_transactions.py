@@ -100,6 +100,7 @@ def site(shop: str, sidecar: Sidecar, settings: Any) -> Any:
     """The settings of a site that asks the sidecar, has but one customer, and whose usage follows the shop."""
     settings.STIGG_GUARD = {
         "SIDECAR": sidecar.address,
+        "TIMEOUT": 20,
         "CUSTOMER": lambda _: DEMO,
         "REPORT": "inline",
         "DATABASE": shop,

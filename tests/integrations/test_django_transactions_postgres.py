@@ -122,7 +122,13 @@ def site(sidecar: Sidecar, settings: Any, django_postgres: str) -> Iterator[Any]
     make_shop(django_postgres)
     connections.settings[django_postgres]["ATOMIC_REQUESTS"] = True
     given = settings.STIGG_GUARD
-    ours = {"SIDECAR": sidecar.address, "LEDGER": "django://postgres", "DATABASE": "postgres", "REPORT": "background"}
+    ours = {
+        "SIDECAR": sidecar.address,
+        "TIMEOUT": 20,
+        "LEDGER": "django://postgres",
+        "DATABASE": "postgres",
+        "REPORT": "background",
+    }
     settings.STIGG_GUARD = {**given, **ours}
     yield settings
     settings.STIGG_GUARD = given  # the guard is closed while its database is there

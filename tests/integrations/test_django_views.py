@@ -185,7 +185,12 @@ pytestmark = pytest.mark.urls(__name__)
 @pytest.fixture(autouse=True)
 def site(sidecar: Sidecar, settings: Any) -> Any:
     """The settings of a site that asks the sidecar."""
-    settings.STIGG_GUARD = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "UPGRADE_URL": "/plans?for={feature}"}
+    settings.STIGG_GUARD = {
+        **settings.STIGG_GUARD,
+        "SIDECAR": sidecar.address,
+        "TIMEOUT": 20,
+        "UPGRADE_URL": "/plans?for={feature}",
+    }
     return settings
 
 
@@ -467,7 +472,7 @@ def test_a_disabled_guard_lets_everybody_pass_without_a_sidecar(client: Client, 
 
 
 def test_without_a_resolver_the_error_names_the_setting(rf: RequestFactory, sidecar: Sidecar, site: Any) -> None:
-    site.STIGG_GUARD = {"SIDECAR": sidecar.address}
+    site.STIGG_GUARD = {"SIDECAR": sidecar.address, "TIMEOUT": 20}
     with pytest.raises(ImproperlyConfigured, match="CUSTOMER"):
         customer_of(rf.get("/"))
 

@@ -39,7 +39,7 @@ def engine() -> Engine:
 def site(engine: Engine, settings: Any) -> Iterator[Any]:
     """The settings of a site whose sidecar has the engine."""
     with Sidecar(engine) as sidecar:
-        one = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "LEDGER": "memory://"}
+        one = {**settings.STIGG_GUARD, "SIDECAR": sidecar.address, "TIMEOUT": 20, "LEDGER": "memory://"}
         settings.STIGG_GUARD = {
             "default": {**one, "WEBHOOK_SECRET": "a-shared-secret"},
             "other": {**one, "WEBHOOK_SECRET": "another-secret"},

@@ -20,6 +20,7 @@ def site(sidecar: Sidecar, settings: Any) -> Any:
     settings.STIGG_GUARD = {
         **settings.STIGG_GUARD,
         "SIDECAR": sidecar.address,
+        "TIMEOUT": 20,
         "CUSTOMER": of_gateway,
         "RULES": rules,
         "RATE_LIMIT_HEADERS": True,
