@@ -193,7 +193,7 @@ def sign_up() -> ResponseReturnValue:
     execute("insert into account values (?, ?, ?)", customer, name, secrets.token_urlsafe())
     session.clear()
     session["customer"] = customer
-    wrote()
+    plan_changed()
     flash("Welcome. Your free plan has room for two templates.")
     return redirect(url_for("site.home"))
 
@@ -214,7 +214,7 @@ def create_template() -> ResponseReturnValue:
         flash("A template has a title of up to 80 characters and a text of up to 2,000.", "error")
         return render_home(customer, title=title, body=body), 400  # not a success: nothing is counted
     execute("insert into template (customer, title, body) values (?, ?, ?)", customer, title, body)
-    wrote()
+    plan_changed()
     flash(f"“{title}” is saved.")
     return redirect(url_for("site.home"))
 
@@ -255,14 +255,13 @@ def buy_upgrade() -> ResponseReturnValue:
         current_app.logger.exception("the upgrade of %s failed", customer)
         flash("The upgrade did not work, and nothing was changed. Please try again in a moment.", "error")
         return render_template("upgrade.html", wanted=None), 502
-    wrote()
+    plan_changed()
     flash("You are on Growth now. Enjoy the room.")
     return redirect(url_for("site.home"))
 
 
-def wrote() -> None:
-    """Another worker may answer the next requests, and may know the usage from before: see ``read_own_writes``. Of
-    plans that others change, each worker is told."""
+def plan_changed() -> None:
+    """Another worker may answer the next requests, and may know the plan from before: see ``read_own_writes``."""
     session["read_through_until"] = time.time() + guard.guard.config.cache_ttl
 
 

@@ -41,14 +41,13 @@ def upgrade(customer_id: str) -> None:
     get_guard().api.provision_subscription({"customer_id": customer_id, "plan_id": LARGER_PLAN})
 
 
-def wrote(request: HttpRequest) -> None:
-    """The visitor's next requests may be answered by another worker, which may know the usage from before. Of plans
-    that others change, each worker is told."""
+def bought(request: HttpRequest) -> None:
+    """The visitor's next requests may be answered by another worker, which may know the plan from before."""
     request.session[READ_THROUGH_UNTIL] = time.time() + READ_THROUGH_SECONDS
 
 
 def read_through(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: who bought or used something a moment ago is read again. With a shared ``CACHE`` none is needed."""
+    """Middleware: whoever bought something a moment ago is read again. A site with a shared ``CACHE`` needs none."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         is_news = time.time() < request.session.get(READ_THROUGH_UNTIL, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from django.contrib import messages
@@ -20,8 +21,8 @@ from shop import billing
 from shop.customers import customer_of, studio_of
 from shop.forms import StudioForm, TemplateForm
 from shop.models import Studio, Template
-from stigg_guard import ApiError
-from stigg_guard.django import RequiresFeatureMixin, consumes_usage, releases_usage, requires_feature
+from stigg_guard import ApiError, SidecarError
+from stigg_guard.django import RequiresFeatureMixin, consumes_usage, get_guard, releases_usage, requires_feature
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ def home(request: HttpRequest) -> HttpResponse:
     customer = customer_of(request)
     if customer is None:
         return render(request, "shop/sign_in.html", {"studios": Studio.objects.select_related("owner")})
+    # Another worker may have sold something or changed the plan a moment ago; with an outage, what is cached will do.
+    with suppress(SidecarError):
+        get_guard().reload(customer)
     return _home(request, TemplateForm())
 
 
@@ -76,7 +80,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
         form.instance.owner = get_user_model().objects.create_user(form.instance.customer_id)
         form.save()
     login(request, form.instance.owner)
-    billing.wrote(request)
+    billing.bought(request)
     messages.success(request, "Welcome. Your free plan has room for two templates.")
     return redirect("home")
 
@@ -98,7 +102,6 @@ def create_template(request: HttpRequest) -> HttpResponse:
         return _home(request, form, status=422)
     form.instance.studio = studio_of(request)
     template = form.save()
-    billing.wrote(request)
     messages.success(request, f"{template} is ready.")
     return redirect("home")
 
@@ -108,7 +111,6 @@ def create_template(request: HttpRequest) -> HttpResponse:
 def delete_template(request: HttpRequest, pk: int) -> HttpResponse:
     """Deletes a template, which gives its place back."""
     get_object_or_404(_templates(request), pk=pk).delete()
-    billing.wrote(request)
     messages.success(request, "The template is deleted, and its place is free again.")
     return redirect("home")
 
@@ -160,7 +162,7 @@ def upgrade(request: HttpRequest) -> HttpResponse:
         logger.warning("the plan of %s was not changed: %s", customer, error)
         messages.error(request, "Your plan could not be changed just now. Please try again in a moment.")
         return redirect("upgrade")
-    billing.wrote(request)
+    billing.bought(request)
     messages.success(request, "Welcome to Growth. Everything it has is yours from now on.")
     return redirect("home")
 
