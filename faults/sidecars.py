@@ -126,7 +126,7 @@ HEALTH = "grpc.health.v1.Health"
 def keyless_sidecar(catalog: Path, hears: Callable[[str], object] = lambda _method: None) -> Iterator[str]:
     """The address of a sidecar in this process that knows no idempotency keys, like Stigg's own.
 
-    ``hears`` is told of each request before it is answered: its method, or ``Check`` of the health service.
+    ``hears`` is called for each request before it is answered: its method, or ``Check`` of the health service.
     """
     with closing(Engine(load_catalog(str(catalog)), Store(None))) as engine:
         server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])

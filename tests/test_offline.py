@@ -1,4 +1,4 @@
-"""Offline mode of the client: by objects, by JSON, with data as people have it; what becomes of reports."""
+"""Offline mode of the client: by objects, by JSON, with data as people have it; how reports are treated."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Stigg:
     ``local_sidecar_catalog`` or the demonstration catalog; what it counts is in memory, in the file
     ``local_sidecar_state``, or in Redis. If a remote one is named as well, it is asked;
     ``Stigg(OfflineConfig(…))``, or an ``offline_file``, answers in this process and asks nobody; ``offline_reports``
-    says what becomes of reports then. ``answers`` is anything else that answers requests, and is closed with the
+    says how reports are treated then. ``answers`` is anything else that answers requests, and is closed with the
     client. Threads may share it. Connections are made by the first call of each process.
 
     ``tls_ca_file`` is the PEM file of the authority behind a remote sidecar's certificate; without it, plaintext.

@@ -165,7 +165,7 @@ class Config:
     offline_reports: OfflineReports = _setting(
         OfflineReports.REFUSE,
         readers.one_of(OfflineReports),
-        "What becomes of usage while ``offline`` answers: ``refuse`` raises before it happens, ``keep`` counts it in "
+        "How usage is treated while ``offline`` answers: ``refuse`` raises before it happens, ``keep`` counts it in "
         "this process until that ends, ``ignore`` counts nothing.",
     )
     api_key: str | None = _setting(

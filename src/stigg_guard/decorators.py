@@ -289,7 +289,7 @@ def ending_of(usage: Consumption, actual: Callable[[Any], Amount] | None) -> End
 
 
 def settled_call(call: Callable[[], Any], settle: Callable[[Any, HoldOpen], tuple[Any, bool]], ending: Ending) -> Any:
-    """What the call comes to. ``ending`` is told how it went: now, or by the stream that was held open."""
+    """Returns what the call returns. ``ending`` is told how it went: now, or by the stream that was held open."""
     streams: list[SettlingStream[Any]] = []
 
     def hold_open(stream: Iterable[Any]) -> SettlingStream[Any]:

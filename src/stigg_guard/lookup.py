@@ -58,7 +58,7 @@ class Lookup:
     """Answers for customers. The ``ledger`` orders a customer's snapshots and reports, and says what is on its way.
 
     ``stigg`` is the client to ask; without one it is made from the configuration on first use, and closed with this.
-    The ``audience`` is told of each fetch and of what is outdated.
+    It calls the ``audience`` for each fetch, and for what is invalidated.
     """
 
     def __init__(

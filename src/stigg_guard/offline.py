@@ -1,4 +1,4 @@
-"""Offline mode: what customers have, given by the application itself, and what becomes of reports without a sidecar."""
+"""Offline mode: what customers have, given by the application itself, and how reports are treated without a sidecar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stigg_guard.foreign import json_value
 
 
 class OfflineReports(str, Enum):
-    """What becomes of usage and events that are reported in offline mode: an error, counted in this process until it
+    """How usage and events are treated that are reported in offline mode: an error, counted in this process until it
     ends, or nothing at all."""
 
     REFUSE = "refuse"

@@ -1,4 +1,4 @@
-"""Reports: which uses are one, in what order they are sent, and what becomes of a batch."""
+"""Reports: which uses are one, in what order they are sent, and how a batch ends."""
 
 from __future__ import annotations
 

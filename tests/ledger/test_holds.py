@@ -1,4 +1,4 @@
-"""Holds: units taken off a limit, and what becomes of them."""
+"""Holds: units taken off a limit, committed, released or expired."""
 
 from __future__ import annotations
 

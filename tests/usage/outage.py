@@ -89,7 +89,7 @@ def unlimited_disk() -> None:
 
 
 def exit_status(work: Callable[[], float]) -> int:
-    """What the work comes to in a forked child; 99 when it fails."""
+    """Returns what the work returns in a forked child; 99 when it fails."""
     child = os.fork()
     if child == 0:
         status = 99

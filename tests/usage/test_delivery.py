@@ -1,4 +1,4 @@
-"""What becomes of reports between a real ledger and a real sidecar, with faults on the way between them."""
+"""How reports are delivered between a real ledger and a real sidecar, with faults on the way between them."""
 
 from __future__ import annotations
 

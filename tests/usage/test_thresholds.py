@@ -1,4 +1,4 @@
-"""Usage that has come to a part of its limit is told of, once, whoever reports it."""
+"""Observers are called once when usage reaches a part of its limit, whoever reports it."""
 
 from __future__ import annotations
 

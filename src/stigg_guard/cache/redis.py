@@ -36,7 +36,7 @@ from stigg_guard.ledger.redis_server import Packer  # it needs redis-py, too
 from stigg_guard.threads import start
 
 FAULTS = (RedisError, OSError)
-"""What a Redis that is away, or fails, comes to."""
+"""What is raised when Redis is away, or fails."""
 ANSWER_SECONDS = 0.05
 REST_SECONDS = 1.0
 LISTEN_SECONDS = 1.0

@@ -17,7 +17,7 @@ from stigg_guard.wire import METHODS
 
 HEALTH = "/grpc.health.v1.Health/Check"
 
-# Whatever else a question comes to is an answer.
+# Every other status is an answer.
 NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 

@@ -56,7 +56,7 @@ _REMEDIES: Mapping[type[SidecarError], str] = {
 def error_of(
     status: grpc.RpcError, what: str, *, is_report: bool, sent: bool, proxy: str = "", fault: str = ""
 ) -> StiggGuardError:
-    """The error that a status comes to. ``what`` was asked, and of whom.
+    """Returns the error for a status. ``what`` was asked, and of whom.
 
     ``sent`` says whether the request may have reached the sidecar; ``fault`` is what is known to be wrong, with its
     remedy.

@@ -23,7 +23,7 @@ def may_block() -> bool:
 
 
 def beside_loop(work: Callable[[], T]) -> T:
-    """What blocking work comes to that cannot be awaited. The event loop stands still meanwhile."""
+    """Returns what blocking work returns that cannot be awaited. The event loop stands still meanwhile."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(copy_context().run, partial(_with_own_connections, work)).result()
 

@@ -64,7 +64,7 @@ class FlaskCalls(ViewCalls):
 
 
 def settled_view(call: Callable[[], R], ending: Ending) -> R:
-    """What the view comes to; ``ending`` is told how it went. To answer by an ``HTTPException`` is no failure in
+    """Returns what the view returns; ``ending`` is told how it went. To answer by an ``HTTPException`` is no failure in
     itself, as by ``abort(redirect(…))``."""
     try:
         returned = call()

@@ -1,4 +1,4 @@
--- The steps by which one customer's usage becomes reports, and what becomes of them.
+-- The steps by which one customer's usage becomes reports, and reports are settled.
 
 local function in_batch(batch)
     local found = ids('s' .. batch .. ' ', 's' .. batch .. '!')

@@ -1,4 +1,4 @@
--- What becomes of a ledger that the version before kept in this Redis, in floats of units and of seconds.
+-- Takes over a ledger that the version before kept in this Redis, in floats of units and of seconds.
 --
 -- Its queue is closed for good: in place of its leases stands a text, so its processes take no batch any more. Each
 -- customer is taken over in a step of its own. From then on old processes get no hold of that customer, because in the

@@ -89,7 +89,7 @@ class Wallets:
         return [*mine, *filter(None, plans)]
 
     def grant(self, customer: str, content: Mapping[str, Any]) -> Source:
-        """Give credits. ``content`` has all but what becomes of them."""
+        """Give credits. ``content`` has all but their use."""
         now = self._now().isoformat()
         made = {**content, "consumed": 0, "voidedAt": None, "createdAt": now, "updatedAt": now}
         source = Source(f"grant-{uuid.uuid4()}", made)

@@ -177,7 +177,7 @@ class _Step(Generic[T]):
         task.add_done_callback(_tasks.discard)
 
     async def outcome(self) -> T:
-        """What the work comes to."""
+        """Returns what the work returns."""
         await asyncio.wait([self._signal()])
         return self._outcome.result()
 

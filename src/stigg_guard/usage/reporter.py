@@ -38,7 +38,7 @@ FLUSH_PAUSES = (0.02, 0.5)
 
 class Reporter:
     """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to.
-    The ``audience`` is told of each batch, and of the first failure after a success.
+    It calls the ``audience`` for each batch, and for the first failure after a success.
 
     Its thread starts with the first :meth:`start` or :meth:`notify` of each process, and ends with it, or with
     :meth:`close` or :meth:`leave`. It also gives back what the ``keeper`` holds for work that was dropped. A forked

@@ -1,4 +1,4 @@
-"""Thresholds: usage that has come to a part of its limit is told of, once, by whoever has reported what it took."""
+"""Thresholds: the process whose report brings usage to a part of its limit calls the observers, once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tell_of_thresholds(parts: Sequence[float], decide: Decide, audience: Audienc
     """Tells of each part of the limit that a report has brought the usage to; ``decide`` knows the limit.
 
     Of all the processes that report, one is answered with the usage that lies just beyond a threshold, so nothing needs
-    to be remembered; and what falls below it, as in a new period, comes to it again. A report that sets the total does
+    to be remembered; and what falls below it, as in a new period, reaches it again. A report that sets the total does
     not tell what was used before, and is not judged.
     """
     report, current = answer.report, answer.current_usage

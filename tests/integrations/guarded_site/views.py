@@ -51,7 +51,7 @@ async def astream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def finished() -> None:
-    """Notes that a view has done its work, in a file, whatever becomes of the process."""
+    """Notes that a view has done its work, in a file, even if the process is killed."""
     with open("finished", "ab", buffering=0) as file:
         file.write(b".")
 
