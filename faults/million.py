@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from random import Random
+from typing import Any
 
 from faults.promise import Promise, Scale
 from stigg_guard import Stigg
@@ -50,8 +52,8 @@ def million(scale: Scale) -> Iterator[Promise]:
         yield _compared("and stay so when it starts again", "", engine, told)
 
 
-def _engine(path: object) -> Engine:
-    return Engine(parse_catalog(CATALOG), Store(path))  # type: ignore[arg-type]
+def _engine(path: Path) -> Engine:
+    return Engine(parse_catalog(CATALOG), Store(path))
 
 
 def _report(stigg: Stigg, call: int) -> Counter[str]:
@@ -77,5 +79,5 @@ def _compared(text: str, more: str, engine: Engine, told: Counter[str]) -> Promi
 
 def _usage(engine: Engine, customer: str) -> float:
     request = wire.GetMeteredEntitlementRequest(customer_id=customer, feature_id="f")
-    answer = engine.answer("GetMeteredEntitlement", request)
-    return float(answer.entitlement.current_usage)  # type: ignore[attr-defined]
+    answer: Any = engine.answer("GetMeteredEntitlement", request)
+    return float(answer.entitlement.current_usage)

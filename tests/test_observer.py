@@ -213,6 +213,6 @@ def test_a_step_has_the_time_that_it_took(watched: Callable[..., Guard], clock: 
         clock.advance(2)
         return ask(request, **options)
 
-    guard.stigg.get_entitlements_state_v2 = takes_long  # type: ignore[method-assign]
+    guard.stigg.get_entitlements_state_v2 = takes_long  # type: ignore[method-assign] # it really takes long
     guard.check(TEMPLATES, customer=CUSTOMER)
     assert [(step.began_at, step.seconds) for step in slow.steps] == [(began_at, 2.0)]

@@ -166,7 +166,7 @@ class StiggProvider(AbstractProvider):
                 feature,
                 customer=_customer(context),
                 requested_usage=attributes.get("requested_usage"),  # type: ignore[arg-type] # the guard checks them
-                requested_values=attributes.get("requested_values", ()),  # type: ignore[arg-type]
+                requested_values=attributes.get("requested_values", ()),  # type: ignore[arg-type] # likewise
             )
         except InvalidRequest as error:
             raise InvalidContextError(str(error)) from error

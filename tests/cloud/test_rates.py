@@ -284,7 +284,7 @@ def test_a_change_that_is_held_back_waits_for_its_turn(server: ApiServer) -> Non
         seconds, gate.seconds = gate.seconds, 0.0
         return seconds
 
-    gate.admit = opens  # type: ignore[method-assign]
+    gate.admit = opens  # type: ignore[method-assign] # and notes it
     with Api("key", server.url, gate=gate) as api:
         api.report_usage({"customerId": "c", "featureId": "f", "value": 1})
     assert len(server.received) == 1

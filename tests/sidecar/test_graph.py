@@ -385,7 +385,7 @@ def test_what_is_not_modelled_is_an_error_and_nothing_is_made_up(api: Api) -> No
 
 
 def outcome(api: Api, operation: str) -> str:
-    """Returns the outcome of an operation with only what it must be given: the code of its error, or that it is answered."""
+    """Runs an operation with only what it must be given: the code of its error, or that it is answered."""
     given = {snake(name): sample(type_, 0) for name, type_ in variable_types(operation).items()}
     try:
         getattr(api, snake(operation[0].lower() + operation[1:]))(**given)

@@ -195,7 +195,7 @@ def test_what_cannot_be_ended_now_is_ended_once_the_ledger_is_back(
     def once(*args: object, **named: object) -> object:
         if next(failures, False):
             raise LedgerUnavailable("on purpose")
-        return commit(*args, **named)  # type: ignore[arg-type]
+        return commit(*args, **named)  # type: ignore[arg-type] # as given
 
     monkeypatch.setattr(worker.ledger, "commit", once)
     with worker.resume(token):

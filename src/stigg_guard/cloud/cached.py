@@ -55,7 +55,7 @@ class CachedAnswers:
             self._see_counted(request, answer)
             return answer
         if method in _OF_CUSTOMERS:
-            return getattr(self, _OF_CUSTOMERS[method])(_customer(request))  # type: ignore[no-any-return]
+            return getattr(self, _OF_CUSTOMERS[method])(_customer(request))  # type: ignore[no-any-return] # by name
         try:
             return self._entitlement(method, request, timeout)
         except SidecarError:

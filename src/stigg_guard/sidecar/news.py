@@ -49,7 +49,7 @@ class News:
             context.send_initial_metadata(())  # from now on no change is missed
 
         # So gRPC leaves the call to us when this returns, rather than keeping a thread in an iterator.
-        watch.experimental_non_blocking = True  # type: ignore[attr-defined]
+        watch.experimental_non_blocking = True  # type: ignore[attr-defined] # a function has any
         return grpc.unary_stream_rpc_method_handler(
             watch,
             request_deserializer=None,  # whatever it says, it asks for the news
