@@ -22,8 +22,8 @@ def engine(clock: ManualClock) -> Iterator[WatchedEngine]:
 
 
 @pytest.fixture
-def outage(engine: WatchedEngine) -> Iterator[Outage]:
-    made = Outage(engine)
+def outage(engine: WatchedEngine, clock: ManualClock) -> Iterator[Outage]:
+    made = Outage(engine, clock)
     yield made
     made.begin()
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from conftest import settings_of
+from conftest import ManualClock, settings_of
 from stigg_guard import GetMeteredEntitlementRequest, Guard
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
+from stigg_guard.usage.delivery import RECHECK_SECONDS
 
 CATALOG = """
 [features.seats]
@@ -62,10 +63,12 @@ class WatchedEngine(Engine):
 
 
 class Outage:
-    """A sidecar that can go away, and come back at the same address."""
+    """A sidecar that can go away, and come back at the same address a little later by the clock of the tests: a report
+    that was under way when it went, and whose outcome nobody knows, is due again."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: ManualClock) -> None:
         self._engine = engine
+        self._clock = clock
         self._running = Sidecar(engine)
         self._running.start()
         self._ports = [int(at.rpartition(":")[2]) for at in (self._running.address, self._running.http_address)]
@@ -78,6 +81,7 @@ class Outage:
             self._is_up = False
 
     def end(self) -> None:
+        self._clock.advance(RECHECK_SECONDS)
         self._running = Sidecar(self._engine, "127.0.0.1", *self._ports)
         self._running.start()
         self._is_up = True
