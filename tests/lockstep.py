@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 from stigg_guard import Clock
+from stigg_guard.errors import KeyTaken
 from stigg_guard.ledger import (
     Acknowledged,
     Batch,
@@ -24,6 +25,7 @@ from stigg_guard.ledger import (
     Ledger,
     LimitExceeded,
     News,
+    Once,
     Period,
     Row,
     State,
@@ -108,11 +110,12 @@ def _row(row: Row | None) -> Any:
 
 
 class Lockstep:
-    """Makes random steps on all ledgers, each the same. ``made`` counts them by name."""
+    """Makes random steps on all ledgers, each the same. ``made`` counts them by name, ``outcomes`` are the holds'."""
 
     def __init__(self, ledgers: Mapping[str, Ledger], clock: LockstepClock, seed: int) -> None:
         self.homes = {name: Home(ledger) for name, ledger in ledgers.items()}
         self.made: dict[str, int] = {}
+        self.outcomes: set[str | type[KeyTaken]] = set()
         self._clock = clock
         self._rng = random.Random(seed)
         self._numbers = count(1)
@@ -184,20 +187,30 @@ class Lockstep:
             used = rng.choice([0, 1_000_000, 3_000_000])
             wishes.append((wallet_of(customer), price, Period(), used, limit, wishes[0][5], tuple(prices.items())))
         ttl = rng.choice([1.0, 30.0, 300.0])
+        once = Once(customer, f"{customer}{number // 30}", rng.choice("----+")) if rng.random() < 0.5 else None
+        if once is not None and rng.random() < 0.2:  # as for a report
+            wishes = []
 
         def hold(home: Home) -> Any:
             claims = []
             for key, amount, period, used, limit, ticket, *pays_for in wishes:
                 drawn = home.tickets.get(ticket, Ticket(0, 0))
                 claims.append(Claim(key, amount, News(period, used, limit, drawn.number, drawn.at), *pays_for))
-            held = home.ledger.hold(claims, ttl)
+            try:
+                held = home.ledger.hold(claims, ttl, once)
+            except KeyTaken as error:
+                return type(error)
             if isinstance(held, LimitExceeded):
                 return "refused", held.claim.key, held.counted, held.limit, held.is_perhaps_free
             home.holds[number] = held
             return "held"
 
-        if self._all(f"hold {number} {wishes} for {ttl}", hold) == "held":
-            self._seen["holds"][number] = wishes
+        outcome = self._all(f"hold {number} {wishes} for {ttl} {once}", hold)
+        self.outcomes.add(outcome if isinstance(outcome, (str, type)) else "refused")
+        if outcome == "held":
+            self._seen["holds"][number] = wishes or [
+                (rng.choice([key for key in KEYS if key.customer_id == customer]), 1)
+            ]
             self._given[number] = self._clock.now
 
     def renew(self) -> None:

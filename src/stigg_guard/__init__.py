@@ -18,6 +18,8 @@ from stigg_guard.errors import (
     ConfigError,
     FeatureDenied,
     InvalidRequest,
+    KeyReused,
+    KeyTaken,
     LedgerUnavailable,
     MissingExtra,
     NotSupported,
@@ -28,11 +30,14 @@ from stigg_guard.errors import (
     SidecarUnavailable,
     SignInRequired,
     StiggGuardError,
+    UsageInProgress,
+    UsageRepeated,
 )
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.guard import Guard
 from stigg_guard.offline import OfflineConfig, OfflineCustomer, OfflineEntitlement, OfflineReports
 from stigg_guard.usage.consumption import Consumption
+from stigg_guard.usage.keys import BoundKey
 from stigg_guard.wire.documented import Event, ReportUsageRequest
 from stigg_guard.wire.sidecar_pb2 import (
     AccessDeniedReason,
@@ -99,6 +104,7 @@ __all__ = [
     "BooleanEntitlement",
     "BooleanEntitlementFallback",
     "BooleanEntitlementOptions",
+    "BoundKey",
     "ClientClosed",
     "Clock",
     "Config",
@@ -140,6 +146,8 @@ __all__ = [
     "GetNumericEntitlementResponse",
     "Guard",
     "InvalidRequest",
+    "KeyReused",
+    "KeyTaken",
     "Kind",
     "LedgerUnavailable",
     "LocalSidecarConfig",
@@ -178,5 +186,7 @@ __all__ = [
     "Source",
     "Stigg",
     "StiggGuardError",
+    "UsageInProgress",
+    "UsageRepeated",
     "UsageUpdateBehavior",
 ]

@@ -8,6 +8,10 @@
     ├── InvalidRequest (ValueError)     the request itself is wrong: an empty id, an amount that is no number
     ├── ClientClosed                    the client was closed before this call
     ├── FeatureDenied                   the customer may not use the feature
+    ├── KeyTaken                        the key that came with a use is not free; nothing was held or counted
+    │   ├── UsageInProgress             the use that it came with before goes on
+    │   ├── UsageRepeated               that use was counted
+    │   └── KeyReused                   that use was another one
     ├── LedgerUnavailable               the ledger can neither be read nor written; nothing happened in it
     ├── SignInRequired                  the request comes from nobody that we know
     ├── SidecarError                    the sidecar did not answer the question
@@ -121,6 +125,36 @@ class FeatureDenied(StiggGuardError):
 
 class SignInRequired(StiggGuardError):
     """No customer belongs to the request: the configured resolver answered None. Nothing was asked or held."""
+
+
+class KeyTaken(StiggGuardError):
+    """The key that came with a use is not free. Nothing was held or counted."""
+
+
+class UsageInProgress(KeyTaken):
+    """A use with the same key goes on: whether it will be counted is not known yet.
+
+    ``retry_after`` is the number of seconds after which it is worth trying again.
+    """
+
+    retry_after: float = 1.0
+
+    def __init__(self, message: str = "a use with this key is in progress; try again when it has ended") -> None:
+        super().__init__(message)
+
+
+class UsageRepeated(KeyTaken):
+    """A use with the same key was counted."""
+
+    def __init__(self, message: str = "a use with this key was counted before; a new use needs a new key") -> None:
+        super().__init__(message)
+
+
+class KeyReused(KeyTaken):
+    """The key came with another use before: another method, path or amount. Each use needs a key of its own."""
+
+    def __init__(self, message: str = "this key came with another use before; each use needs a key of its own") -> None:
+        super().__init__(message)
 
 
 class LedgerUnavailable(StiggGuardError):

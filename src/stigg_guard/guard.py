@@ -29,6 +29,7 @@ from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.consumption import Consumption, Occupation, checked_dimensions, make_event
 from stigg_guard.usage.holds import Confirm, Holds, confirm_now
+from stigg_guard.usage.keys import Key, once_of
 from stigg_guard.usage.travelling import ResumedConsumption, Tokens, TravellingHold, unheld
 
 if TYPE_CHECKING:
@@ -242,18 +243,22 @@ class Guard:
         customer: str | Customer,
         set_total: bool = False,
         dimensions: Dimensions | None = None,
+        key: Key | None = None,
     ) -> None:
         """Reports usage that already happened: ``value`` units more, fewer when negative, or with ``set_total`` in all.
 
         It is in the ledger when this returns, and reported by the time that ``REPORT`` says. ``dimensions`` go with the
-        report.
+        report. What is reported or consumed of the feature with the same ``key`` within a day counts once.
 
         Raises:
-            InvalidRequest: the value is not a finite number, an id is empty, or a dimension is wrong.
+            InvalidRequest: the value is not a finite number, an id is empty, or a dimension or the key is wrong.
+            UsageInProgress: a use with the same key goes on.
+            KeyReused: the key is bound to another use.
         """
         amount, told = usage_amount(value, negative=not set_total), checked_dimensions(dimensions)
+        whose, once = _key(feature, customer), once_of(key, Customer.of(customer), [feature])
         holds = self._workings.holds
-        holds.record(Use(_key(feature, customer), amount, is_set=set_total, dimensions=told), holds.begin())
+        holds.record(Use(whose, amount, is_set=set_total, dimensions=told), holds.begin(), once)
 
     def report_later(self, feature: str, *, customer: str | Customer) -> Callable[[Amount], None]:
         """Reports as :meth:`report`, for work that begins now. Call the returned function with the units on success.
@@ -274,6 +279,7 @@ class Guard:
         event: str | None = None,
         dimensions: Dimensions | None = None,
         at_least: Amount | None = None,
+        key: Key | None = None,
     ) -> Consumption:
         """Holds ``n`` units (a reservation) while the block runs. Success reports them, an exception gives them back.
 
@@ -287,17 +293,24 @@ class Guard:
         With ``at_least`` as many units of the one feature are held as are left, up to ``n``; ``usage.amount`` tells how
         many. Of a feature that is paid from credits at no known rate it is ``n`` or none.
 
+        With ``key`` what the customer uses of these features counts once within a day, however often it is consumed: a
+        repeat of a use that was counted ``is_repeat``, one of a use that failed is like new.
+
         Raises:
             FeatureDenied: on entering, when the units are not to be had; nothing is held.
+            UsageInProgress: on entering, when a use with the same key goes on.
+            KeyReused: on entering, when the key is bound to another use.
             SidecarUnavailable: on entering, as for :meth:`check`.
             LedgerUnavailable: on entering, when the hold cannot be written and ``ON_OUTAGE`` is ``error``.
-            InvalidRequest: ``n`` is negative or not a finite number, or ``at_least`` is not above 0 and at most ``n``.
+            InvalidRequest: ``n`` is negative or not a finite number, ``at_least`` is not above 0 and at most ``n``, or
+                the key is empty or longer than 255 characters.
         """
-        amounts = _amounts(feature, n)
+        amounts, whose = _amounts(feature, n), Customer.of(customer)
         told = checked_dimensions(dimensions)
         what = None if event is None else make_event(event, told)
         enough = None if at_least is None else _enough(amounts, at_least)
-        return Consumption(self._workings.holds, amounts, Customer.of(customer), what, told, enough)
+        once = once_of(key, whose, amounts)
+        return Consumption(self._workings.holds, amounts, whose, what, told, enough, once)
 
     def occupy(self, feature: str | Mapping[str, Amount], n: Amount = 1, *, customer: str | Customer) -> Consumption:
         """Holds ``n`` units while the block runs and gives them back, however it ends: a limit of how many at once.

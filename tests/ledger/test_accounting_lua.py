@@ -11,7 +11,7 @@ import pytest
 
 from redis_server import RedisServer
 from stigg_guard.ledger import accounting
-from stigg_guard.ledger.accounting import ADDED_UP_WITHIN, News, Pending, Period, Row
+from stigg_guard.ledger.accounting import ADDED_UP_WITHIN, Mark, News, Pending, Period, Row
 from stigg_guard.ledger.entries import before_text, instant_text, period_text
 from stigg_guard.ledger.redis_scripts import script
 
@@ -70,7 +70,7 @@ def lua(value: Any) -> str:
         return f"'{period_text(value)}'"
     if isinstance(value, Pending):
         value = value._replace(used_at=instant_text(value.used_at))
-    if isinstance(value, (Row, News, Pending)):
+    if isinstance(value, (Row, News, Pending, Mark)):
         return "{" + ", ".join(f"{name} = {lua(one)}" for name, one in value._asdict().items()) + "}"
     return repr(value)
 
@@ -194,6 +194,20 @@ def test_stamped_and_sent_at(server: RedisServer) -> None:
         texts,
         rule=lambda one, used, at: [instant_text(accounting.sent_at(one, numbers[used], numbers[at]))],
     )
+
+
+def test_key_state_and_is_counted(server: RedisServer) -> None:
+    marks = [
+        Mark(hold, ends, binding)
+        for hold in ("", "7f00")
+        for ends in (NOW - 1, NOW, NOW + 1, NOW + 86_400_000_000)
+        for binding in ("", "a", "b")
+    ]
+    cases = list(itertools.product([None, *marks], ["", "a"], [NOW, NOW + 1, NOW + 86_400_000_000]))
+    compare(server, "key_state", cases, rule=lambda *case: [accounting.key_state(*case).value])
+    assert {accounting.key_state(*case) for case in cases} == set(accounting.KeyState)
+    known = [(mark, now) for mark, _, now in cases]
+    compare(server, "is_counted", known, rule=lambda *case: shown(accounting.is_counted(*case)))
 
 
 def test_until(server: RedisServer) -> None:

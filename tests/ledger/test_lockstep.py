@@ -10,6 +10,7 @@ import pytest
 from lockstep import GRACE, Lockstep, LockstepClock
 from redis_server import RedisServer
 from stigg_guard.django.ledger.ledger import django_ledger_from_url
+from stigg_guard.errors import KeyReused, UsageInProgress, UsageRepeated
 from stigg_guard.ledger import ledger_from_url
 
 STEPS = 500
@@ -34,5 +35,6 @@ def test_homes_are_equal(
     for _ in range(STEPS):
         run.step()
     assert run.made.keys() >= {"hold", "commit", "record", "take_batch", "acknowledge", "take_uncertain", "entries"}
+    assert run.outcomes == {"held", "refused", UsageInProgress, UsageRepeated, KeyReused}
     for ledger in ledgers.values():
         ledger.close()

@@ -208,6 +208,6 @@ class TestProcessOfVersion2:
 def test_ledger_of_a_newer_version_is_refused_with_the_remedy(make_ledger: Make, tmp_path: Path, file_url: str) -> None:
     make_ledger(file_url).record(Use(KEY, 1))
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
-        database.execute("PRAGMA user_version = 4")
+        database.execute("PRAGMA user_version = 5")
     with pytest.raises(ConfigError, match="newer version of stigg-guard; update this one"):
         make_ledger(file_url).counts()

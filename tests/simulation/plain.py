@@ -19,6 +19,7 @@ from stigg_guard.ledger import (
     Event,
     Hold,
     LimitExceeded,
+    Once,
     Period,
     Row,
     State,
@@ -27,8 +28,8 @@ from stigg_guard.ledger import (
     Use,
     accounting,
 )
-from stigg_guard.ledger.accounting import UNTOLD, Before, Pending
-from stigg_guard.ledger.entries import Claim, Dimensions, dimensions_text, held_claims
+from stigg_guard.ledger.accounting import UNTOLD, Before, Mark, Pending
+from stigg_guard.ledger.entries import Claim, Dimensions, dimensions_text, held_claims, require_free
 
 _DECIDABLE = (State.DEAD, State.UNCERTAIN)
 _ON_ITS_WAY = (State.UNSENT, State.SENDING, State.UNCERTAIN)
@@ -92,6 +93,7 @@ class PlainLedger:
     rows: dict[UsageKey, Row] = field(default_factory=dict)
     lines: list[_Line] = field(default_factory=list)
     parts: list[_Part] = field(default_factory=list)
+    marks: dict[str, Mark] = field(default_factory=dict)
     late: int = 0
 
     def __post_init__(self) -> None:
@@ -100,9 +102,11 @@ class PlainLedger:
     def ticket(self, customer_id: str) -> Ticket:
         return Ticket(next(self._tickets), self._now())
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
+    def hold(self, claims: Sequence[Claim], ttl: float, once: Once | None = None) -> Hold | LimitExceeded:
         now, lasts = self._now(), _microseconds(ttl)
-        hold = Hold(f"hold-{next(self._ids)}", held_claims(claims))
+        if once is not None:
+            require_free(accounting.key_state(self.marks.get(once.digest), once.binding, now))
+        hold = Hold(f"hold-{next(self._ids)}", held_claims(claims), once)
         wanted: dict[UsageKey, int] = {}
         refused = None
         for claim in claims:
@@ -126,6 +130,8 @@ class PlainLedger:
             return refused
         for key in dict.fromkeys(claim.key for claim in hold.claims):
             self.parts.append(_Part(key, hold.id, wanted[key], self._held_in(key, hold), now, now + lasts, lasts))
+        if once is not None:
+            self.marks[once.digest] = Mark(hold.id, now + lasts, once.binding)
         return hold
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
@@ -133,20 +139,28 @@ class PlainLedger:
         for part in self.parts:
             if part.hold in ids:
                 part.until, part.lasts = now + lasts, lasts
+        for digest, mark in self.marks.items():
+            if mark.hold in ids:
+                self.marks[digest] = mark._replace(ends=now + lasts)
 
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         now = self._now()
-        ended = self._end(hold)
-        if not ended and repeated:
+        ended, had_key = self._end(hold), self._free(hold)
+        if repeated and not ended and not had_key:
             return [self._usage(use.key) for use in uses]
         lasted = {part.key for part in ended if part.until > now}
         if len(lasted) < len({claim.key for claim in hold.claims}):
             self.late += 1
+        if hold.once is not None:
+            if accounting.is_counted(self.marks.get(hold.once.digest), now):
+                return []
+            self.marks[hold.once.digest] = Mark("", now + accounting.KEYS_KEPT, hold.once.binding)
         periods = {part.key: part.period for part in ended}
         return [self._record(use, periods.get(use.key)) for use in uses]
 
     def release(self, hold: Hold) -> None:
         self._end(hold)
+        self._free(hold)
 
     def record(self, use: Use) -> float:
         return self._record(use, None)
@@ -285,6 +299,13 @@ class PlainLedger:
         ended = [part for part in self.parts if part.hold == hold.id]
         self.parts = [part for part in self.parts if part.hold != hold.id]
         return ended
+
+    def _free(self, hold: Hold) -> bool:
+        """Leaves the hold's caller's key free; whether it had it."""
+        had_it = [digest for digest, mark in self.marks.items() if mark.hold == hold.id]
+        for digest in had_it:
+            del self.marks[digest]
+        return bool(had_it)
 
     def _record(self, use: Use, period: Period | None) -> float:
         present = self.rows[use.key].period if use.key in self.rows else UNTOLD

@@ -174,3 +174,14 @@ end
 
 -- `until` is a word of Lua.
 local function until_(told, lasts, now) return math.min(told, now + lasts) end
+
+-- A mark has the fields `hold`, `ends` and `binding`.
+local function key_state(mark, binding, now)
+    if not mark or mark.ends <= now then return 'free' end
+    if mark.binding ~= binding then return 'bound' end
+    return mark.hold == '' and 'counted' or 'held'
+end
+
+local function is_counted(mark, now)
+    return mark ~= nil and mark.hold == '' and now < mark.ends
+end

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from enum import Enum
 from typing import NamedTuple
 
 BATCH_EVENTS_PER_USAGE = 10
 """The contract takes 1000 events or 100 usages at once."""
 EXPIRED_HOLDS_KEPT = 86_400 * 1_000_000
 """For how many microseconds an expired hold can still be committed as what it is, a late one."""
+KEYS_KEPT = 86_400 * 1_000_000
+"""For how many microseconds all uses with one key count once."""
 ADDED_UP_WITHIN = 60 * 1_000_000_000
 """How many nanoseconds two uses may lie apart to be one report: a clock that was wrong spoils no more than that."""
 
@@ -91,6 +94,25 @@ class Before(NamedTuple):
     period: Period
     used: int
     moved_at: int | None
+
+
+class Mark(NamedTuple):
+    """What is noted of a caller's key until it ``ends``: the hold that its use is in, or none once that was counted,
+    and what the key is bound to."""
+
+    hold: str
+    ends: int
+    binding: str = ""
+
+
+class KeyState(str, Enum):
+    """What a caller's key says of a use that comes with it: nothing, that it is held or counted, or that it is another
+    one than that which the key is bound to."""
+
+    FREE = "free"
+    HELD = "held"
+    COUNTED = "counted"
+    BOUND = "bound"
 
 
 def stamped(period: Period, read: int) -> int:
@@ -238,6 +260,20 @@ def may_add_up(first: Pending, second: Pending, present: Period) -> bool:
     same_side = first.period.holds(first.used_at) == second.period.holds(second.used_at)
     is_close = abs(second.used_at - first.used_at) <= ADDED_UP_WITHIN
     return is_plain and same_side and is_close and first.period == second.period
+
+
+def key_state(mark: Mark | None, binding: str, now: int) -> KeyState:
+    """What the key with this mark says of a use. A hold that expired leaves its key free."""
+    if mark is None or mark.ends <= now:
+        return KeyState.FREE
+    if mark.binding != binding:
+        return KeyState.BOUND
+    return KeyState.HELD if mark.hold else KeyState.COUNTED
+
+
+def is_counted(mark: Mark | None, now: int) -> bool:
+    """Whether a use with the key was counted: then one whose hold had expired counts no more."""
+    return mark is not None and not mark.hold and now < mark.ends
 
 
 def until(told: int, lasts: int, now: int) -> int:

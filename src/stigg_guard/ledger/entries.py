@@ -18,10 +18,16 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeAlias
 
 from stigg_guard.amounts import quanta
-from stigg_guard.ledger.accounting import UNTOLD, Before, News, Pending, Period, Row
+from stigg_guard.errors import KeyReused, KeyTaken, UsageInProgress, UsageRepeated
+from stigg_guard.ledger.accounting import UNTOLD, Before, KeyState, News, Pending, Period, Row
 
 Dimensions: TypeAlias = Mapping[str, "str | float | bool"]
 NO_DIMENSIONS: Dimensions = {}
+_TAKEN: Mapping[KeyState, type[KeyTaken]] = {
+    KeyState.HELD: UsageInProgress,
+    KeyState.COUNTED: UsageRepeated,
+    KeyState.BOUND: KeyReused,
+}
 
 
 class State(str, Enum):
@@ -66,16 +72,33 @@ class Claim(NamedTuple):
     pays_for: tuple[tuple[UsageKey, float], ...] = ()
 
 
+class Once(NamedTuple):
+    """By what a use counts once: the ``digest`` of whose use of what it is and of the key that the caller gave it.
+    ``binding`` is any text that is the same for the same use."""
+
+    customer_id: str
+    digest: str
+    binding: str = ""
+
+
 class Hold(NamedTuple):
-    """A reservation: units taken off the limits of one or more keys until it is committed, released or expires."""
+    """A reservation: units taken off the limits of one or more keys until it is committed, released or expires. With
+    ``once`` it holds the caller's key as well, or nothing else."""
 
     id: str
     claims: tuple[Claim, ...]
+    once: Once | None = None
 
 
 def held_claims(claims: Iterable[Claim]) -> tuple[Claim, ...]:
     """Those of the claims that are held: what a wallet pays is held by the claims that it pays for."""
     return tuple(claim for claim in claims if not claim.pays_for)
+
+
+def require_free(state: KeyState) -> None:
+    """Raises the error of a caller's key that is not free."""
+    if state is not KeyState.FREE:
+        raise _TAKEN[state]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,22 +199,28 @@ class Ledger(Protocol):
         """Draws a sequence number, higher than all that this customer had before. Its time is the ledger's clock's."""
         ...
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
+    def hold(self, claims: Sequence[Claim], ttl: float, once: Once | None = None) -> Hold | LimitExceeded:
         """Reserves the claimed units for ``ttl`` seconds, if used + held + on their way + amount <= limit for each key.
 
         All of them, or none: the first claim that does not fit is returned. What the claims' news tell is noted either
-        way.
+        way. ``once`` is held with them, if no other use has it; it may come without claims.
+
+        Raises:
+            UsageInProgress, UsageRepeated, KeyReused: a use with the same ``once`` is held, was counted within a day,
+                or had another binding. Nothing is noted.
         """
         ...
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
-        """Lets the holds last ``ttl`` seconds from now, those that expired and were not ended too."""
+        """Lets the holds last ``ttl`` seconds from now, those that expired and were not ended too. What another use
+        holds by now stays with that."""
         ...
 
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         """Turns the hold into unsent usage; the usage of each key with it.
 
-        A hold that expired is recorded all the same, and counted as late. Uses of 0 units leave nothing to report.
+        A hold that expired is recorded all the same, and counted as late; but if another use with the same ``once`` was
+        counted meanwhile, the hold is ended, and nothing is recorded or told. Uses of 0 units leave nothing to report.
         ``repeated`` says that this commit may have been made before: then it is made only if the hold is still there.
         """
         ...

@@ -44,10 +44,36 @@ local function sending_of_claim(claim)
     return found
 end
 
--- token, hold, lasts, grace, {name, amount, period, used, limit or nothing, ticket, asked at, how many keys it pays for,
--- name, rate...}...
+-- A caller's key is kept under a name of its own, which Redis forgets by itself.
+local function mark_of(name)
+    local packed = redis.call('GET', name)
+    if not packed then return nil end
+    local hold, ends, binding = cmsgpack.unpack(packed)
+    return {hold = hold, ends = ends, binding = binding}
+end
+
+local function put_mark(name, hold, lasts, binding)
+    local kept = string.format('%.0f', math.max(lasts, KEYS_KEPT) / 1000)
+    redis.call('SET', name, cmsgpack.pack(hold, now + lasts, binding), 'PX', kept)
+end
+
+-- Leaves a key free that the hold has; whether it had it.
+local function free_key(name, hold)
+    local mark = name and mark_of(name)
+    return mark and mark.hold == hold and redis.call('DEL', name) == 1
+end
+
+-- Notes that a use with the key is counted; false if one was.
+local function count_once(name, binding)
+    if is_counted(mark_of(name), now) then return false end
+    put_mark(name, '', KEYS_KEPT, binding)
+    return true
+end
+
+-- token, hold, lasts, grace, binding, {name, amount, period, used, limit or nothing, ticket, asked at, how many keys it pays for,
+-- name, rate...}...; KEYS[3] is the caller's key, if there is one
 function steps.hold()
-    local id, lasts, grace, claims = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), claims_from(6)
+    local id, lasts, grace, binding, claims = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], claims_from(7)
     local fields = {'c'}
     for _, claim in ipairs(claims) do
         table.insert(fields, 'k' .. claim.name)
@@ -56,6 +82,8 @@ function steps.hold()
     read(fields)
     local again = refusal()
     if again then return again end
+    local state = KEYS[3] and key_state(mark_of(KEYS[3]), binding, now) or 'free'
+    if state ~= 'free' then return state end
     reckon_holds()
     local parts, exceeded = {}, nil
     for i, claim in ipairs(claims) do
@@ -81,16 +109,21 @@ function steps.hold()
         loaded.h[part.id] = part
         weigh_hold(part, 1)
     end
+    if KEYS[3] and not exceeded then put_mark(KEYS[3], id, lasts, binding) end
     write()
     return exceeded or {}
 end
 
--- lasts, id...
+-- lasts, the hold of each caller's key in KEYS..., id...
 function steps.renew()
-    local fields, lasts = {'c'}, tonumber(ARGV[2])
-    for i = 3, #ARGV do table.insert(fields, 'h' .. ARGV[i]) end
+    local fields, lasts, first = {'c'}, tonumber(ARGV[2]), #KEYS + 1
+    for i = first, #ARGV do table.insert(fields, 'h' .. ARGV[i]) end
     read(fields)
-    for i = 3, #ARGV do
+    for i = 3, #KEYS do
+        local mark = mark_of(KEYS[i])
+        if mark and mark.hold == ARGV[i] then put_mark(KEYS[i], mark.hold, lasts, mark.binding) end
+    end
+    for i = first, #ARGV do
         local part = at('h', ARGV[i])
         if part then
             weigh_hold(part, -1)
@@ -156,22 +189,24 @@ local function record(use)
     return usage_of(key)
 end
 
--- token, seconds to remember it for, whether it is repeated, number of parts held, id..., {name, amount, is_set, event,
--- dimensions}...; KEYS[3] is there once it is made
+-- token, hold, seconds to remember it for, whether it is repeated, binding, number of parts held, id..., {name, amount,
+-- is_set, event, dimensions}...; KEYS[3] is there once it is made, KEYS[4] is the caller's key, if there is one
 function steps.commit()
-    local last = 5 + tonumber(ARGV[5])
+    local last = 7 + tonumber(ARGV[7])
     local fields = {'c'}
-    for i = 6, last do table.insert(fields, 'h' .. ARGV[i]) end
+    for i = 8, last do table.insert(fields, 'h' .. ARGV[i]) end
     for i = last + 1, #ARGV, 5 do table.insert(fields, 'k' .. ARGV[i]) end
     read(fields)
     local again = refusal()
     if again then return again end
-    local periods, late, is_made = {}, false, not redis.call('SET', KEYS[3], '1', 'EX', ARGV[3], 'NX')
+    local periods, late, is_made = {}, false, not redis.call('SET', KEYS[3], '1', 'EX', ARGV[4], 'NX')
     if not is_made then
-        periods, late = end_hold(6, last)
-        is_made = ARGV[4] == '1' and next(periods) == nil
+        periods, late = end_hold(8, last)
+        local was_here = free_key(KEYS[4], ARGV[3]) or next(periods) ~= nil
+        is_made = ARGV[5] == '1' and not was_here
     end
     local answer = {late and not is_made and 1 or 0}
+    if KEYS[4] and not is_made and not count_once(KEYS[4], ARGV[6]) then last = #ARGV end
     for i = last + 1, #ARGV, 5 do
         local name = ARGV[i]
         table.insert(answer, is_made and usage_of(at('k', name)) or record({
@@ -183,11 +218,12 @@ function steps.commit()
     return answer
 end
 
--- id...
+-- hold, id...; KEYS[3] is the caller's key, if there is one
 function steps.release()
     local fields = {'c'}
-    for i = 2, #ARGV do table.insert(fields, 'h' .. ARGV[i]) end
+    for i = 3, #ARGV do table.insert(fields, 'h' .. ARGV[i]) end
     read(fields)
-    end_hold(2, #ARGV)
+    end_hold(3, #ARGV)
+    free_key(KEYS[3], ARGV[2])
     write()
 end

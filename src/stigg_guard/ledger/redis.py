@@ -11,7 +11,7 @@ from typing import Any
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock
 from stigg_guard.errors import LedgerUnavailable
-from stigg_guard.ledger.accounting import BATCH_EVENTS_PER_USAGE, Row
+from stigg_guard.ledger.accounting import BATCH_EVENTS_PER_USAGE, KeyState, Row
 from stigg_guard.ledger.entries import (
     Acknowledged,
     Batch,
@@ -19,12 +19,14 @@ from stigg_guard.ledger.entries import (
     Entry,
     Hold,
     LimitExceeded,
+    Once,
     State,
     Ticket,
     UsageKey,
     Use,
     held_claims,
     period_text,
+    require_free,
 )
 from stigg_guard.ledger.redis_fields import (
     LATE,
@@ -37,6 +39,7 @@ from stigg_guard.ledger.redis_fields import (
     microseconds,
     name_of,
     number_of,
+    once_keys,
     one_customer,
     pairs,
     quoted,
@@ -80,28 +83,34 @@ class RedisLedger:
     def ticket(self, customer_id: str) -> Ticket:
         return Ticket(*self._steps.on(quoted(customer_id), "ticket"))
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
+    def hold(self, claims: Sequence[Claim], ttl: float, once: Once | None = None) -> Hold | LimitExceeded:
         """As the protocol says, for claims of one customer.
 
         Raises:
             InvalidRequest: they are of different customers, or there are none.
         """
-        customer = one_customer(claim.key for claim in claims)
-        hold = Hold(secrets.token_hex(8), held_claims(claims))
+        customer = one_customer((claim.key for claim in claims), once)
+        hold = Hold(secrets.token_hex(8), held_claims(claims), once)
         wishes = [word for claim in claims for word in claim_words(claim)]
-        step = Step("hold", (hold.id, microseconds(ttl), self._grace, *wishes))
-        answer = self._steps.queued({customer: step})[customer]
+        given = hold.id, microseconds(ttl), self._grace, "" if once is None else once.binding, *wishes
+        answer = self._steps.queued({customer: Step("hold", given, once_keys(once))})[customer]
         if not answer:
             return hold
+        if isinstance(answer, str):
+            require_free(KeyState(answer))
         number, counted, limit, is_perhaps_free = answer
         return LimitExceeded(claims[number], units(counted), units(limit), bool(is_perhaps_free))
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
-        parts: defaultdict[str, list[str]] = defaultdict(list)
+        of_customers: defaultdict[str, list[Hold]] = defaultdict(list)
         for hold in holds:
-            parts[holder(hold)] += held_parts(hold)
-        lasts = microseconds(ttl)
-        self._server.ask_all([self._steps.of(customer, "renew", lasts, *ids) for customer, ids in parts.items()])
+            of_customers[holder(hold)].append(hold)
+        renewals: list[Any] = []
+        for customer, some in of_customers.items():
+            keyed = {key: hold.id for hold in some for key in once_keys(hold.once)}
+            words = *keyed.values(), *(part for hold in some for part in held_parts(hold))
+            renewals.append(self._steps.of(customer, "renew", microseconds(ttl), *words, keys=tuple(keyed)))
+        self._server.ask_all(renewals)
 
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         """As the protocol says. A hold that was committed before is not committed again; the usage is told anew.
@@ -110,13 +119,13 @@ class RedisLedger:
             InvalidRequest: the uses are of another customer.
         """
         one_customer([*(claim.key for claim in hold.claims), *(use.key for use in uses)])
-        return self._committed(hold.id, held_parts(hold), uses, repeated)
+        return self._committed(hold, uses, repeated)
 
     def release(self, hold: Hold) -> None:
-        self._server.ask(self._steps.of(holder(hold), "release", *held_parts(hold)))
+        self._server.ask(self._steps.of(holder(hold), "release", hold.id, *held_parts(hold), keys=once_keys(hold.once)))
 
     def record(self, use: Use) -> float:
-        return self._committed(secrets.token_hex(8), [], [use], repeated=False)[0]
+        return self._committed(Hold(secrets.token_hex(8), ()), [use], repeated=False)[0]
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
         self._takeover.sweep(SWEEP_SECONDS)
@@ -228,19 +237,20 @@ class RedisLedger:
     def close(self) -> None:
         self._server.close()
 
-    def _committed(self, hold_id: str, parts: Sequence[str], uses: Sequence[Use], repeated: bool) -> Sequence[float]:
+    def _committed(self, hold: Hold, uses: Sequence[Use], repeated: bool) -> Sequence[float]:
         customer = quoted(uses[0].key.customer_id)
         queues = {"event" if use.event else "unsent" for use in uses if use.amount or use.is_set}
         words = [word for use in uses for word in use_words(use)]
-        given = COMMITS_REMEMBERED_SECONDS, int(repeated), len(parts), *parts, *words
-        steps = {customer: Step("commit", given, (ended_key(customer, hold_id),))}
+        parts, binding = held_parts(hold), "" if hold.once is None else hold.once.binding
+        given = hold.id, COMMITS_REMEMBERED_SECONDS, int(repeated), binding, len(parts), *parts, *words
+        steps = {customer: Step("commit", given, (ended_key(customer, hold.id), *once_keys(hold.once)))}
         try:
             late, *usage = self._steps.queued(steps, queues)[customer]
         except Unanswered:  # perhaps only the answer was lost
             try:
                 late, *usage = self._steps.queued(steps, queues)[customer]
             except LedgerUnavailable as error:
-                error.repeat = lambda: self._committed(hold_id, parts, uses, repeated)
+                error.repeat = lambda: self._committed(hold, uses, repeated)
                 error.repeatable = COMMITS_REMEMBERED_SECONDS
                 raise
         if late:

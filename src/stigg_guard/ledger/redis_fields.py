@@ -14,6 +14,7 @@ from stigg_guard.ledger.entries import (
     Claim,
     Entry,
     Hold,
+    Once,
     State,
     UsageKey,
     Use,
@@ -68,6 +69,11 @@ def ended_key(customer: str, hold_id: str) -> str:
     return f"{PREFIX}{{customer/{customer}}}:ended:{hold_id}"
 
 
+def once_keys(once: Once | None) -> tuple[str, ...]:
+    """Where a caller's key is kept, if there is one."""
+    return () if once is None else (f"{PREFIX}{{customer/{quoted(once.customer_id)}}}:once:{once.digest}",)
+
+
 def old_customer_keys(customer: str) -> tuple[str, ...]:
     """Where the version before kept what a customer has."""
     return tuple(f"{OLD_PREFIX}{{customer/{customer}}}:{name}" for name in _OLD_CUSTOMER_KEYS)
@@ -90,20 +96,20 @@ def name_of(key: UsageKey) -> str:
     return f"{quoted(key.resource_id)}/{quoted(key.feature_id)}"
 
 
-def one_customer(keys: Iterable[UsageKey]) -> str:
+def one_customer(keys: Iterable[UsageKey], once: Once | None = None) -> str:
     """The customer of all these keys, quoted.
 
     Raises:
         InvalidRequest: they are of different customers, or there are none.
     """
-    customers = {key.customer_id for key in keys}
+    customers = {key.customer_id for key in keys}.union(() if once is None else [once.customer_id])
     if len(customers) != 1:
         raise InvalidRequest("customer_id", "a Redis ledger holds and commits for one customer at a time")
     return quoted(customers.pop())
 
 
 def holder(hold: Hold) -> str:
-    return one_customer(claim.key for claim in hold.claims)
+    return one_customer((claim.key for claim in hold.claims), hold.once)
 
 
 def held_parts(hold: Hold) -> list[str]:

@@ -10,13 +10,13 @@ from functools import partial
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.clock import Clock
 from stigg_guard.ledger.accounting import (
-    EXPIRED_HOLDS_KEPT,
     Period,
     Row,
     believed,
     counted,
     is_free,
     is_perhaps_free,
+    key_state,
     outstanding,
 )
 from stigg_guard.ledger.entries import (
@@ -26,12 +26,14 @@ from stigg_guard.ledger.entries import (
     Entry,
     Hold,
     LimitExceeded,
+    Once,
     State,
     Ticket,
     UsageKey,
     Use,
     held_claims,
     period_text,
+    require_free,
 )
 from stigg_guard.ledger.sqlite_database import SqliteDatabase, microseconds_of
 from stigg_guard.ledger.sqlite_statements import (
@@ -44,9 +46,13 @@ from stigg_guard.ledger.sqlite_statements import (
     UNSENT,
     bring_back,
     change,
+    count_once,
     end,
     entry_of,
     forget_counted,
+    forget_old,
+    mark,
+    mark_of,
     new_batch,
     next_ticket,
     note,
@@ -71,27 +77,32 @@ class SqliteLedger(SqliteDatabase):
     def ticket(self, customer_id: str) -> Ticket:
         return Ticket(self._read(next_ticket), self._time())
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
-        return self._write(partial(self._take, claims, microseconds_of(ttl)))
+    def hold(self, claims: Sequence[Claim], ttl: float, once: Once | None = None) -> Hold | LimitExceeded:
+        return self._write(partial(self._take, claims, microseconds_of(ttl), once))
 
     def renew(self, holds: Sequence[Hold], ttl: float) -> None:
         lasts = microseconds_of(ttl)
         held = [(*claim.key, hold.id) for hold in holds for claim in hold.claims]
+        keys = [(hold.once.digest, hold.id) for hold in holds if hold.once is not None]
 
         def step(db: sqlite3.Connection, now: int) -> None:
             given = [(now + lasts, lasts, *part) for part in held]
             db.executemany(f"UPDATE holds SET until = ?, lasts = ? WHERE {KEY} AND id = ?", given)
+            marked = [(now + lasts, *key) for key in keys]
+            db.executemany("UPDATE keys SET until = ? WHERE digest = ? AND hold = ?", marked)
 
-        if held:
+        if holds:
             self._write(step)
 
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         def step(db: sqlite3.Connection, now: int) -> list[float]:
-            periods, is_late = end(db, hold, now)
-            if not periods and repeated:
+            periods, was_here, is_late = end(db, hold, now)
+            if repeated and not was_here:
                 return [usage_of(db, use.key) for use in uses]
             if is_late:
                 db.execute("UPDATE numbers SET late = late + 1")
+            if hold.once is not None and not count_once(db, hold.once, now):
+                return []
             return [record(db, use, periods.get(use.key), now) for use in uses]
 
         return self._write(step)
@@ -109,7 +120,7 @@ class SqliteLedger(SqliteDatabase):
         lasts = microseconds_of(lease)
 
         def step(db: sqlite3.Connection, now: int) -> Batch | None:
-            db.execute("DELETE FROM holds WHERE until < ?", (now - EXPIRED_HOLDS_KEPT,))
+            forget_old(db, now)
             bring_back(db, now)
             due = db.execute(DUE_BATCH, {"now": now}).fetchone()
             batch = due[0] if due else new_batch(db, size, now)
@@ -229,7 +240,11 @@ class SqliteLedger(SqliteDatabase):
 
         return self._read(step)
 
-    def _take(self, claims: Sequence[Claim], lasts: int, db: sqlite3.Connection, now: int) -> Hold | LimitExceeded:
+    def _take(
+        self, claims: Sequence[Claim], lasts: int, once: Once | None, db: sqlite3.Connection, now: int
+    ) -> Hold | LimitExceeded:
+        if once is not None:
+            require_free(key_state(mark_of(db, once), once.binding, now))
         parts: dict[UsageKey, tuple[int, str]] = {}
         exceeded = None
         for claim in claims:
@@ -246,8 +261,10 @@ class SqliteLedger(SqliteDatabase):
             parts[key] = amount + before, period_text(row.period)
         if exceeded is not None:
             return exceeded
-        hold = Hold(secrets.token_hex(8), held_claims(claims))
+        hold = Hold(secrets.token_hex(8), held_claims(claims), once)
         for key in {claim.key for claim in hold.claims}:
             amount, period = parts[key]
             db.execute(TAKE, (*key, hold.id, amount, period, now, now + lasts, lasts))
+        if once is not None:
+            mark(db, once, hold.id, now + lasts)
         return hold

@@ -273,4 +273,5 @@ def _follow_clock(db: sqlite3.Connection, ahead: int, jump: int) -> None:
     db.execute("UPDATE numbers SET ahead = ?", (ahead,))
     db.execute("UPDATE holds SET until = until + ?", (jump,))
     db.execute("UPDATE entries SET until = until + ? WHERE until > 0", (jump,))
+    db.execute("UPDATE keys SET until = until + ?", (jump,))
     db.execute("UPDATE usages SET settled_at = settled_at + ?, moved_at = moved_at + ?", (jump, jump))

@@ -8,7 +8,7 @@ from stigg_guard.amounts import MAX_AMOUNT, quanta
 from stigg_guard.errors import ConfigError
 from stigg_guard.ledger.entries import instant_text
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _LEASE = 30_000_000
 _MOST = quanta(MAX_AMOUNT)
 APPLICATION_ID = 0x53474C47  # marks the file as a ledger, so that no other program's database is taken for one
@@ -64,6 +64,15 @@ CREATE INDEX entries_by_state ON entries (state, id);
 CREATE INDEX entries_by_batch ON entries (batch) WHERE batch IS NOT NULL;
 CREATE INDEX entries_by_end ON entries (until) WHERE until > 0
 """
+_KEYS = """
+CREATE TABLE keys (
+    digest TEXT PRIMARY KEY,
+    hold TEXT NOT NULL,                 -- that its use is in, empty once that was counted
+    until INTEGER NOT NULL,
+    binding TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX keys_by_end ON keys (until)
+"""
 
 # A process of the version before may still have the file open. What it tries to write is refused with this reason, and
 # its usage goes to the sidecar at once.
@@ -94,10 +103,12 @@ def prepare(db: sqlite3.Connection, path: str | None) -> None:
         raise ConfigError(f"LEDGER: {path} is the database of another program; name a file of the ledger's own")
     if version > SCHEMA_VERSION:
         raise ConfigError(f"LEDGER: {path} was written by a newer version of stigg-guard; update this one")
-    if version < SCHEMA_VERSION:
+    if version < 3:
         _run(db, _TABLES)
         if tables:
             _take_over(db, version)
+    if version < SCHEMA_VERSION:
+        _run(db, _KEYS)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     db.execute("COMMIT")

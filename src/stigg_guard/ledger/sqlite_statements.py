@@ -6,17 +6,21 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from stigg_guard.amounts import quanta, units
 from stigg_guard.ledger.accounting import (
     BATCH_EVENTS_PER_USAGE,
+    EXPIRED_HOLDS_KEPT,
+    KEYS_KEPT,
     UNTOLD,
+    Mark,
     Pending,
     Period,
     Row,
     cost,
     counted,
+    is_counted,
     learned,
     may_add_up,
     outstanding,
@@ -29,6 +33,7 @@ from stigg_guard.ledger.entries import (
     Claim,
     Entry,
     Hold,
+    Once,
     State,
     UsageKey,
     Use,
@@ -44,6 +49,7 @@ from stigg_guard.ledger.entries import (
     period_text,
 )
 
+KEYS_FORGOTTEN_AT_ONCE = 10_000
 KEY = "customer = ? AND resource = ? AND feature = ?"
 _SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
 _WAITS = "state IN ('dead', 'uncertain')"
@@ -103,6 +109,7 @@ UNSENT = "state = 'unsent', batch = NULL, attempts = 0"
 
 TAKE = "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _END = f"DELETE FROM holds WHERE {KEY} AND id = ? RETURNING period, until"
+_FORGET_KEYS = "DELETE FROM keys WHERE digest IN (SELECT digest FROM keys WHERE until < ? ORDER BY until LIMIT ?)"
 
 
 def next_ticket(db: sqlite3.Connection) -> int:
@@ -199,8 +206,17 @@ def usage_of(db: sqlite3.Connection, key: UsageKey) -> float:
     return _standing(db, _USAGE, key)[1].usage()
 
 
-def end(db: sqlite3.Connection, hold: Hold, now: int) -> tuple[dict[UsageKey, Period], bool]:
-    """Ends the hold: the periods of the parts that were still there, and whether it is late."""
+class Ended(NamedTuple):
+    """What was a hold: the periods of the parts that were still there, whether anything of it was, and whether it is
+    late."""
+
+    periods: dict[UsageKey, Period]
+    was_here: bool
+    is_late: bool
+
+
+def end(db: sqlite3.Connection, hold: Hold, now: int) -> Ended:
+    """Ends the hold, which leaves the caller's key free."""
     periods: dict[UsageKey, Period] = {}
     is_late = False
     for key in {claim.key for claim in hold.claims}:
@@ -208,7 +224,36 @@ def end(db: sqlite3.Connection, hold: Hold, now: int) -> tuple[dict[UsageKey, Pe
         is_late = is_late or not ended or ended[0][1] <= now
         for period, _ in ended:
             periods[key] = period_of(period)
-    return periods, is_late
+    had_key = hold.once is not None and _free(db, hold.once, hold.id)
+    return Ended(periods, had_key or bool(periods), is_late)
+
+
+def _free(db: sqlite3.Connection, once: Once, hold: str) -> bool:
+    return db.execute("DELETE FROM keys WHERE digest = ? AND hold = ?", (once.digest, hold)).rowcount > 0
+
+
+def mark_of(db: sqlite3.Connection, once: Once) -> Mark | None:
+    """What is noted of a caller's key."""
+    found = db.execute("SELECT hold, until, binding FROM keys WHERE digest = ?", (once.digest,)).fetchone()
+    return found and Mark(*found)
+
+
+def mark(db: sqlite3.Connection, once: Once, hold: str, ends: int) -> None:
+    db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", (once.digest, hold, ends, once.binding))
+
+
+def count_once(db: sqlite3.Connection, once: Once, now: int) -> bool:
+    """Notes that a use with the caller's key is counted; False if one was."""
+    if is_counted(mark_of(db, once), now):
+        return False
+    mark(db, once, "", now + KEYS_KEPT)
+    return True
+
+
+def forget_old(db: sqlite3.Connection, now: int) -> None:
+    """Deletes the holds that are long expired, whose work will not end them, and marks of keys that are as old."""
+    db.execute("DELETE FROM holds WHERE until < ?", (now - EXPIRED_HOLDS_KEPT,))
+    db.execute(_FORGET_KEYS, (now - EXPIRED_HOLDS_KEPT, KEYS_FORGOTTEN_AT_ONCE))
 
 
 def record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) -> float:

@@ -11,15 +11,16 @@ from types import MappingProxyType, TracebackType
 from stigg_guard.amounts import Amount, finite_number, usage_amount
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import InvalidRequest
-from stigg_guard.ledger import Event, Hold
-from stigg_guard.usage.holds import Confirm, Holds, confirm_now
+from stigg_guard.ledger import Event, Hold, Once
+from stigg_guard.usage.holds import REPEATED, Confirm, Holds, confirm_now
 
 
 class Consumption:
     """A reservation for a block of work: the units held. Made by :meth:`Guard.consume`, entered once.
 
-    ``entitlements`` are the answers that allowed the hold, by feature id, once it is entered. The process that entered
-    it ends it: what a forked child does is not counted, and gives nothing back.
+    ``entitlements`` are the answers that allowed the hold, by feature id, once it is entered. ``is_repeat`` says that a
+    use with the same key was counted before: nothing is held for this one, and nothing will be counted. The process
+    that entered it ends it: what a forked child does is not counted, and gives nothing back.
     """
 
     __slots__ = (
@@ -32,8 +33,10 @@ class Consumption:
         "_event",
         "_hold",
         "_holds",
+        "_once",
         "_pid",
         "entitlements",
+        "is_repeat",
     )
 
     entitlements: Mapping[str, Entitlement]
@@ -46,6 +49,7 @@ class Consumption:
         event: Event | None,
         dimensions: Mapping[str, str | float | bool],
         at_least: float | None = None,
+        once: Once | None = None,
     ) -> None:
         self._holds = holds
         self._amounts = amounts
@@ -53,6 +57,8 @@ class Consumption:
         self._event = event
         self._dimensions = dimensions
         self._at_least = at_least
+        self._once = once
+        self.is_repeat = False
         self._confirm: Confirm = confirm_now
         self._hold: Hold | None = None
         self._pid = 0
@@ -74,7 +80,7 @@ class Consumption:
 
     @property
     def amounts(self) -> Mapping[str, float]:
-        """What will be reported of each feature, by its id; 0 once the units were given back."""
+        """What will be reported of each feature, by its id; 0 of a repeat, and once the units were given back."""
         return MappingProxyType(self._amounts)
 
     def settle(self, feature: str, amount: Amount) -> None:
@@ -130,12 +136,17 @@ class Consumption:
         Raises:
             InvalidRequest: it was begun before.
             FeatureDenied: the units are not to be had.
+            UsageInProgress, KeyReused: another use has the key.
             SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
         self._pid = self._begun()
-        answers, hold = self._holds.hold(self._amounts, self._customer, self._at_least)
+        answers, hold = self._holds.hold(self._amounts, self._customer, self._at_least, once=self._once)
         self.entitlements = MappingProxyType(answers)
+        self.is_repeat = hold is REPEATED
+        if self.is_repeat:
+            self._amounts = dict.fromkeys(self._amounts, 0.0)
+            return self
         if hold is not None and hold.id:
             self._holds.watch(hold, self)
             if self._at_least is not None:

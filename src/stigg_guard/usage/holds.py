@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from time import monotonic, sleep
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
@@ -21,9 +21,11 @@ from stigg_guard.errors import (
     ClientClosed,
     FeatureDenied,
     InvalidRequest,
+    KeyTaken,
     LedgerUnavailable,
     SidecarError,
     SidecarTimeout,
+    UsageRepeated,
 )
 from stigg_guard.ledger import (
     Acknowledged,
@@ -33,6 +35,7 @@ from stigg_guard.ledger import (
     Ledger,
     LimitExceeded,
     News,
+    Once,
     Period,
     State,
     UsageKey,
@@ -71,10 +74,16 @@ class ConfirmSince(ABC):
 
 
 class Terms(NamedTuple):
-    """For how many seconds units are held, and how many are enough of the one feature that is wanted: all without."""
+    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), and by
+    what the use counts once."""
 
     ttl: float
     at_least: float | None = None
+    once: Once | None = None
+
+
+REPEATED = Hold("", ())
+"""Stands for the hold of a use that was counted before: nothing is held, nothing will be counted."""
 
 
 Wallets: TypeAlias = "Mapping[str, tuple[Entitlement, Snapshot]]"
@@ -121,20 +130,23 @@ class Holds:
         customer: Customer,
         at_least: float | None = None,
         ttl: float | None = None,
+        once: Once | None = None,
     ) -> tuple[dict[str, Entitlement], Hold | None]:
         """Takes reservations for the amounts of all features, or for none; there is no hold where nothing is counted.
 
         With ``at_least`` units of the one feature that is wanted, fewer are held where no more are left. They are held
-        for ``ttl`` seconds, or for ``HOLD_TTL``, for which a watch renews them.
+        for ``ttl`` seconds, or for ``HOLD_TTL``, for which a watch renews them. The hold of a use that was counted
+        ``once`` before is ``REPEATED``.
 
         Raises:
             FeatureDenied: one of them is not to be had.
+            UsageInProgress, KeyReused: another use has the key.
             SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
         try:
             with self.audience.timed(Observer.held, customer, tuple(amounts)):
-                answers, hold = self._hold(amounts, customer, at_least, ttl)
+                answers, hold = self._hold(amounts, customer, Terms(ttl or self._config.hold_ttl, at_least, once))
         except FeatureDenied as error:
             self.audience.tell(Observer.checked, error.entitlement, customer)
             self.audience.tell(Observer.denied, error)
@@ -144,7 +156,7 @@ class Holds:
         return answers, hold
 
     def _hold(
-        self, amounts: Mapping[str, float], customer: Customer, at_least: float | None, ttl: float | None
+        self, amounts: Mapping[str, float], customer: Customer, terms: Terms
     ) -> tuple[dict[str, Entitlement], Hold | None]:
         found = self._found(amounts, customer)
         if not self._lookup.counts:
@@ -152,7 +164,6 @@ class Holds:
             if denied is not None:
                 raise FeatureDenied(denied, customer)
             return _answers(found), None
-        terms = Terms(ttl or self._config.hold_ttl, at_least)
         try:
             return self._taken(found, customer, terms)
         except FeatureDenied:
@@ -175,10 +186,16 @@ class Holds:
         uses = [
             Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions) for claim in hold.claims
         ]
-        if not hold.id:
+        if hold.id:
+            self._commit(hold, uses, travelled=travelled)
+        elif hold.once is not None:
+            self._record_once(uses, hold.once)
+        else:
             for use in uses:
                 self._record(use)
-            return
+
+    def _commit(self, hold: Hold, uses: Sequence[Use], *, travelled: bool = False) -> None:
+        whose = uses[0].key
         try:
             counted = self._ledger.commit(hold, uses, repeated=travelled)
         except LedgerUnavailable as error:
@@ -189,19 +206,20 @@ class Holds:
                 self._rescue(uses, error)
             return
         except ClientClosed:
-            logger.critical("usage of %r is LOST: the guard was closed while it was in use", str(hold.claims[0].key))
+            logger.critical("usage of %r is LOST: the guard was closed while it was in use", str(whose))
             raise
         except BaseException:  # from outside: nobody knows whether the step was made
-            logger.error("an exception from outside interrupted the end of work on %r", str(hold.claims[0].key))
+            logger.error("an exception from outside interrupted the end of work on %r", str(whose))
             self._repeat(hold, uses)
             self.keeper.unwatch(hold)
             raise
         self.keeper.unwatch(hold)
-        for use, usage in zip(uses, counted, strict=True):
-            _correct(self._lookup, use.key, usage)
+        for use, usage in zip(uses, counted, strict=bool(counted)):  # none if a use with the same key was counted
+            if use.amount >= 0 and not use.is_set:
+                _correct(self._lookup, use.key, usage)
             self.audience.tell(Observer.used, use)
-        if any(amounts.values()):
-            self.send(hold.claims[0].key.customer_id)
+        if any(use.amount or use.is_set for use in uses):
+            self.send(whose.customer_id)
 
     def watch(self, hold: Hold, owner: object) -> None:
         """Renews the hold until it is committed or released, or its owner is dropped."""
@@ -225,10 +243,25 @@ class Holds:
         """Returns how work that begins now becomes certain."""
         return self.confirm.begin() if isinstance(self.confirm, ConfirmSince) else self.confirm
 
-    def record(self, use: Use, confirm: Confirm) -> None:
-        """Takes usage that happened without a hold, once it is certain."""
-        if self._lookup.counts:
+    def record(self, use: Use, confirm: Confirm, once: Once | None = None) -> None:
+        """Takes usage that happened without a hold, when it is certain; nothing, if it was counted ``once`` before.
+
+        Raises:
+            UsageInProgress, KeyReused: another use has the key.
+        """
+        if not self._lookup.counts:
+            return
+        if once is None:
             confirm(lambda certain: self._record(use) if certain else None)
+            return
+        try:
+            hold = self._key_held(once)
+        except UsageRepeated:
+            return
+        except LedgerUnavailable:
+            confirm(lambda certain: self._record_once([use], once) if certain else None)
+            return
+        confirm(lambda certain: self._commit(hold, [use]) if certain else self.release(hold))
 
     def close(self) -> None:
         """Reports what is unsent, briefly, and ends the threads."""
@@ -263,6 +296,19 @@ class Holds:
         oldest = self._ledger.entries([State.UNSENT, State.SENDING], _LOOKED_AT)
         return any(entry.key.customer_id == customer_id and entry.first_at <= used_at for entry in oldest)
 
+    def _record_once(self, uses: Sequence[Use], once: Once) -> None:
+        """Takes usage whose key the ledger could not take when it began."""
+        try:
+            self._commit(self._key_held(once), uses)
+        except KeyTaken as error:
+            logger.warning("usage of %r counts with that of the same key: %s", str(uses[0].key), error)
+        except LedgerUnavailable as error:
+            self._rescue(uses, error)
+
+    def _key_held(self, once: Once) -> Hold:
+        """A hold of the key alone."""
+        return cast(Hold, self._ledger.hold((), self._config.hold_ttl, once))  # without a claim there is no limit
+
     def _record(self, use: Use) -> None:
         try:
             usage = self._ledger.record(use)
@@ -287,7 +333,8 @@ class Holds:
         wallets = self._wallets(found)
         if wallets is not None:
             hold = self._take(found, customer, terms, wallets)
-            return (_partly(answers, hold) if terms.at_least is not None else answers), hold
+            is_partly = terms.at_least is not None and hold is not REPEATED
+            return (_partly(answers, hold) if is_partly else answers), hold
         # Two that hold before they check would each be denied for the other's sake: one after the other.
         asked_at, patience = monotonic(), self._config.timeout
         with _checking[hash(customer) % len(_checking)]:
@@ -298,6 +345,8 @@ class Holds:
     def _take_and_check(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         """Holds first, so that others who check meanwhile see it, and then asks the sidecar about all that is held."""
         answers, hold = _answers(found), self._take(found, customer, terms, {})
+        if hold is REPEATED:
+            return answers, hold
         try:
             for feature, asked in answers.items():
                 if asked.needs_fresh_check:
@@ -347,8 +396,10 @@ class Holds:
         ]
         try:
             held = self._held([*claims, *payments], terms)
+        except UsageRepeated:
+            return REPEATED
         except LedgerUnavailable as error:
-            return self._without_ledger(claims, customer, error)
+            return self._without_ledger(Hold("", tuple(claims), terms.once), customer, error)
         if isinstance(held, Hold):
             return held
         if held.claim.pays_for:
@@ -365,7 +416,7 @@ class Holds:
         then for what is left, if that is enough."""
         deadline, pause = monotonic() + self._config.timeout, _FIRST_PAUSE
         while True:
-            held = self._ledger.hold(claims, terms.ttl)
+            held = self._ledger.hold(claims, terms.ttl, terms.once)
             if isinstance(held, Hold):
                 return held
             if held.is_perhaps_free and monotonic() < deadline:
@@ -377,13 +428,14 @@ class Holds:
                 return held
             claims = fewer
 
-    def _without_ledger(self, claims: list[Claim], customer: Customer, error: LedgerUnavailable) -> Hold:
+    def _without_ledger(self, unheld: Hold, customer: Customer, error: LedgerUnavailable) -> Hold:
+        key = unheld.claims[0].key
         if self._config.on_outage is OnOutage.ERROR:
             raise error
         if self._config.on_outage is OnOutage.DENY:
-            raise FeatureDenied(assumed(claims[0].key.feature_id, has_access=False), customer)
-        logger.error("%r is used without a hold, as ON_OUTAGE allows: %s", str(claims[0].key), error)
-        return Hold("", tuple(claims))
+            raise FeatureDenied(assumed(key.feature_id, has_access=False), customer)
+        logger.error("%r is used without a hold, as ON_OUTAGE allows: %s", str(key), error)
+        return unheld
 
     def _repeat(self, hold: Hold, uses: Sequence[Use]) -> None:
         self.reporter.repeat(partial(self._ledger.commit, hold, uses, repeated=True), uses)

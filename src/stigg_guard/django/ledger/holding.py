@@ -9,12 +9,14 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from stigg_guard.amounts import quanta, units
+from stigg_guard.django.ledger import keys as callers_keys
 from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.django.ledger.usages import Locked, Standing, note, sending, standings
 from stigg_guard.ledger import Claim, Hold, LimitExceeded, Period, Row, UsageKey
 from stigg_guard.ledger.accounting import (
     EXPIRED_HOLDS_KEPT,
+    KeyState,
     Pending,
     believed,
     cost,
@@ -23,7 +25,7 @@ from stigg_guard.ledger.accounting import (
     is_perhaps_free,
     priced,
 )
-from stigg_guard.ledger.entries import period_of, period_text
+from stigg_guard.ledger.entries import period_of, period_text, require_free
 
 _EXPIRE = """
 UPDATE stigg_guard_ledger_holds SET counts = false WHERE id IN (
@@ -70,6 +72,8 @@ def take(
 ) -> Hold | LimitExceeded:
     """Takes all the claims, or none. What their news tell is noted either way."""
     now, rows = locked
+    if hold.once is not None:
+        require_free(callers_keys.state(step, hold.once, now))
     rows, changed = dict(rows), {}
     wishes: list[tuple[Claim, Row, int | None]] = []
     for claim in claims:
@@ -95,7 +99,10 @@ def take(
         (hold.id, key, taken[key], periods[key], now, now + lasts, lasts, True)
         for key in {text_of(claim.key): None for claim in hold.claims}
     ]
-    step.run(_TAKE, rows=parts)
+    if hold.once is not None and not callers_keys.take(step, hold.once, hold, now + lasts, now):
+        require_free(KeyState.HELD)
+    if parts:
+        step.run(_TAKE, rows=parts)
     return hold
 
 
@@ -127,15 +134,19 @@ def outstanding(step: Step, key: UsageKey) -> float:
 
 def renew(step: Step, holds: Sequence[Hold], lasts: int) -> None:
     step.run(_RENEW, holds=[hold.id for hold in holds], lasts=lasts)
+    callers_keys.renew(step, holds, lasts)
 
 
 def release(step: Step, hold: Hold) -> None:
     step.run(_RELEASE, hold=hold.id)
+    if hold.once is not None:
+        callers_keys.free(step, hold.once, hold)
 
 
 def clear(step: Step, now: int) -> None:
-    """Deletes the holds that are long expired: their work will not end them."""
+    """Deletes the holds that are long expired, whose work will not end them, and marks of keys that are as old."""
     step.run(_CLEAR, now=now, kept=EXPIRED_HOLDS_KEPT)
+    callers_keys.clear(step, now)
 
 
 def end(step: Step, hold: Hold) -> dict[str, Part]:

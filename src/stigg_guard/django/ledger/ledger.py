@@ -18,7 +18,19 @@ from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.settling import SettlingLedger
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.errors import ConfigError
-from stigg_guard.ledger import Acknowledged, Batch, Claim, Entry, Hold, LimitExceeded, Row, State, Ticket, UsageKey
+from stigg_guard.ledger import (
+    Acknowledged,
+    Batch,
+    Claim,
+    Entry,
+    Hold,
+    LimitExceeded,
+    Once,
+    Row,
+    State,
+    Ticket,
+    UsageKey,
+)
 from stigg_guard.ledger.entries import held_claims
 
 T = TypeVar("T")
@@ -70,8 +82,8 @@ class DjangoLedger(SettlingLedger):
     def ticket(self, customer_id: str) -> Ticket:
         return self._database.step(usages.next_ticket)
 
-    def hold(self, claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
-        taken = self._take(claims, _microseconds(ttl))
+    def hold(self, claims: Sequence[Claim], ttl: float, once: Once | None = None) -> Hold | LimitExceeded:
+        taken = self._take(claims, _microseconds(ttl), once)
         users = self._database.users_transaction()
         if users is not None and isinstance(taken, Hold):
             self._follow(users, taken)
@@ -133,10 +145,10 @@ class DjangoLedger(SettlingLedger):
     def _alone(self, work: Callable[[Step], T]) -> T:
         return self._database.step(work, alone=True)
 
-    def _take(self, claims: Sequence[Claim], lasts: int) -> Hold | LimitExceeded:
+    def _take(self, claims: Sequence[Claim], lasts: int, once: Once | None) -> Hold | LimitExceeded:
         """Takes the units in a step that has the limits of all keys to itself. Rows that are missing are made in a step
         before, so that nobody waits for a new row while he has a lock."""
-        hold = Hold(secrets.token_hex(8), held_claims(claims))
+        hold = Hold(secrets.token_hex(8), held_claims(claims), once)
         keys = {text_of(claim.key) for claim in claims}
 
         def take(step: Step) -> Hold | LimitExceeded | None:

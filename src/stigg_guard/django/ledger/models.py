@@ -72,6 +72,20 @@ class Hold(models.Model):
         )
 
 
+class CallersKey(models.Model):
+    """A key by which a use counts once, until then: the hold that its use is in, or none once that was counted."""
+
+    digest = models.TextField(primary_key=True)
+    hold = models.TextField()
+    until = models.BigIntegerField()
+    binding = models.TextField()
+
+    class Meta:
+        app_label = LedgerConfig.label
+        db_table = "stigg_guard_ledger_keys"
+        indexes = (models.Index(fields=["until"], name="stigg_guard_keys_by_end"),)
+
+
 class Usage(models.Model):
     """What is known of the usage of a key: nothing without a period. Its row is the lock of the key's limit."""
 

@@ -12,7 +12,7 @@ from django.db import InternalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from stigg_guard.amounts import quanta
-from stigg_guard.django.ledger import holding
+from stigg_guard.django.ledger import holding, keys
 from stigg_guard.django.ledger.database import Database
 from stigg_guard.django.ledger.rows import text_of
 from stigg_guard.django.ledger.step import Step
@@ -223,12 +223,17 @@ def _write(step: Step, hold: Hold | None, uses: Sequence[Use], *, repeated: bool
     """Writes the uses in place of the hold. One that is not there was late, if the step ``sees_all``."""
     parts = {} if hold is None else holding.end(step, hold)
     held = set() if hold is None else {text_of(claim.key) for claim in hold.claims}
-    is_ended = bool(parts) or not held
+    once = None if hold is None else hold.once
+    mark = None if once is None else keys.mark_of(step, once)
+    has_key = hold is not None and mark is not None and mark.hold == hold.id
+    is_ended = bool(parts) or has_key or hold is None
     now, found = standings(step, held.union(text_of(use.key) for use in uses))
     if repeated and not is_ended:
         return _Written([found[text_of(use.key)].usage() for use in uses], True, [])
     if (is_ended or sees_all) and any(key not in parts or parts[key].until <= now for key in held):
         step.run("INSERT INTO stigg_guard_ledger_late DEFAULT VALUES")
+    if once is not None and (mark or is_ended or sees_all) and not keys.count(step, once, mark, now):
+        return _Written([], True, [])
     usages, rows = [], []
     for use in uses:
         key = text_of(use.key)

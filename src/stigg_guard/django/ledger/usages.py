@@ -84,7 +84,7 @@ class Standing:
 
 def lock(step: Step, keys: Collection[str]) -> Locked:
     """Locks the rows of the keys that were ever asked for, all in the same order."""
-    now, rows = 0, {}
+    now, rows = 0 if keys else step.now(), {}
     for at, key, *columns in step.run(_LOCKED, keys=sorted(keys)):
         now, rows[key] = max(now, at), _row_of(*columns)
     return Locked(now, rows)
