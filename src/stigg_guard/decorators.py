@@ -6,13 +6,14 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
-from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.entitlements import Customer, Entitlement, require_id
-from stigg_guard.errors import ConfigError
+from stigg_guard.errors import ConfigError, UsageRepeated
 from stigg_guard.log import logger
 from stigg_guard.usage.consumption import Consumption
+from stigg_guard.usage.keys import BoundKey, Key
 from stigg_guard.usage.streams import SettlingStream
 
 P = ParamSpec("P")
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 Dimensions: TypeAlias = "Mapping[str, str | float | bool]"
 OneOrComputed: TypeAlias = "T | Callable[..., T]"
+OnRepeat: TypeAlias = Literal["refuse", "run"]
+"""Whether a function is refused or run when the use with its key was counted before."""
 HoldOpen: TypeAlias = Callable[[Iterable[Any]], SettlingStream[Any]]
 Ending: TypeAlias = Callable[[bool, Any], None]
 """How what was begun before a call ends: told whether the call succeeded, and what it returned."""
@@ -46,6 +49,7 @@ class Guarding(Protocol):
         customer: str | Customer,
         event: str | None = None,
         dimensions: Dimensions | None = None,
+        key: Key | None = None,
     ) -> Consumption: ...
 
     def occupy(
@@ -75,6 +79,10 @@ class Calls:
         if callable(given):
             return cast("Callable[..., Any]", given)
         return lambda *_args, **_kwargs: given
+
+    def binding(self, *_args: Any, **_kwargs: Any) -> str:
+        """What a key that comes with this call is bound to, besides the amount."""
+        return ""
 
     def held(self, usage: Consumption, *args: Any, **kwargs: Any) -> None:
         """Called with the units that were held for the call."""
@@ -147,6 +155,8 @@ def consumes_usage(
     event: str | None = None,
     dimensions: OneOrComputed[Dimensions] | None = None,
     actual: Callable[[Any], Amount] | None = None,
+    key: Callable[..., str | None] | None = None,
+    on_repeat: OnRepeat = "refuse",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Holds ``n`` units while the function runs, reports them when it succeeds and gives them back when it does not.
 
@@ -154,10 +164,16 @@ def consumes_usage(
     ``requires_feature`` above. With ``event`` the use is reported as a raw event with these dimensions. ``actual`` says
     of the result how many units are reported in place of those held.
 
+    ``key`` is a callable as well. Calls with the same key within a day count once; with None it is an ordinary use.
+    One whose use was counted is refused with ``UsageRepeated``, or it runs and nothing is counted.
+
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite. As a callable it is judged at each call. Or the
             feature's id is empty.
+        ConfigError: ``on_repeat`` is neither ``"refuse"`` nor ``"run"``.
     """
+    if on_repeat not in get_args(OnRepeat):
+        raise ConfigError(f'on_repeat is "refuse" or "run", not {on_repeat!r}')
     if feature is not None:
         require_id(feature, "feature_id")
     if not callable(n):
@@ -167,7 +183,14 @@ def consumes_usage(
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         named: list[str] = [feature] if feature is not None else []
         hold = usage_hold(
-            n, lambda: _named(named, function), calls=calls, event=event, dimensions=dimensions, actual=actual
+            n,
+            lambda: _named(named, function),
+            calls=calls,
+            event=event,
+            dimensions=dimensions,
+            actual=actual,
+            key=key,
+            on_repeat=on_repeat,
         )
         consuming = calls.settle_after(function, hold)
         if feature is None:
@@ -193,21 +216,27 @@ def usage_hold(
     event: str | None = None,
     dimensions: OneOrComputed[Dimensions] | None = None,
     actual: Callable[[Any], Amount] | None = None,
+    key: Callable[..., str | None] | None = None,
+    on_repeat: OnRepeat = "refuse",
 ) -> Begin:
     """What ``consumes_usage`` does before a call, with ``feature`` asked at each call."""
-    computed_n, computed_dimensions = calls.computed(n), calls.computed(dimensions)
+    computed_n, computed_dimensions, computed_key = map(calls.computed, (n, dimensions, key))
 
     def begin(*args: Any, **kwargs: Any) -> Ending | None:
         if not calls.applies(*args, **kwargs):
             return None
+        amount, told = _amount(computed_n(*args, **kwargs)), computed_key(*args, **kwargs)
         usage = calls.guard().consume(
             feature(),
-            _amount(computed_n(*args, **kwargs)),
+            amount,
             customer=calls.customer(*args, **kwargs),
             event=event,
             dimensions=computed_dimensions(*args, **kwargs),
+            key=None if told is None else BoundKey(told, f"{amount} {calls.binding(*args, **kwargs)}"),
         )
         usage.__enter__()
+        if usage.is_repeat and on_repeat == "refuse":
+            raise UsageRepeated
         calls.held(usage, *args, **kwargs)
         return ending_of(usage, actual)
 

@@ -12,7 +12,7 @@ from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.client import ApiConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.decorators import Calls, Dimensions, OneOrComputed
+from stigg_guard.decorators import Calls, Dimensions, OneOrComputed, OnRepeat
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import (
     ConfigError,
@@ -378,6 +378,8 @@ class Guard:
         event: str | None = None,
         dimensions: OneOrComputed[Dimensions] | None = None,
         actual: Callable[[Any], Amount] | None = None,
+        key: Callable[..., str | None] | None = None,
+        on_repeat: OnRepeat = "refuse",
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorates a function or a job: it runs as the block of :meth:`consume` does.
 
@@ -385,9 +387,20 @@ class Guard:
         function returned and says how many units are reported in place of those held. Without ``feature`` it is that
         of the ``requires_feature`` above. A generator's units are reported when it is exhausted, and given back when
         it is closed before; it is for iterating only, and takes no ``send``.
+
+        ``key`` is a callable of the arguments, too: calls with the same key count once within a day, and with None it
+        is an ordinary use. A call whose use was counted before raises ``UsageRepeated``, or with ``on_repeat="run"`` it
+        runs and nothing is counted.
         """
         return decorators.consumes_usage(
-            n, feature, calls=Calls(lambda: self, customer), event=event, dimensions=dimensions, actual=actual
+            n,
+            feature,
+            calls=Calls(lambda: self, customer),
+            event=event,
+            dimensions=dimensions,
+            actual=actual,
+            key=key,
+            on_repeat=on_repeat,
         )
 
     def occupies(

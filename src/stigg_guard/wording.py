@@ -40,6 +40,11 @@ class Text(str, Enum):
     FOR_CUSTOMERS = "This page is for customers who are signed in."
     BAD_REQUEST = "This request is not right"
     CANNOT_BE_COUNTED = "What was asked for cannot be counted. Please check what you sent."
+    IN_PROGRESS = "This request is under way"
+    GOES_ON = "It was sent before, and the work goes on. Please try again in a moment."
+    DONE_BEFORE = "This request was done before"
+    NOT_DONE_AGAIN = "It was sent again, and is not done twice."
+    KEY_OF_ANOTHER = "Its key came with another request before. Each request needs a key of its own."
 
     FEATURE = "Feature"
     LIMIT = "Limit"

@@ -5,7 +5,7 @@ A case says which guards a view has, what the view answers and what is asked, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -109,6 +109,8 @@ class Case:
     group: Group | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    before: Sequence[tuple[Mapping[str, Any], int]] = ()
+    """What the client has asked for before: how it differed, and the status that it was answered with."""
     method: str = "POST"
     address: str = ADDRESS
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -119,8 +121,8 @@ class Case:
 
     status: int = 200
     body: str | None = None
-    told: Mapping[str, str] = field(default_factory=dict)
-    """Headers of the answer, among others."""
+    told: Mapping[str, str | None] = field(default_factory=dict)
+    """Headers of the answer, among others; None for those that it lacks."""
     runs: int = 1
     """How often the view ran."""
     used: Mapping[str, float] = field(default_factory=dict)
@@ -162,6 +164,7 @@ def occupying(n: Any = 1, **options: Any) -> Callable[[Skin], list[Any]]:
 
 
 ONE_USED = {TEMPLATES: 1.0}
+TWO_USED = {TEMPLATES: 2.0}
 IN_GROUP = Group(TEMPLATES, 1)
 BY_RULE = {"RULES": [{"path": "/shop/", "feature": TEMPLATES, "consume": 1}]}
 
@@ -335,6 +338,72 @@ def left(templates: int) -> dict[str, str]:
     return {"RateLimit": f'"{TEMPLATES}";r={templates}'}
 
 
+KEY = {"Idempotency-Key": "order-42"}
+
+
+def keyed(n: Any = 1, **options: Any) -> Callable[[Skin], list[Any]]:
+    return consuming(n, key=lambda request: request.headers.get("Idempotency-Key"), **options)
+
+
+KEYS = {
+    "a request with a key": Case(guards=keyed(), headers=KEY, used=ONE_USED),
+    "a request that is repeated": Case(
+        guards=keyed(),
+        headers=KEY,
+        before=[({}, 200)],
+        status=409,
+        told={**PROBLEM, "Retry-After": None},
+        used=ONE_USED,
+    ),
+    "a request that is repeated though nothing is left": Case(
+        guards=keyed(3), headers=KEY, before=[({}, 200), ({"headers": {}}, 402)], status=409, used={TEMPLATES: 3}
+    ),
+    "a request that is repeated and runs": Case(
+        guards=keyed(on_repeat="run"), headers=KEY, before=[({}, 200), ({}, 200)], runs=3, used=ONE_USED
+    ),
+    "requests with keys of their own": Case(
+        guards=keyed(), headers=KEY, before=[({"headers": {"Idempotency-Key": "order-41"}}, 200)], runs=2, used=TWO_USED
+    ),
+    "requests without a key": Case(guards=keyed(), before=[({}, 200)], runs=2, used=TWO_USED),
+    "a key of another path": Case(
+        guards=keyed(on_repeat="run"),
+        headers=KEY,
+        before=[({"address": "/shop/site-02/2"}, 200)],
+        status=422,
+        told={**PROBLEM, "Retry-After": None},
+        used=ONE_USED,
+    ),
+    "a key of another method": Case(
+        guards=keyed(), headers=KEY, before=[({"method": "GET"}, 200)], status=422, used=ONE_USED
+    ),
+    "a key of another amount": Case(
+        guards=keyed(lambda request: len(request.headers["X-Names"])),
+        headers={**KEY, "X-Names": "AB"},
+        before=[({"headers": {**KEY, "X-Names": "A"}}, 200)],
+        status=422,
+        used=ONE_USED,
+    ),
+    "a key of another feature": Case(
+        guards=lambda skin: [*keyed()(skin), skin.consumes_usage(2, API_CALLS, key=lambda _: "order-42")],
+        headers=KEY,
+        used={**ONE_USED, API_CALLS: 2},
+    ),
+    "a request that failed and is repeated": Case(
+        guards=keyed(),
+        headers=KEY,
+        answers=answering(503),
+        before=[({}, 503), ({}, 503)],
+        status=503,
+        runs=3,
+    ),
+    "an empty key": Case(guards=keyed(), headers={"Idempotency-Key": ""}, status=400, told=PROBLEM, runs=0),
+    "a key that is too long": Case(guards=keyed(), headers={"Idempotency-Key": "x" * 256}, status=400, runs=0),
+    "a key in an outage": Case(guards=keyed(), headers=KEY, settings=OUTAGE, status=503, runs=0),
+    "a key at a disabled guard": Case(
+        guards=keyed(1_000), headers=KEY, settings={**OUTAGE, "ENABLED": False}, before=[({}, 200)], runs=2
+    ),
+}
+
 RATE_LIMITS = {
     "what is left after success": Case(guards=consuming(2), settings=TELLING, told=left(1), used={TEMPLATES: 2}),
     "what is left after a failure": Case(
@@ -449,6 +518,7 @@ CASES: Mapping[str, Case] = {
     **REQUIRING,
     **NOBODY,
     **CONSUMING,
+    **KEYS,
     **OCCUPYING,
     **RATE_LIMITS,
     **STREAMING,

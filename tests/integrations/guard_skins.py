@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,9 +54,13 @@ class Site(ABC):
             view = decorate(view)
         return view
 
+    def ask(self, **differently: Any) -> Answer:
+        """What the case's client is answered, who may ask ``differently`` than it says."""
+        return self.answer(replace(self._case, **differently))
+
     @abstractmethod
-    def ask(self) -> Answer:
-        """What the case's client is answered."""
+    def answer(self, case: Case) -> Answer:
+        """What a server answers the client of a case."""
 
     def close(self) -> None:
         """Ends the guard."""
@@ -119,8 +124,8 @@ class FlaskSite(Site):
     def function(self) -> Callable[..., Any]:
         return lambda **arguments: self.view(**arguments)
 
-    def ask(self) -> Answer:
-        return served(self._app, self._case, self.guard)
+    def answer(self, case: Case) -> Answer:
+        return served(self._app, case, self.guard)
 
 
 class AsyncFlaskSite(FlaskSite):
@@ -191,8 +196,8 @@ class DjangoSite(Site):
     def function(self) -> Callable[..., Any]:
         return lambda *request, **arguments: self.view(*request, **arguments)
 
-    def ask(self) -> Answer:
-        return served(WSGIHandler(), self._case, self.guard)
+    def answer(self, case: Case) -> Answer:
+        return served(WSGIHandler(), case, self.guard)
 
 
 class AsyncDjangoSite(DjangoSite):
@@ -207,8 +212,8 @@ class AsyncDjangoSite(DjangoSite):
 
         return view
 
-    def ask(self) -> Answer:
-        return asyncio.run(awaited(self._case, self.guard))
+    def answer(self, case: Case) -> Answer:
+        return asyncio.run(awaited(case, self.guard))
 
 
 def _headers(case: Case) -> dict[str, str]:

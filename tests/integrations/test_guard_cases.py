@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pytest_django.plugin import DjangoDbBlocker
 
-from integrations.guard_cases import CASES, ESSENTIALS, Case
+from integrations.guard_cases import CASES, ESSENTIALS, KEY, Answer, Case, Skin, keyed
 from integrations.guard_skins import (
     AsyncDjangoSite,
     AsyncFlaskSite,
@@ -59,6 +60,7 @@ def test_every_framework_does_what_the_table_says(case: Case, serve: Serve, make
     guard = make_guard(**PATIENT)
     before = counted(guard)
     site = serve(case)
+    assert [site.ask(**differently).status for differently, _ in case.before] == [status for _, status in case.before]
     answer = site.ask()
     assert answer.status == case.status
     assert {name: answer.headers.get(name) for name in case.told} == case.told
@@ -74,3 +76,18 @@ def counted(guard: Guard) -> Mapping[str, float]:
     """What the sidecar has counted for the customer of the table."""
     guard.reload(ESSENTIALS)
     return {name: answer.current_usage for name, answer in guard.entitlements(ESSENTIALS).items()}
+
+
+def test_a_request_that_goes_on_is_in_progress(serve: Serve) -> None:
+    """The client asks again while the view runs."""
+    others: list[Answer] = []
+
+    def answer(skin: Skin) -> Any:
+        with ThreadPoolExecutor(1) as client:
+            others.append(client.submit(site.ask).result())
+        return skin.text()
+
+    site = serve(Case(guards=keyed(), headers=KEY, answers=answer))
+    assert site.ask().status == 200
+    assert [(other.status, other.headers["Retry-After"]) for other in others] == [(409, "1")]
+    assert len(site.runs) == 1

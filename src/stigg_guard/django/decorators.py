@@ -17,7 +17,7 @@ from django.http.response import HttpResponseBase
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Dimensions, OneOrComputed
+from stigg_guard.decorators import Dimensions, OneOrComputed, OnRepeat
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 
@@ -46,6 +46,8 @@ def consumes_usage(
     event: str | None = None,
     dimensions: OneOrComputed[Dimensions] | None = None,
     actual: Callable[[Any], Amount] | None = None,
+    key: Callable[..., str | None] | None = None,
+    on_repeat: OnRepeat = "refuse",
     methods: Iterable[str] = (),
     resource: str | Callable[..., str | None] | None = None,
     using: str = DEFAULT,
@@ -57,11 +59,17 @@ def consumes_usage(
     the use is reported as a raw event of that name, with these dimensions. ``actual`` says of the response how many
     units are reported in place of those held.
 
+    ``key`` is a callable that finds the client's key of the request, as in the header ``Idempotency-Key``; a request
+    without one is an ordinary use. Requests with the same key count once within a day. While the first goes on, others
+    are answered 409; so they are when it was counted, unless ``on_repeat`` is ``"run"``: then the view runs, and
+    nothing is counted. One with another method, path or amount is answered 422.
+
     A streamed response counts when it was streamed to its end, and is given back when it is closed before. In a
     database transaction usage is reported when that is committed, and given back when it is rolled back.
 
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite.
+        ConfigError: ``on_repeat`` is neither ``"refuse"`` nor ``"run"``.
     """
     return decorators.consumes_usage(
         n,
@@ -70,6 +78,8 @@ def consumes_usage(
         event=event,
         dimensions=dimensions,
         actual=actual,
+        key=key,
+        on_repeat=on_repeat,
     )
 
 

@@ -30,7 +30,7 @@ from rest_framework.throttling import BaseThrottle
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Dimensions, OneOrComputed
+from stigg_guard.decorators import Dimensions, OneOrComputed, OnRepeat
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of
@@ -139,6 +139,8 @@ class ConsumesUsage(BaseThrottle):
         event: str | None = None,
         dimensions: OneOrComputed[Dimensions] | None = None,
         actual: Callable[[Any], Amount] | None = None,
+        key: Callable[..., str | None] | None = None,
+        on_repeat: OnRepeat = "refuse",
         methods: Iterable[str] = (),
         resource: str | Callable[..., str | None] | None = None,
         using: str = DEFAULT,
@@ -146,7 +148,14 @@ class ConsumesUsage(BaseThrottle):
         self.calls = DjangoCalls(using, methods=methods, resource=resource)
         self.using = using
         self._consuming: Callable[[Callable[..., Any]], Callable[..., Any]] = decorators.consumes_usage(
-            n, feature, calls=self.calls, event=event, dimensions=dimensions, actual=actual
+            n,
+            feature,
+            calls=self.calls,
+            event=event,
+            dimensions=dimensions,
+            actual=actual,
+            key=key,
+            on_repeat=on_repeat,
         )
 
     def __call__(self) -> ConsumesUsage:

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Dimensions
+from stigg_guard.decorators import Dimensions, OnRepeat
 from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource
 
 P = ParamSpec("P")
@@ -39,6 +39,8 @@ def consumes_usage(
     event: str | None = None,
     dimensions: Dimensions | Callable[..., Dimensions] | None = None,
     actual: Callable[[Any], Amount] | None = None,
+    key: Callable[..., str | None] | None = None,
+    on_repeat: OnRepeat = "refuse",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Holds ``n`` units while the view runs, and reports them if it succeeds: no exception, a status below 400 but 304.
 
@@ -48,17 +50,31 @@ def consumes_usage(
     many units are reported in place of those held. With ``event`` the use is reported as a raw event of that name, with
     these dimensions. ``methods`` and ``resource`` are as for :func:`requires_feature`.
 
+    ``key`` is a callable that finds the client's key of the request, as in the header ``Idempotency-Key``; a request
+    without one is an ordinary use. Requests with the same key count once within a day. While the first goes on, others
+    are answered 409; so they are when it was counted, unless ``on_repeat`` is ``"run"``: then the view runs, and
+    nothing is counted. One with another method, path or amount is answered 422.
+
     What the view returns passes through as it is, but for a stream, which counts when it was streamed to its end, and
     is given back when the client goes away before. An ``abort`` with a redirect counts as a returned redirect does; a
     redirect to the login page is no success.
 
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite. As a callable it is judged at each request.
-        ConfigError: ``methods`` are no names. Each request raises it if this is a function of ``before_request``, which
-            cannot know whether the view will succeed.
+        ConfigError: ``methods`` are no names, or ``on_repeat`` is neither ``"refuse"`` nor ``"run"``. Each request
+            raises it if this is a function of ``before_request``, which cannot know whether the view will succeed.
     """
     calls = FlaskCalls(methods, resource)
-    return decorators.consumes_usage(n, feature, calls=calls, event=event, dimensions=dimensions, actual=actual)
+    return decorators.consumes_usage(
+        n,
+        feature,
+        calls=calls,
+        event=event,
+        dimensions=dimensions,
+        actual=actual,
+        key=key,
+        on_repeat=on_repeat,
+    )
 
 
 def occupies(

@@ -17,9 +17,13 @@ from stigg_guard.errors import (
     ApiError,
     FeatureDenied,
     InvalidRequest,
+    KeyReused,
+    KeyTaken,
     LedgerUnavailable,
     SidecarError,
     SignInRequired,
+    UsageInProgress,
+    UsageRepeated,
 )
 from stigg_guard.names import feature_name
 from stigg_guard.web.rate_limit import has_policy
@@ -36,8 +40,8 @@ Unanswered: TypeAlias = SidecarError | LedgerUnavailable | ApiError
 UNANSWERED = (SidecarError, LedgerUnavailable, ApiError)
 """What is answered 503: somebody else did not do what the request needs."""
 
-DeniedError: TypeAlias = FeatureDenied | Unanswered | SignInRequired | InvalidRequest
-DENIED_ERRORS = (FeatureDenied, *UNANSWERED, SignInRequired, InvalidRequest)
+DeniedError: TypeAlias = FeatureDenied | Unanswered | SignInRequired | InvalidRequest | KeyTaken
+DENIED_ERRORS = (FeatureDenied, *UNANSWERED, SignInRequired, InvalidRequest, KeyTaken)
 
 _HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "Vary": "Accept, HX-Request"}
 _TITLES: Mapping[Reason, Text] = {
@@ -57,7 +61,12 @@ _TITLES: Mapping[Reason, Text] = {
     Reason.UNKNOWN: Text.NOT_POSSIBLE,
 }
 _QUOTA_EXCEEDED = (Reason.REQUESTED_USAGE_EXCEEDING_LIMIT, Reason.INSUFFICIENT_CREDITS, Reason.BUDGET_EXCEEDED)
-_OF_REQUEST = ("value", "resource_id", "dimensions")  # the fields of what views compute from their requests
+_OF_KEYS: Mapping[type[KeyTaken], tuple[int, Text, Text]] = {
+    UsageInProgress: (409, Text.IN_PROGRESS, Text.GOES_ON),
+    UsageRepeated: (409, Text.DONE_BEFORE, Text.NOT_DONE_AGAIN),
+    KeyReused: (422, Text.BAD_REQUEST, Text.KEY_OF_ANOTHER),
+}
+_OF_REQUEST = ("value", "resource_id", "dimensions", "key")  # the fields of what views compute from their requests
 # What may stand in an HTTP header as it is: an address needs no more, and a line break must not be there.
 _URL_SAFE = "%/:?#[]@!$&'()*+,;=~"
 
@@ -128,9 +137,12 @@ class Denial:
         if isinstance(error, InvalidRequest):
             detail = wording.say(Text.CANNOT_BE_COUNTED)
             return cls._said(400, wording, Text.BAD_REQUEST, detail, cause=str(error))
-        after = max(1, ceil(getattr(error, "retry_after", 1.0)))
+        if isinstance(error, KeyTaken):
+            status, title, said = next(_OF_KEYS[kind] for kind in _OF_KEYS if isinstance(error, kind))
+            after = _seconds(error) if isinstance(error, UsageInProgress) else None
+            return cls._said(status, wording, title, wording.say(said), retry_after=after)
         detail = Text.CANNOT_BE_DONE if isinstance(error, ApiError) else Text.CANNOT_BE_LOOKED_UP
-        return cls._said(503, wording, Text.TRY_AGAIN, wording.say(detail), retry_after=after)
+        return cls._said(503, wording, Text.TRY_AGAIN, wording.say(detail), retry_after=_seconds(error))
 
     @classmethod
     def _of_entitlement(cls, answer: Entitlement, config: Config, wording: Wording) -> Denial:
@@ -273,6 +285,11 @@ def _with_next(login_url: str, address: str) -> str:
     back = urlencode({"next": urlunsplit(("", "", path, asked.query, ""))})
     there = login._replace(query="&".join(filter(None, [login.query, back])))
     return quote(urlunsplit(there), safe=_URL_SAFE)
+
+
+def _seconds(error: DeniedError) -> int:
+    """After how many whole seconds it is worth trying again."""
+    return max(1, ceil(getattr(error, "retry_after", 1.0)))
 
 
 def _detail(answer: Entitlement, wording: Wording, name: str) -> str:

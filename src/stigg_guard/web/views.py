@@ -69,6 +69,10 @@ class ViewCalls(Calls, ABC):
         """What the URL says to the view, by name."""
         return kwargs
 
+    def binding(self, *args: Any, **kwargs: Any) -> str:
+        request = self.request(*args, **kwargs)
+        return f"{request.method} {request.path}"
+
     def applies(self, *args: Any, **kwargs: Any) -> bool:
         return guards_method(self._methods, self.request(*args, **kwargs).method)
 
