@@ -16,6 +16,7 @@ from faults.django_ledger import django_ledger
 from faults.fuzz import fuzz
 from faults.horses import horses
 from faults.interrupted import interrupted
+from faults.keys import keys
 from faults.killed import killed
 from faults.lockstep import lockstep
 from faults.million import million
@@ -29,6 +30,7 @@ from faults.promise import Promise, Scale
 SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "oversell": oversell,
     "credits": wallets,
+    "keys": keys,
     "killed": killed,
     "django": django_ledger,
     "outage": outage,

@@ -22,6 +22,8 @@ from stigg_guard.errors import (
     ApiRejected,
     FeatureDenied,
     InvalidRequest,
+    KeyReused,
+    KeyTaken,
     LedgerUnavailable,
     SidecarError,
     SidecarTimeout,
@@ -29,6 +31,8 @@ from stigg_guard.errors import (
     SidecarUnavailable,
     SignInRequired,
     StiggGuardError,
+    UsageInProgress,
+    UsageRepeated,
 )
 from stigg_guard.web.denial import (
     DENIED_ERRORS,
@@ -119,6 +123,23 @@ def test_amount_that_is_none_is_400_and_names_the_fault() -> None:
     assert denial.status == 400
     assert denial.detail == "What was asked for cannot be counted. Please check what you sent."
     assert denial.problem()["cause"] == "value: usage is not negative, and this is -1"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "title", "after"),
+    [
+        (UsageInProgress(), 409, "This request is under way", "1"),
+        (UsageRepeated(), 409, "This request was done before", None),
+        (KeyReused(), 422, "This request is not right", None),
+    ],
+)
+def test_key_that_is_taken_is_a_conflict_or_a_mistake(
+    error: KeyTaken, status: int, title: str, after: str | None
+) -> None:
+    denial = Denial.of(error, CONFIG)
+    assert (denial.status, denial.title, denial.headers.get("Retry-After")) == (status, title, after)
+    assert is_answered(error)
+    assert denial.problem()["detail"].startswith(f"{title}. It")
 
 
 def test_nobody_who_is_signed_in_is_401_without_figures() -> None:
