@@ -109,6 +109,24 @@ def test_key_counts_once_for_a_day(ledger: Ledger, clock: ManualClock) -> None:
     held_once(ledger)
 
 
+def test_key_is_kept_for_as_long_as_it_says(ledger: Ledger, clock: ManualClock) -> None:
+    short = Once("ann", "file", kept=round(HOUR * 1e6))
+    commit(ledger, held_once(ledger, once=short))
+    clock.advance(HOUR - 1)
+    with pytest.raises(UsageRepeated):
+        ledger.hold([claim()], 60, short)
+    clock.advance(1)
+    held_once(ledger, once=short)
+
+
+def test_use_that_holds_nothing_counts_unless_another_was_counted(ledger: Ledger) -> None:
+    first = held_once(ledger)
+    for number, usages in enumerate([[4], []]):
+        assert ledger.commit(Hold(f"unheld-{number}", (), ORDER), [Use(KEY, 1)]) == usages
+    assert ledger.commit(first, [Use(KEY, 1)]) == []
+    assert counts(ledger) == 4
+
+
 def test_late_use_counts_if_no_other_was(ledger: Ledger, clock: ManualClock) -> None:
     first = held_once(ledger)
     clock.advance(61)

@@ -154,7 +154,7 @@ class PlainLedger:
         if hold.once is not None:
             if accounting.is_counted(self.marks.get(hold.once.digest), now):
                 return []
-            self.marks[hold.once.digest] = Mark("", now + accounting.KEYS_KEPT, hold.once.binding)
+            self.marks[hold.once.digest] = Mark("", now + hold.once.kept, hold.once.binding)
         periods = {part.key: part.period for part in ended}
         return [self._record(use, periods.get(use.key)) for use in uses]
 

@@ -17,7 +17,7 @@ BATCH_EVENTS_PER_USAGE = 10
 EXPIRED_HOLDS_KEPT = 86_400 * 1_000_000
 """For how many microseconds an expired hold can still be committed as what it is, a late one."""
 KEYS_KEPT = 86_400 * 1_000_000
-"""For how many microseconds all uses with one key count once."""
+"""For how many microseconds all uses with one key count once, unless it says otherwise."""
 ADDED_UP_WITHIN = 60 * 1_000_000_000
 """How many nanoseconds two uses may lie apart to be one report: a clock that was wrong spoils no more than that."""
 

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from stigg_guard.amounts import quanta
 from stigg_guard.errors import KeyReused, KeyTaken, UsageInProgress, UsageRepeated
-from stigg_guard.ledger.accounting import UNTOLD, Before, KeyState, News, Pending, Period, Row
+from stigg_guard.ledger.accounting import KEYS_KEPT, UNTOLD, Before, KeyState, News, Pending, Period, Row
 
 Dimensions: TypeAlias = Mapping[str, "str | float | bool"]
 NO_DIMENSIONS: Dimensions = {}
@@ -74,11 +74,12 @@ class Claim(NamedTuple):
 
 class Once(NamedTuple):
     """By what a use counts once: the ``digest`` of whose use of what it is and of the key that the caller gave it.
-    ``binding`` is any text that is the same for the same use."""
+    ``binding`` is any text that is the same for the same use. Once counted, it is ``kept`` for so many microseconds."""
 
     customer_id: str
     digest: str
     binding: str = ""
+    kept: int = KEYS_KEPT
 
 
 class Hold(NamedTuple):
@@ -206,8 +207,8 @@ class Ledger(Protocol):
         way. ``once`` is held with them, if no other use has it; it may come without claims.
 
         Raises:
-            UsageInProgress, UsageRepeated, KeyReused: a use with the same ``once`` is held, was counted within a day,
-                or had another binding. Nothing is noted.
+            UsageInProgress, UsageRepeated, KeyReused: a use with the same ``once`` is held, was counted a short time
+                ago, or had another binding. Nothing is noted.
         """
         ...
 

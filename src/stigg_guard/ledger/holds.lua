@@ -64,9 +64,9 @@ local function free_key(name, hold)
 end
 
 -- Notes that a use with the key is counted; false if one was.
-local function count_once(name, binding)
+local function count_once(name, kept, binding)
     if is_counted(mark_of(name), now) then return false end
-    put_mark(name, '', KEYS_KEPT, binding)
+    put_mark(name, '', kept, binding)
     return true
 end
 
@@ -189,24 +189,25 @@ local function record(use)
     return usage_of(key)
 end
 
--- token, hold, seconds to remember it for, whether it is repeated, binding, number of parts held, id..., {name, amount,
--- is_set, event, dimensions}...; KEYS[3] is there once it is made, KEYS[4] is the caller's key, if there is one
+-- token, hold, seconds to remember it for, whether it is repeated, binding and how long the caller's key is kept, number
+-- of parts held, id..., {name, amount, is_set, event, dimensions}...; KEYS[3] is there once it is made, KEYS[4] is the
+-- caller's key, if there is one
 function steps.commit()
-    local last = 7 + tonumber(ARGV[7])
+    local last = 8 + tonumber(ARGV[8])
     local fields = {'c'}
-    for i = 8, last do table.insert(fields, 'h' .. ARGV[i]) end
+    for i = 9, last do table.insert(fields, 'h' .. ARGV[i]) end
     for i = last + 1, #ARGV, 5 do table.insert(fields, 'k' .. ARGV[i]) end
     read(fields)
     local again = refusal()
     if again then return again end
     local periods, late, is_made = {}, false, not redis.call('SET', KEYS[3], '1', 'EX', ARGV[4], 'NX')
     if not is_made then
-        periods, late = end_hold(8, last)
+        periods, late = end_hold(9, last)
         local was_here = free_key(KEYS[4], ARGV[3]) or next(periods) ~= nil
         is_made = ARGV[5] == '1' and not was_here
     end
     local answer = {late and not is_made and 1 or 0}
-    if KEYS[4] and not is_made and not count_once(KEYS[4], ARGV[6]) then last = #ARGV end
+    if KEYS[4] and not is_made and not count_once(KEYS[4], tonumber(ARGV[7]), ARGV[6]) then last = #ARGV end
     for i = last + 1, #ARGV, 5 do
         local name = ARGV[i]
         table.insert(answer, is_made and usage_of(at('k', name)) or record({

@@ -241,8 +241,8 @@ class RedisLedger:
         customer = quoted(uses[0].key.customer_id)
         queues = {"event" if use.event else "unsent" for use in uses if use.amount or use.is_set}
         words = [word for use in uses for word in use_words(use)]
-        parts, binding = held_parts(hold), "" if hold.once is None else hold.once.binding
-        given = hold.id, COMMITS_REMEMBERED_SECONDS, int(repeated), binding, len(parts), *parts, *words
+        parts, bound = held_parts(hold), ("", 0) if hold.once is None else (hold.once.binding, hold.once.kept)
+        given = hold.id, COMMITS_REMEMBERED_SECONDS, int(repeated), *bound, len(parts), *parts, *words
         steps = {customer: Step("commit", given, (ended_key(customer, hold.id), *once_keys(hold.once)))}
         try:
             late, *usage = self._steps.queued(steps, queues)[customer]

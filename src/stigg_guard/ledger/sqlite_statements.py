@@ -12,7 +12,6 @@ from stigg_guard.amounts import quanta, units
 from stigg_guard.ledger.accounting import (
     BATCH_EVENTS_PER_USAGE,
     EXPIRED_HOLDS_KEPT,
-    KEYS_KEPT,
     UNTOLD,
     Mark,
     Pending,
@@ -246,7 +245,7 @@ def count_once(db: sqlite3.Connection, once: Once, now: int) -> bool:
     """Notes that a use with the caller's key is counted; False if one was."""
     if is_counted(mark_of(db, once), now):
         return False
-    mark(db, once, "", now + KEYS_KEPT)
+    mark(db, once, "", now + once.kept)
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -21,7 +22,6 @@ from stigg_guard.errors import (
     ClientClosed,
     FeatureDenied,
     InvalidRequest,
-    KeyTaken,
     LedgerUnavailable,
     SidecarError,
     SidecarTimeout,
@@ -297,13 +297,8 @@ class Holds:
         return any(entry.key.customer_id == customer_id and entry.first_at <= used_at for entry in oldest)
 
     def _record_once(self, uses: Sequence[Use], once: Once) -> None:
-        """Takes usage whose key the ledger could not take when it began."""
-        try:
-            self._commit(self._key_held(once), uses)
-        except KeyTaken as error:
-            logger.warning("usage of %r counts with that of the same key: %s", str(uses[0].key), error)
-        except LedgerUnavailable as error:
-            self._rescue(uses, error)
+        """Takes usage that does not hold its key, unless a use with the same one was counted."""
+        self._commit(Hold(secrets.token_hex(8), (), once), uses)
 
     def _key_held(self, once: Once) -> Hold:
         """A hold of the key alone."""

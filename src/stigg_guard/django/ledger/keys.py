@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.ledger import Hold, Once
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, KEYS_KEPT, KeyState, Mark, is_counted, key_state
+from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, KeyState, Mark, is_counted, key_state
 
 FORGOTTEN_AT_ONCE = 10_000
 _MARK = "SELECT hold, until, binding FROM stigg_guard_ledger_keys WHERE digest = %(digest)s"
@@ -73,7 +73,7 @@ def count(step: Step, once: Once, mark: Mark | None, now: int) -> bool:
     """Notes that a use with the key is counted; False if one was."""
     if is_counted(mark, now):
         return False
-    step.run(_NOTE, rows=[(once.digest, "", now + KEYS_KEPT, once.binding)])
+    step.run(_NOTE, rows=[(once.digest, "", now + once.kept, once.binding)])
     return True
 
 
