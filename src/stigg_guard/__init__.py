@@ -37,7 +37,7 @@ from stigg_guard.fallbacks import Fallback
 from stigg_guard.guard import Guard
 from stigg_guard.offline import OfflineConfig, OfflineCustomer, OfflineEntitlement, OfflineReports
 from stigg_guard.usage.consumption import Consumption
-from stigg_guard.usage.keys import BoundKey
+from stigg_guard.usage.keys import PER_DOWNLOAD, BoundKey
 from stigg_guard.wire.documented import Event, ReportUsageRequest
 from stigg_guard.wire.sidecar_pb2 import (
     AccessDeniedReason,
@@ -92,6 +92,7 @@ from stigg_guard.wire.sidecar_pb2 import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "PER_DOWNLOAD",
     "AccessDeniedReason",
     "ApiConfig",
     "ApiError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast, get_args
 
@@ -13,7 +13,7 @@ from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import ConfigError, UsageRepeated
 from stigg_guard.log import logger
 from stigg_guard.usage.consumption import Consumption
-from stigg_guard.usage.keys import BoundKey, Key
+from stigg_guard.usage.keys import PER_DOWNLOAD, BoundKey, FileKey, Key, PerDownload
 from stigg_guard.usage.streams import SettlingStream
 
 P = ParamSpec("P")
@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 Dimensions: TypeAlias = "Mapping[str, str | float | bool]"
 OneOrComputed: TypeAlias = "T | Callable[..., T]"
+KeyOfCall: TypeAlias = "Callable[..., str | None] | PerDownload"
+"""Finds the key of a call, or says that views are called for downloads."""
 OnRepeat: TypeAlias = Literal["refuse", "run"]
 """Whether a function is refused or run when the use with its key was counted before."""
 HoldOpen: TypeAlias = Callable[[Iterable[Any]], SettlingStream[Any]]
@@ -83,6 +85,10 @@ class Calls:
     def binding(self, *_args: Any, **_kwargs: Any) -> str:
         """What a key that comes with this call is bound to, besides the amount."""
         return ""
+
+    def settle_files(self, function: Callable[P, R], begin: Callable[[FileKey | None], Begin]) -> Callable[P, R]:
+        """The function, with what is begun after each call for the file that it returned, before that is delivered."""
+        raise ConfigError(f"{_name(function)} is no view: PER_DOWNLOAD is for downloads")
 
     def held(self, usage: Consumption, *args: Any, **kwargs: Any) -> None:
         """Called with the units that were held for the call."""
@@ -155,7 +161,7 @@ def consumes_usage(
     event: str | None = None,
     dimensions: OneOrComputed[Dimensions] | None = None,
     actual: Callable[[Any], Amount] | None = None,
-    key: Callable[..., str | None] | None = None,
+    key: KeyOfCall | None = None,
     on_repeat: OnRepeat = "refuse",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Holds ``n`` units while the function runs, reports them when it succeeds and gives them back when it does not.
@@ -165,7 +171,8 @@ def consumes_usage(
     of the result how many units are reported in place of those held.
 
     ``key`` is a callable as well. Calls with the same key within a day count once; with None it is an ordinary use.
-    One whose use was counted is refused with ``UsageRepeated``, or it runs and nothing is counted.
+    One whose use was counted is refused with ``UsageRepeated``, or it runs and nothing is counted. ``PER_DOWNLOAD``
+    makes the ranges of a file one use, which begins when the view has answered.
 
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite. As a callable it is judged at each call. Or the
@@ -182,17 +189,19 @@ def consumes_usage(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         named: list[str] = [feature] if feature is not None else []
-        hold = usage_hold(
+        hold = partial(
+            usage_hold,
             n,
             lambda: _named(named, function),
             calls=calls,
             event=event,
             dimensions=dimensions,
             actual=actual,
-            key=key,
-            on_repeat=on_repeat,
         )
-        consuming = calls.settle_after(function, hold)
+        if key is PER_DOWNLOAD:
+            consuming = calls.settle_files(function, lambda file: hold(key=file, on_repeat="run"))
+        else:
+            consuming = calls.settle_after(function, hold(key=key, on_repeat=on_repeat))
         if feature is None:
             setattr(consuming, _UNNAMED, named)
         setattr(consuming, _CONSUMES, (consuming, named))
@@ -216,7 +225,7 @@ def usage_hold(
     event: str | None = None,
     dimensions: OneOrComputed[Dimensions] | None = None,
     actual: Callable[[Any], Amount] | None = None,
-    key: Callable[..., str | None] | None = None,
+    key: Callable[..., str | None] | FileKey | None = None,
     on_repeat: OnRepeat = "refuse",
 ) -> Begin:
     """What ``consumes_usage`` does before a call, with ``feature`` asked at each call."""
@@ -232,7 +241,7 @@ def usage_hold(
             customer=calls.customer(*args, **kwargs),
             event=event,
             dimensions=computed_dimensions(*args, **kwargs),
-            key=None if told is None else BoundKey(told, f"{amount} {calls.binding(*args, **kwargs)}"),
+            key=BoundKey(told, f"{amount} {calls.binding(*args, **kwargs)}") if isinstance(told, str) else told,
         )
         usage.__enter__()
         if usage.is_repeat and on_repeat == "refuse":

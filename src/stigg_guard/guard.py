@@ -29,7 +29,7 @@ from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.consumption import Consumption, Occupation, checked_dimensions, make_event
 from stigg_guard.usage.holds import Confirm, Holds, confirm_now
-from stigg_guard.usage.keys import Key, once_of
+from stigg_guard.usage.keys import FileKey, Key, once_of
 from stigg_guard.usage.travelling import ResumedConsumption, Tokens, TravellingHold, unheld
 
 if TYPE_CHECKING:
@@ -310,7 +310,8 @@ class Guard:
         what = None if event is None else make_event(event, told)
         enough = None if at_least is None else _enough(amounts, at_least)
         once = once_of(key, whose, amounts)
-        return Consumption(self._workings.holds, amounts, whose, what, told, enough, once)
+        is_shared = isinstance(key, FileKey)
+        return Consumption(self._workings.holds, amounts, whose, what, told, enough, once, is_shared)
 
     def occupy(self, feature: str | Mapping[str, Amount], n: Amount = 1, *, customer: str | Customer) -> Consumption:
         """Holds ``n`` units while the block runs and gives them back, however it ends: a limit of how many at once.

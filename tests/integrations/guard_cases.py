@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any, Protocol
 
-from stigg_guard import Guard
+from stigg_guard import PER_DOWNLOAD, Guard
 
 ESSENTIALS = "customer-demo-01"  # 3 of 6 templates used, exports but no analytics
 GROWTH = "customer-demo-02"  # analytics
@@ -66,6 +67,9 @@ class Skin(Protocol):
 
     def text(self, body: str = "made", status: int = 200) -> Any:
         """A response."""
+
+    def part(self, etag: str, parts: Iterator[str] | None = None) -> Any:
+        """A response with a part of a file, which may be made while it is sent."""
 
     def redirect(self, to: str = "/elsewhere") -> Any:
         """A response that leads there."""
@@ -338,6 +342,71 @@ def left(templates: int) -> dict[str, str]:
     return {"RateLimit": f'"{TEMPLATES}";r={templates}'}
 
 
+def delivering(*etags: str) -> Callable[[Skin], Any]:
+    """A view of a file, which has these validators in turn."""
+    turns = cycle(etags)
+    return lambda skin: skin.part(next(turns))
+
+
+RANGE = {"headers": {"Range": "bytes=0-1"}, "method": "GET", "status": 206}
+OTHER_FILE = {"address": "/shop/site-02/2"}
+PER_FILE = consuming(key=PER_DOWNLOAD)
+
+DOWNLOADS = {
+    "a download in ranges": Case(
+        guards=PER_FILE, answers=delivering('"1"'), before=[({}, 206)] * 9, runs=10, used=ONE_USED, **RANGE
+    ),
+    "downloads of two files": Case(
+        guards=PER_FILE,
+        answers=delivering('"1"'),
+        before=[({}, 206), (OTHER_FILE, 206), ({}, 206), (OTHER_FILE, 206)],
+        runs=5,
+        used=TWO_USED,
+        **RANGE,
+    ),
+    "a download of a file that has changed": Case(
+        guards=PER_FILE, answers=delivering('"1"', '"2"'), before=[({}, 206)] * 3, runs=4, used=TWO_USED, **RANGE
+    ),
+    "downloads of what nobody knows again": Case(
+        guards=PER_FILE, answers=answering(206), before=[({}, 206)], runs=2, used=TWO_USED, **RANGE
+    ),
+    "a range though nothing is left": Case(
+        guards=consuming(3, key=PER_DOWNLOAD),
+        answers=delivering('"1"'),
+        before=[({}, 206), (OTHER_FILE, 402)],
+        runs=3,
+        used={TEMPLATES: 3},
+        **RANGE,
+    ),
+    "a download beyond what is left": Case(
+        guards=consuming(4, key=PER_DOWNLOAD), answers=delivering('"1"'), method="GET", status=402, told=PROBLEM
+    ),
+    "a range that is not there": Case(
+        guards=consuming(4, key=PER_DOWNLOAD), answers=answering(416), method="GET", status=416
+    ),
+    "a download that is not modified": Case(
+        guards=consuming(4, key=PER_DOWNLOAD), answers=answering(304), method="GET", status=304
+    ),
+    "a download that fails": Case(guards=PER_FILE, answers=fail, method="GET", status=500),
+    "a download that is streamed": Case(
+        guards=PER_FILE,
+        answers=lambda skin: skin.part('"1"', letters()),
+        body="one two",
+        held=1,
+        used=ONE_USED,
+        **RANGE,
+    ),
+    "a download that is left": Case(
+        guards=PER_FILE, answers=lambda skin: skin.part('"1"', letters()), reads=1, held=1, **RANGE
+    ),
+    "a download of methods that are not named": Case(
+        guards=consuming(4, key=PER_DOWNLOAD, methods=["POST"]), answers=delivering('"1"'), **RANGE
+    ),
+    "a download of nobody": Case(
+        guards=PER_FILE, answers=delivering('"1"'), customer=None, method="GET", status=401, told=PROBLEM
+    ),
+}
+
 KEY = {"Idempotency-Key": "order-42"}
 
 
@@ -518,6 +587,7 @@ CASES: Mapping[str, Case] = {
     **REQUIRING,
     **NOBODY,
     **CONSUMING,
+    **DOWNLOADS,
     **KEYS,
     **OCCUPYING,
     **RATE_LIMITS,

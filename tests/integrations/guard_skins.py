@@ -87,6 +87,9 @@ class FlaskSkin:
     def text(self, body: str = "made", status: int = 200) -> Any:
         return body, status
 
+    def part(self, etag: str, parts: Iterator[str] | None = None) -> Any:
+        return flask.Response("made" if parts is None else parts, 206, {"ETag": etag})
+
     def redirect(self, to: str = "/elsewhere") -> Any:
         return flask.redirect(to)
 
@@ -147,6 +150,11 @@ class DjangoSkin:
 
     def text(self, body: str = "made", status: int = 200) -> Any:
         return HttpResponse(body, status=status)
+
+    def part(self, etag: str, parts: Iterator[str] | None = None) -> Any:
+        response = self.text(status=206) if parts is None else self.stream(parts, status=206)
+        response["ETag"] = etag
+        return response
 
     def redirect(self, to: str = "/elsewhere") -> Any:
         return HttpResponseRedirect(to)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pytest_django.plugin import DjangoDbBlocker
 
-from integrations.guard_cases import CASES, ESSENTIALS, KEY, Answer, Case, Skin, keyed
+from integrations.guard_cases import CASES, ESSENTIALS, KEY, TEMPLATES, Answer, Case, Skin, consuming, keyed
 from integrations.guard_skins import (
     AsyncDjangoSite,
     AsyncFlaskSite,
@@ -20,7 +20,7 @@ from integrations.guard_skins import (
     signed_in,
     signed_in_later,
 )
-from stigg_guard import Guard
+from stigg_guard import PER_DOWNLOAD, Guard
 from stigg_guard.sidecar.server import Sidecar
 
 Serve = Callable[[Case], Site]
@@ -91,3 +91,24 @@ def test_a_request_that_goes_on_is_in_progress(serve: Serve) -> None:
     assert site.ask().status == 200
     assert [(other.status, other.headers["Retry-After"]) for other in others] == [(409, "1")]
     assert len(site.runs) == 1
+
+
+def test_ranges_of_a_file_that_are_sent_at_once_are_one_use(serve: Serve, make_guard: Callable[..., Guard]) -> None:
+    """The client asks for a second range while the first is sent, and for a third when both were."""
+    guard = make_guard(**PATIENT)
+    before = counted(guard)[TEMPLATES]
+    others: list[Answer] = []
+
+    def parts() -> Iterator[str]:
+        yield "one "
+        if len(site.runs) == 1:
+            with ThreadPoolExecutor(1) as client:
+                others.append(client.submit(site.ask).result())
+        yield "two"
+
+    case = Case(guards=consuming(3, key=PER_DOWNLOAD), answers=lambda skin: skin.part('"1"', parts()), method="GET")
+    site = serve(case)
+    answers = [site.ask(), *others, site.ask()]
+    assert [(answer.status, answer.body) for answer in answers] == [(206, "one two")] * 3
+    site.guard.flush()
+    assert counted(guard)[TEMPLATES] - before == 3

@@ -22,6 +22,7 @@ from stigg_guard.django.requests import ViewOf, customer_of, login_pages, note_u
 from stigg_guard.entitlements import Customer
 from stigg_guard.usage.asynchronous import AsyncSettlingStream
 from stigg_guard.usage.consumption import Consumption
+from stigg_guard.usage.keys import FileKey, file_key
 from stigg_guard.usage.streams import SettlingStream
 from stigg_guard.web.views import ViewCalls, leads_back, leads_to, private_unless_said, succeeded
 
@@ -61,6 +62,26 @@ class DjangoCalls(ViewCalls):
 
     def settle_after(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
         return self._under(function, begin)
+
+    def settle_files(self, function: Callable[P, R], begin: Callable[[FileKey | None], Begin]) -> Callable[P, R]:
+        def settle(response: Any, passed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if isinstance(response, HttpResponseBase) and not succeeded(response.status_code):
+                return passed()
+            return self.settle_after(passed, begin(_file(self.request(*args, **kwargs), response)))(*args, **kwargs)
+
+        def blocking(*args: Any, **kwargs: Any) -> Any:
+            response = function(*args, **kwargs)
+            return settle(response, lambda *_, **__: response, *args, **kwargs)
+
+        async def awaiting(*args: Any, **kwargs: Any) -> Any:
+            response = await cast("Awaitable[Any]", function(*args, **kwargs))
+
+            async def passed(*_args: Any, **_kwargs: Any) -> Any:
+                return response
+
+            return await settle(response, passed, *args, **kwargs)
+
+        return wraps(function)(awaiting if is_awaited(function) else blocking)
 
     def _under(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
         """The view, with what is begun before each call ended after it."""
@@ -118,6 +139,12 @@ class DjangoCalls(ViewCalls):
 
     def _is_in_transaction(self) -> bool:
         return connections[get_guard(self._using).config.database].in_atomic_block
+
+
+def _file(request: HttpRequest, response: Any) -> FileKey | None:
+    """The key of the file that a response delivers a part of."""
+    headers = response.headers if isinstance(response, HttpResponseBase) else {}
+    return file_key(request.get_full_path(), headers.get("ETag"), headers.get("Last-Modified"))
 
 
 def _private(response: R) -> R:

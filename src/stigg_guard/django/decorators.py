@@ -17,7 +17,7 @@ from django.http.response import HttpResponseBase
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Dimensions, OneOrComputed, OnRepeat
+from stigg_guard.decorators import Dimensions, KeyOfCall, OneOrComputed, OnRepeat
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 
@@ -46,7 +46,7 @@ def consumes_usage(
     event: str | None = None,
     dimensions: OneOrComputed[Dimensions] | None = None,
     actual: Callable[[Any], Amount] | None = None,
-    key: Callable[..., str | None] | None = None,
+    key: KeyOfCall | None = None,
     on_repeat: OnRepeat = "refuse",
     methods: Iterable[str] = (),
     resource: str | Callable[..., str | None] | None = None,
@@ -63,6 +63,10 @@ def consumes_usage(
     without one is an ordinary use. Requests with the same key count once within a day. While the first goes on, others
     are answered 409; so they are when it was counted, unless ``on_repeat`` is ``"run"``: then the view runs, and
     nothing is counted. One with another method, path or amount is answered 422.
+
+    ``PER_DOWNLOAD`` in its place makes a download one use, in however many ranges it comes within an hour: those of one
+    URL whose responses have the same ``ETag``, or else the same ``Last-Modified``. The units are held when the view has
+    answered, before anything is sent.
 
     A streamed response counts when it was streamed to its end, and is given back when it is closed before. In a
     database transaction usage is reported when that is committed, and given back when it is rolled back.

@@ -30,7 +30,7 @@ from rest_framework.throttling import BaseThrottle
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Dimensions, OneOrComputed, OnRepeat
+from stigg_guard.decorators import Dimensions, KeyOfCall, OneOrComputed, OnRepeat
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of
@@ -139,7 +139,7 @@ class ConsumesUsage(BaseThrottle):
         event: str | None = None,
         dimensions: OneOrComputed[Dimensions] | None = None,
         actual: Callable[[Any], Amount] | None = None,
-        key: Callable[..., str | None] | None = None,
+        key: KeyOfCall | None = None,
         on_repeat: OnRepeat = "refuse",
         methods: Iterable[str] = (),
         resource: str | Callable[..., str | None] | None = None,

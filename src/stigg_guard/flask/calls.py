@@ -21,6 +21,7 @@ from stigg_guard.flask.current import app_guard, of_request, this_app, this_requ
 from stigg_guard.flask.errors import denying
 from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
+from stigg_guard.usage.keys import FileKey, file_key
 from stigg_guard.usage.streams import SettlingStream
 from stigg_guard.web.views import ViewCalls, leads_to, succeeded
 
@@ -61,6 +62,31 @@ class FlaskCalls(ViewCalls):
             return settled_view(partial(run, *args, **kwargs), ending)
 
         return settled
+
+    def settle_files(self, function: Callable[P, R], begin: Callable[[FileKey | None], Begin]) -> Callable[P, R]:
+        run = synchronous(function)
+
+        @wraps(function)
+        def settled(*args: P.args, **kwargs: P.kwargs) -> R:
+            _forbid_before_request(settled)
+            answer: Any
+            try:
+                answer = run(*args, **kwargs)
+                passed = partial(_returned, answer)
+            except HTTPException as error:
+                answer, passed = error, partial(_raised, error)
+            settling: Callable[[], R] = self.settle_after(passed, begin(_file(answer)))
+            return settling() if _is_success(answer) else passed()
+
+        return settled
+
+
+def _returned(answer: Any) -> Any:
+    return answer
+
+
+def _raised(error: HTTPException) -> Any:
+    raise error
 
 
 def settled_view(call: Callable[[], R], ending: Ending) -> R:
@@ -113,7 +139,7 @@ def _is_success(returned: Any) -> bool:
     status = _status(returned)
     if not succeeded(status):
         return False
-    location = _location(returned) if status >= 300 else ""
+    location = _header(returned, "Location") if status >= 300 else ""
     return not (location and any(leads_to(location, page) for page in login_pages()))
 
 
@@ -139,13 +165,18 @@ def _number(status: Any) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _location(returned: Any) -> str:
-    """Where a redirect leads."""
+def _header(returned: Any, name: str) -> str:
+    """A header of the response; empty without it."""
     if _has_parts(returned):
         named = returned[-1] if isinstance(returned[-1], (Headers, dict, list, tuple)) else ()
-        return Headers(named).get("Location") or _location(returned[0])
+        return Headers(named).get(name) or _header(returned[0], name)
     response = returned.response if isinstance(returned, HTTPException) else returned
-    return response.headers.get("Location", "") if isinstance(response, Response) else ""
+    return response.headers.get(name, "") if isinstance(response, Response) else ""
+
+
+def _file(returned: Any) -> FileKey | None:
+    """The key of the file that it delivers a part of."""
+    return file_key(request.full_path, _header(returned, "ETag"), _header(returned, "Last-Modified"))
 
 
 def _generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) -> Generator[Any, Any, R]:

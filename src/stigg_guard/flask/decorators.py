@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Dimensions, OnRepeat
+from stigg_guard.decorators import Dimensions, KeyOfCall, OnRepeat
 from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource
 
 P = ParamSpec("P")
@@ -39,7 +39,7 @@ def consumes_usage(
     event: str | None = None,
     dimensions: Dimensions | Callable[..., Dimensions] | None = None,
     actual: Callable[[Any], Amount] | None = None,
-    key: Callable[..., str | None] | None = None,
+    key: KeyOfCall | None = None,
     on_repeat: OnRepeat = "refuse",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Holds ``n`` units while the view runs, and reports them if it succeeds: no exception, a status below 400 but 304.
@@ -54,6 +54,10 @@ def consumes_usage(
     without one is an ordinary use. Requests with the same key count once within a day. While the first goes on, others
     are answered 409; so they are when it was counted, unless ``on_repeat`` is ``"run"``: then the view runs, and
     nothing is counted. One with another method, path or amount is answered 422.
+
+    ``PER_DOWNLOAD`` in its place makes a download one use, in however many ranges it comes within an hour: those of one
+    URL whose responses have the same ``ETag``, or else the same ``Last-Modified``. The units are held when the view has
+    answered, before anything is sent.
 
     What the view returns passes through as it is, but for a stream, which counts when it was streamed to its end, and
     is given back when the client goes away before. An ``abort`` with a redirect counts as a returned redirect does; a

@@ -33,6 +33,7 @@ class Consumption:
         "_event",
         "_hold",
         "_holds",
+        "_is_shared",
         "_once",
         "_pid",
         "entitlements",
@@ -50,6 +51,7 @@ class Consumption:
         dimensions: Mapping[str, str | float | bool],
         at_least: float | None = None,
         once: Once | None = None,
+        is_shared: bool = False,
     ) -> None:
         self._holds = holds
         self._amounts = amounts
@@ -58,6 +60,7 @@ class Consumption:
         self._dimensions = dimensions
         self._at_least = at_least
         self._once = once
+        self._is_shared = is_shared
         self.is_repeat = False
         self._confirm: Confirm = confirm_now
         self._hold: Hold | None = None
@@ -141,7 +144,9 @@ class Consumption:
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
         self._pid = self._begun()
-        answers, hold = self._holds.hold(self._amounts, self._customer, self._at_least, once=self._once)
+        answers, hold = self._holds.hold(
+            self._amounts, self._customer, self._at_least, once=self._once, is_shared=self._is_shared
+        )
         self.entitlements = MappingProxyType(answers)
         self.is_repeat = hold is REPEATED
         if self.is_repeat:

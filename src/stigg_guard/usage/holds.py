@@ -25,6 +25,7 @@ from stigg_guard.errors import (
     LedgerUnavailable,
     SidecarError,
     SidecarTimeout,
+    UsageInProgress,
     UsageRepeated,
 )
 from stigg_guard.ledger import (
@@ -74,12 +75,13 @@ class ConfirmSince(ABC):
 
 
 class Terms(NamedTuple):
-    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), and by
-    what the use counts once."""
+    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), by what
+    the use counts once, and whether it may go on beside another one, of which then one counts."""
 
     ttl: float
     at_least: float | None = None
     once: Once | None = None
+    is_shared: bool = False
 
 
 REPEATED = Hold("", ())
@@ -131,12 +133,13 @@ class Holds:
         at_least: float | None = None,
         ttl: float | None = None,
         once: Once | None = None,
+        is_shared: bool = False,
     ) -> tuple[dict[str, Entitlement], Hold | None]:
         """Takes reservations for the amounts of all features, or for none; there is no hold where nothing is counted.
 
         With ``at_least`` units of the one feature that is wanted, fewer are held where no more are left. They are held
         for ``ttl`` seconds, or for ``HOLD_TTL``, for which a watch renews them. The hold of a use that was counted
-        ``once`` before is ``REPEATED``.
+        ``once`` before is ``REPEATED``. One that ``is_shared`` holds nothing while another does.
 
         Raises:
             FeatureDenied: one of them is not to be had.
@@ -144,9 +147,10 @@ class Holds:
             SidecarError: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             LedgerUnavailable: the ledger cannot take it, and ``ON_OUTAGE`` is ``error``.
         """
+        terms = Terms(ttl or self._config.hold_ttl, at_least, once, is_shared)
         try:
             with self.audience.timed(Observer.held, customer, tuple(amounts)):
-                answers, hold = self._hold(amounts, customer, Terms(ttl or self._config.hold_ttl, at_least, once))
+                answers, hold = self._hold(amounts, customer, terms)
         except FeatureDenied as error:
             self.audience.tell(Observer.checked, error.entitlement, customer)
             self.audience.tell(Observer.denied, error)
@@ -393,6 +397,10 @@ class Holds:
             held = self._held([*claims, *payments], terms)
         except UsageRepeated:
             return REPEATED
+        except UsageInProgress:
+            if not terms.is_shared:
+                raise
+            return Hold("", tuple(claims), terms.once)
         except LedgerUnavailable as error:
             return self._without_ledger(Hold("", tuple(claims), terms.once), customer, error)
         if isinstance(held, Hold):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 from stigg_guard.entitlements import Customer, require_id
@@ -13,6 +14,8 @@ from stigg_guard.ledger import Once
 
 MAX_LENGTH = 255
 """Of a key, in characters."""
+FILES_KEPT = 3_600 * 1_000_000
+"""For how many microseconds all ranges of a file are one use."""
 
 
 class BoundKey(NamedTuple):
@@ -23,7 +26,30 @@ class BoundKey(NamedTuple):
     binding: str
 
 
-Key: TypeAlias = "str | BoundKey"
+class FileKey(NamedTuple):
+    """The key of a file that is downloaded in ranges, many of them at once: ``url`` and ``validator``."""
+
+    url: str
+    validator: str
+
+
+class PerDownload(Enum):
+    """The type of ``PER_DOWNLOAD``."""
+
+    PER_DOWNLOAD = "per download"
+
+
+PER_DOWNLOAD = PerDownload.PER_DOWNLOAD
+"""In the place of a view's key: a download counts once, in however many ranges it comes."""
+
+Key: TypeAlias = "str | BoundKey | FileKey"
+
+
+def file_key(url: str, etag: str | None, last_modified: str | None) -> FileKey | None:
+    """The key of a file that was found at a URL, from the headers of the response; None if these do not tell by what to
+    know it again."""
+    validator = etag or last_modified
+    return FileKey(url, validator) if validator else None
 
 
 def once_of(key: Key | None, customer: Customer, features: Iterable[str]) -> Once | None:
@@ -34,6 +60,8 @@ def once_of(key: Key | None, customer: Customer, features: Iterable[str]) -> Onc
     """
     if key is None:
         return None
+    if isinstance(key, FileKey):
+        return Once(customer.id, _digest(customer.id, customer.resource or "", *sorted(features), *key), "", FILES_KEPT)
     text, binding = key if isinstance(key, BoundKey) else (key, "")
     require_id(text, "key")
     if len(text) > MAX_LENGTH:
