@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ManualClock
-from ledger.steps import KEY, LEASE, NOTHING, OTHER, SECOND, Make, amounts, claim, commit, counted, taken
+from ledger.steps import KEY, LEASE, NOTHING, OTHER, SECOND, Make, amounts, claim, commit, counted, counts, held, taken
 from stigg_guard.errors import ConfigError
-from stigg_guard.ledger import Claim, Entry, Event, Hold, Ledger, News, Period, State, Ticket, UsageKey, Use
+from stigg_guard.ledger import Claim, Entry, Event, Hold, Ledger, News, Once, Period, State, Ticket, UsageKey, Use
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -203,6 +203,22 @@ class TestProcessOfVersion2:
                 process.execute(statement).fetchall()
         assert ledger.entries(list(State), 99) == before
         assert ledger.ticket("ann").number == 8
+
+
+def test_ledger_of_version_3_learns_of_keys_and_keeps_what_it_has(
+    make_ledger: Make, tmp_path: Path, file_url: str
+) -> None:
+    before = make_ledger(file_url)
+    commit(before, held(before, claim(2)))
+    before.close()
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database, database:
+        database.executescript("DROP TABLE keys; PRAGMA user_version = 3")
+    ledger, once = make_ledger(file_url), Once("ann", "order-42")
+    for _ in range(2):
+        hold = ledger.hold([claim()], 60, once)
+        assert isinstance(hold, Hold)
+        ledger.release(hold)
+    assert counts(ledger) == 5
 
 
 def test_ledger_of_a_newer_version_is_refused_with_the_remedy(make_ledger: Make, tmp_path: Path, file_url: str) -> None:

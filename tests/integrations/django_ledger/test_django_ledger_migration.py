@@ -41,7 +41,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path, django_db_blocker: Djang
         yield alias
 
 
-def migrate(alias: str, to: str = "0002") -> None:
+def migrate(alias: str, to: str = "0003") -> None:
     call_command("migrate", APP, to, database=alias, verbosity=0)
 
 
