@@ -124,8 +124,8 @@ def test_units_that_a_snapshot_saw_before_their_report_was_answered_deny_nothing
 ) -> None:
     report, hold, tried = HeldAnswer(faulty, guard), guard.ledger.hold, []
 
-    def answered_after_the_first_try(claims: Sequence[Claim], ttl: float) -> Hold | LimitExceeded:
-        tried.append(hold(claims, ttl))
+    def answered_after_the_first_try(claims: Sequence[Claim], ttl: float, once: None) -> Hold | LimitExceeded:
+        tried.append(hold(claims, ttl, once))
         report.answer()
         return tried[-1]
 
