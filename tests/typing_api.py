@@ -12,6 +12,8 @@ from flask_sqlalchemy import SQLAlchemy
 from typing_extensions import assert_type
 
 from stigg_guard import (
+    PER_DOWNLOAD,
+    BoundKey,
     Config,
     Customer,
     Entitlement,
@@ -50,6 +52,16 @@ def decorators_keep_the_signature(guard: Guard) -> None:
     assert_type(view(1, loud=True), list[str])
     view("1")  # type: ignore[arg-type] # wrong on purpose
     view(1, quiet=True)  # type: ignore[call-arg] # wrong on purpose
+
+
+def keys_are_texts_or_bound_ones(guard: Guard) -> None:
+    with guard.consume("f", customer="c", key="order-42") as usage:
+        assert_type(usage.is_repeat, bool)
+    guard.report("f", 1, customer="c", key=BoundKey("order-42", "POST /orders"))
+    guard.report("f", 1, customer="c", key=42)  # type: ignore[arg-type] # wrong on purpose
+    in_flask.consumes_usage(1, "f", key=PER_DOWNLOAD)
+    in_django.consumes_usage(1, "f", key=lambda request: request.headers.get("Idempotency-Key"), on_repeat="run")
+    in_django.consumes_usage(1, "f", key=PER_DOWNLOAD, on_repeat="ignore")  # type: ignore[arg-type] # wrong on purpose
 
 
 def answers_are_values(guard: Guard) -> None:

@@ -31,7 +31,7 @@ from rest_framework.throttling import BaseThrottle
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from stigg_guard import InvalidRequest
+from stigg_guard import PER_DOWNLOAD, InvalidRequest
 from stigg_guard.django import consumes_usage, feature_denied, get_guard, requires_feature
 from stigg_guard.django.rest import ConsumesUsage, HasFeature
 from stigg_guard.sidecar.server import Sidecar
@@ -145,6 +145,20 @@ class CreateMany(Api):
         return Response("created")
 
 
+class CreateOnce(Api):
+    throttle_classes = (ConsumesUsage(1, TEMPLATES, key=lambda request: request.headers.get("Idempotency-Key")),)
+
+    def post(self, request: Request) -> Response:
+        return Response("created", status=201)
+
+
+class Download(Api):
+    throttle_classes = (ConsumesUsage(1, TEMPLATES, key=PER_DOWNLOAD),)
+
+    def get(self, request: Request) -> Response:
+        return Response("a part", status=206, headers={"ETag": '"1"'})
+
+
 class Stream(Api):
     throttle_classes = (ConsumesUsage(2, TEMPLATES, actual=lambda response: 1),)
 
@@ -222,6 +236,8 @@ urlpatterns = [
     path("create", Create.as_view()),
     path("sign-up", SignUp.as_view()),
     path("elsewhere", Elsewhere.as_view()),
+    path("create-once", CreateOnce.as_view()),
+    path("download", Download.as_view()),
     path("stream", Stream.as_view()),
     path("decorated", decorated),
     path("listed", listed),
@@ -371,6 +387,17 @@ class TestHasFeature:
 class TestConsumesUsage:
     def test_counts_what_succeeds(self, api: Client) -> None:
         assert api.post("/create", {"name": "a"}).status_code == 201
+        assert used() == 4
+
+    @by_framework_and_by_middleware
+    def test_counts_requests_with_one_key_once(self, api: Client) -> None:
+        answers = [api.post("/create-once", headers={"idempotency-key": "order-42"}) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [201, 409]
+        assert answers[1].headers["Content-Type"] == "application/problem+json"
+        assert used() == 4
+
+    def test_counts_a_download_once(self, api: Client) -> None:
+        assert [api.get("/download").status_code for _ in range(3)] == [206] * 3
         assert used() == 4
 
     @pytest.mark.parametrize(
