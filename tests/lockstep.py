@@ -187,7 +187,8 @@ class Lockstep:
             used = rng.choice([0, 1_000_000, 3_000_000])
             wishes.append((wallet_of(customer), price, Period(), used, limit, wishes[0][5], tuple(prices.items())))
         ttl = rng.choice([1.0, 30.0, 300.0])
-        once = Once(customer, f"{customer}{number // 30}", rng.choice("----+")) if rng.random() < 0.5 else None
+        told = f"{customer}{number // 30}", rng.choice("----+"), rng.choice([HOUR, DAY]) * 1_000_000
+        once = Once(customer, *told) if rng.random() < 0.5 else None
         if once is not None and rng.random() < 0.2:  # as for a report
             wishes = []
 
