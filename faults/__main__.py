@@ -13,6 +13,7 @@ from faults.cloud import cloud
 from faults.credits import wallets
 from faults.disk import disk
 from faults.django_ledger import django_ledger
+from faults.freshness import freshness
 from faults.fuzz import fuzz
 from faults.horses import horses
 from faults.interrupted import interrupted
@@ -39,6 +40,7 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "interrupted": interrupted,
     "horses": horses,
     "cloud": cloud,
+    "freshness": freshness,
     "fuzz": fuzz,
     "million": million,
     "peers": peers,
@@ -54,12 +56,15 @@ def main() -> int:
     parser.add_argument(
         "--outage", type=float, default=20.0, metavar="SECONDS", help="outage beside the peers (default: %(default)s)"
     )
+    parser.add_argument(
+        "--traffic", type=float, default=60.0, metavar="SECONDS", help="traffic beside the cache service (%(default)s)"
+    )
     options = parser.parse_args()
     names = options.names or list(SCENARIOS)
     if unknown := set(names) - SCENARIOS.keys():
         parser.error(f"there is no scenario {', '.join(sorted(unknown))}; choose from {', '.join(SCENARIOS)}")
     with tempfile.TemporaryDirectory(prefix="stigg-guard-faults-") as folder:
-        scale = Scale(Path(folder), options.rounds, options.entries, options.outage)
+        scale = Scale(Path(folder), options.rounds, options.entries, options.outage, options.traffic)
         broken = [promise for name in names for promise in _run(name, scale) if not promise.kept]
     print(f"{len(broken)} promises broken" if broken else "all promises kept")
     return 1 if broken else 0
