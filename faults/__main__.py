@@ -26,11 +26,13 @@ from faults.oversell import oversell
 from faults.peers import peers
 from faults.periods import periods
 from faults.promise import Promise, Scale
+from faults.travelling import travelling
 
 SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "oversell": oversell,
     "credits": wallets,
     "killed": killed,
+    "travelling": travelling,
     "django": django_ledger,
     "outage": outage,
     "disk": disk,

@@ -44,7 +44,13 @@ def freshness(scale: Scale) -> Iterator[Promise]:
     folder = scale.folder / "freshness"
     folder.mkdir()
     with RedisServer(folder) as redis, LocalSidecar(folder / "sidecar", catalog=CATALOG) as sidecar:
-        settings = {"SIDECAR": sidecar.address, "CACHE": redis.url, "CACHE_TTL": CACHE_TTL, "LEDGER": "memory://"}
+        settings = {
+            "SIDECAR": sidecar.address,
+            "CACHE": redis.url,
+            "CACHE_TTL": CACHE_TTL,
+            "TIMEOUT": 2.0,
+            "LEDGER": "memory://",
+        }
         seen: Any = CONTEXT.Queue()
         over, counts = CONTEXT.Event(), CONTEXT.Queue()
         changes = _Changes(sidecar, seen)
