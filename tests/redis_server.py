@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from random import SystemRandom
@@ -19,15 +19,25 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-PORTS = range(20_000, 32_768)  # below those that a system hands out to clients
+PORTS = range(20_000, 22_768)  # below those that a system hands out to clients, as are those of a cluster's bus
+BUS = 10_000
 START_SECONDS = 10.0
 RETRY_SECONDS = 0.02
 
 
 class RedisServer:
-    """A server of its own in a folder, where it keeps an append-only file unless ``durable`` is false."""
+    """A server of its own in a folder, where it keeps an append-only file unless ``durable`` is false; or a sentinel,
+    with the file that it keeps."""
 
-    def __init__(self, folder: Path, *, durable: bool = True, password: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        durable: bool = True,
+        password: str = "",
+        options: Sequence[str] = (),
+        sentinel: Path | None = None,
+    ) -> None:
         self.port = _free_port()
         self.url = f"redis://:{password}@127.0.0.1:{self.port}/0"
         retry = Retry(ConstantBackoff(RETRY_SECONDS), int(START_SECONDS / RETRY_SECONDS), (RedisError, OSError))
@@ -36,7 +46,18 @@ class RedisServer:
             *(_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
             *("--appendonly", "yes" if durable else "no", "--save", "", "--loglevel", "warning"),
             *(("--requirepass", password) if password else ()),
+            *options,
         ]
+        if sentinel is not None:
+            self._command = [
+                _executable(),
+                str(sentinel),
+                "--sentinel",
+                "--port",
+                str(self.port),
+                "--bind",
+                "127.0.0.1",
+            ]
 
     def __enter__(self) -> RedisServer:
         self.start()
@@ -96,7 +117,11 @@ def _candidates() -> Iterator[str]:
 def _free_port() -> int:
     for _ in range(100):
         port = SystemRandom().choice(PORTS)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+        if all(_is_free(number) for number in (port, port + BUS)):
+            return port
     pytest.fail("no free port for redis-server")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

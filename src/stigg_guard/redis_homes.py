@@ -37,7 +37,9 @@ except ImportError as error:
 Place: TypeAlias = "tuple[str, int] | None"
 """The host and the port of a node; None where all keys are in one place."""
 
-_UNKNOWN_TO_SENTINELS = re.compile("unknown command .(SELECT|EVAL|EVALSHA|SCRIPT)", re.IGNORECASE)
+_UNKNOWN_TO_SENTINELS = re.compile(
+    r"unknown command .(SELECT|EVAL|EVALSHA|SCRIPT|ZADD|ZRANGE|GET|XREAD|HGETALL)\b", re.IGNORECASE
+)
 
 
 class Home:

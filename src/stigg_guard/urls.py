@@ -125,8 +125,8 @@ def redis_url(url: str, *, of_ledger: bool = False) -> RedisUrl:
     several = _SEVERAL.fullmatch(url)
     more = _LEDGER_OPTIONS if of_ledger else {}
     if several is None:
-        options = _redis_options(url, more)
-        return RedisUrl(_with_options(url.partition("?")[0], options), wait=int(options.get("wait", 0)))
+        alone = _redis_options(url, more)
+        return RedisUrl(_with_options(url.partition("?")[0], alone), wait=int(alone.get("wait", 0)))
     kind, path = several["kind"], unquote(several["path"] or "")[1:]
     server, query = f"{several['scheme']}://{several['access'] or ''}", f"/?{several['query'] or ''}"
     more = {**more, **(_SENTINEL_OPTIONS if kind == "sentinel" else {})}

@@ -92,11 +92,6 @@ class Server:
         self._checked: set[Place] = set()
         self._idle: tuple[int, _Idle] = (os.getpid(), defaultdict(deque))
 
-    @property
-    def is_cluster(self) -> bool:
-        """Whether keys are on several nodes, and only those with the same hash tag are surely on one."""
-        return self._home.url.kind == "cluster"
-
     def ask(self, command: Command) -> Any:
         return self.ask_all([command])[0]
 
@@ -268,6 +263,35 @@ class Server:
     def __del__(self) -> None:
         if hasattr(self, "_idle"):
             self._disconnect()
+
+
+class Part:
+    """A part of a cluster: all keys of its commands get its hash tag, and so are in one slot."""
+
+    def __init__(self, server: Server, tag: str) -> None:
+        self._server = server
+        self._tag = tag
+
+    def placed(self, command: Command) -> Command:
+        """The command with the keys of this part."""
+        first = 2 if isinstance(command[0], Script) else 1
+        last = first + command[1] if isinstance(command[0], Script) else 2
+        return (*command[:first], *(self._key(key) for key in command[first:last]), *command[last:])
+
+    def ask(self, command: Command) -> Any:
+        return self.ask_all([command])[0]
+
+    def ask_all(self, commands: Sequence[Command]) -> list[Any]:
+        """As that of the server."""
+        return self._server.ask_all([self.placed(command) for command in commands])
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _key(self, key: str) -> str:
+        before, _, rest = key.partition("{")
+        own, _, after = rest.partition("}")
+        return f"{before}{{{self._tag}}}:{own}{after}"
 
 
 def _key_of(command: Command) -> str:
