@@ -58,6 +58,13 @@ class Home:
             return f"{named}/{self.url.service}" if self.url.service else named
         return self.fields.get("path") or f"{self.fields.get('host', 'localhost')}:{self.fields.get('port', 6379)}"
 
+    @property
+    def where(self) -> tuple[object, ...]:
+        """What is equal for homes on the same servers."""
+        if self.url.hosts:
+            return self.url.kind, frozenset(self.url.hosts), self.url.service
+        return tuple(self.fields.get(part) for part in ("host", "port", "path"))
+
     def place(self, key: str) -> Place:
         """Where a key is.
 
@@ -78,7 +85,7 @@ class Home:
         """Has all places looked for anew, because a server failed."""
 
     def client(self, key: str, **more: Any) -> Redis:
-        """A client of the server that has ``key``, and all keys with its hash tag."""
+        """A client of the server that has ``key``, and with it all that begin with the same prefix of ``prefix_at``."""
         return _client(self._made, {**self.fields, **more})
 
     def explained(self, error: BaseException) -> str:

@@ -147,6 +147,11 @@ def redis_url(url: str, *, of_ledger: bool = False) -> RedisUrl:
     )
 
 
+def prefix_at(url: str, prefix: str) -> str:
+    """What keys begin with that must all be on one node of the Redis at a URL: in a cluster a hash tag."""
+    return f"{{{quote(prefix, safe='')}}}" if redis_url(url).kind == "cluster" else prefix
+
+
 def _redis_options(url: str, more: Mapping[str, str]) -> dict[str, str]:
     """The options of the URL of one server, of which each part is looked at."""
     parts = _REDIS_PARTS.fullmatch(url)

@@ -87,6 +87,9 @@ function steps.to_send()
     return (queued > 0 or any_until(LATER) or any_until(LEASES) or is_set_back()) and 1 or 0
 end
 
+-- whether any customer may have something
+function steps.knows_any() return redis.call('EXISTS', CUSTOMERS) end
+
 -- whether there may be something for steps.due()
 function steps.to_decide()
     return (any_until(QUEUES.uncertain) or is_set_back()) and 1 or 0

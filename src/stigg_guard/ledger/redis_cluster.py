@@ -29,7 +29,7 @@ from stigg_guard.ledger.entries import (
     Use,
 )
 from stigg_guard.ledger.redis import RedisLedger
-from stigg_guard.ledger.redis_fields import holder, number_of, one_customer, quoted, split_id
+from stigg_guard.ledger.redis_fields import LATE, holder, number_of, one_customer, quoted, split_id
 from stigg_guard.ledger.redis_server import Part, Server
 from stigg_guard.ledger.redis_steps import Steps
 
@@ -77,7 +77,7 @@ class RedisClusterLedger:
         return self._of(quoted(use.key.customer_id)).record(use)
 
     def take_batch(self, size: int, lease: float) -> Batch | None:
-        ready, fault = self._waiting("to_send")
+        ready, fault = self._ready("to_send")
         for part in random.sample(ready, len(ready)):
             if (batch := part.take_batch(size, lease)) is not None:
                 return batch
@@ -102,7 +102,7 @@ class RedisClusterLedger:
 
     def take_uncertain(self, size: int, lease: float) -> Sequence[Entry]:
         reports: list[Entry] = []
-        ready, fault = self._waiting("to_decide")
+        ready, fault = self._ready("to_decide")
         for part in ready:
             reports += part.take_uncertain(size - len(reports), lease) if len(reports) < size else []
         if fault is not None and not reports:
@@ -119,7 +119,7 @@ class RedisClusterLedger:
         return self._of(quoted(key.customer_id)).outstanding(key)
 
     def entries(self, states: Sequence[State], limit: int) -> Sequence[Entry]:
-        found = [entry for part in self._parts for entry in part.entries(states, limit)]
+        found = [entry for part in self._in_use() for entry in part.entries(states, limit)]
         return sorted(found, key=lambda entry: (entry.first_at, entry.id))[:limit]
 
     def retry(self, ids: Sequence[str]) -> int:
@@ -129,10 +129,11 @@ class RedisClusterLedger:
         return sum(self._on_each(ids, _customer, lambda part, some: part.discard(some)))
 
     def counts(self) -> Mapping[str, int]:
-        counted: Counter[str] = Counter(dict.fromkeys((*(state.value for state in State), "waiting", "late"), 0))
-        for part in self._parts:
+        counted: Counter[str] = Counter(dict.fromkeys((*(state.value for state in State), "waiting"), 0))
+        for part in self._in_use():
             counted.update(part.counts())
-        return dict(counted)
+        late = self._server.ask_all([place.placed(("GET", LATE)) for place in self._places])
+        return {**counted, "late": sum(int(number or 0) for number in late)}
 
     def close(self) -> None:
         self._server.close()
@@ -141,8 +142,15 @@ class RedisClusterLedger:
         """The part of a customer, whose id is quoted."""
         return self._parts[crc32(customer.encode()) % PARTS]
 
-    def _waiting(self, step: str) -> tuple[list[RedisLedger], LedgerUnavailable | None]:
-        """The parts in which something waits to be taken, and what is wrong with others."""
+    def _in_use(self) -> list[RedisLedger]:
+        """The parts that know any customer."""
+        parts, fault = self._ready("knows_any")
+        if fault is not None:
+            raise fault
+        return parts
+
+    def _ready(self, step: str) -> tuple[list[RedisLedger], LedgerUnavailable | None]:
+        """The parts whose queue answers the step with 1, and what is wrong with others."""
         command = self._queue.of_queue(step)
         answers = self._server.ask_each([place.placed(command) for place in self._places])
         faults = [answer for answer in answers if isinstance(answer, LedgerUnavailable)]

@@ -247,7 +247,7 @@ class Server:
             logger.warning(
                 "the Redis ledger at %s writes nothing to disk: holds and unreported usage are lost when it stops; "
                 "set appendonly yes",
-                self._home.address,
+                f"{place[0]}:{place[1]}" if place else self._home.address,
             )
         self._checked.add(place)
 
