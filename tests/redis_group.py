@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
@@ -24,13 +23,13 @@ class RedisNodes:
 
     def __init__(self, nodes: Sequence[RedisServer], masters: int) -> None:
         self.nodes = nodes
-        self.masters = masters
+        self._count = masters
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
 
     def form(self) -> None:
         """Lets them know each other, and waits until they answer for all slots."""
-        for number, master in enumerate(self.nodes[: self.masters]):
-            slots = range(number * SLOTS // self.masters, (number + 1) * SLOTS // self.masters)
+        for number, master in enumerate(self.nodes[: self._count]):
+            slots = range(number * SLOTS // self._count, (number + 1) * SLOTS // self._count)
             master.client.execute_command("CLUSTER", "ADDSLOTS", *slots)
         for number, node in enumerate(self.nodes):
             node.client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
@@ -40,8 +39,8 @@ class RedisNodes:
                 node.client.cluster("info")["cluster_known_nodes"] == str(len(self.nodes)) for node in self.nodes
             )
         )
-        for number, replica in enumerate(self.nodes[self.masters :]):
-            replica.client.execute_command("CLUSTER", "REPLICATE", self.id_of(self.nodes[number % self.masters]))
+        for number, replica in enumerate(self.nodes[self._count :]):
+            replica.client.execute_command("CLUSTER", "REPLICATE", self.id_of(self.nodes[number % self._count]))
         until(self.is_ready)
 
     def is_ready(self) -> bool:
@@ -56,25 +55,28 @@ class RedisNodes:
     def move_slot(self, key: str, to: RedisServer) -> None:
         """Moves the slot of a key, with all that is in it, while it is used."""
         slot = key_slot(key.encode())
-        source = next(node for node in self.nodes if node is not to and self._has(node, slot))
+        source = self.master_of(key)
         to.client.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
         source.client.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(to))
         while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
             source.client.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5_000, "KEYS", *keys)
-        for node in (to, source, *self.nodes[: self.masters]):
+        for node in (to, source, *self.masters()):
             node.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(to))
 
     def master_of(self, key: str) -> RedisServer:
-        return next(node for node in self.nodes if self._has(node, key_slot(key.encode())))
+        return next(node for node in self.masters() if self._has(node, key_slot(key.encode())))
 
     def flush(self) -> None:
         """Empties the masters."""
-        for node in self.nodes:
-            if node.client.info("replication")["role"] == "master":
-                node.client.flushall()
+        for node in self.masters():
+            node.client.flushall()
 
-    def keys(self) -> list[str]:
-        return [key for node in self.nodes for key in node.client.keys("*")]
+    def names(self) -> list[str]:
+        """All keys."""
+        return [name for node in self.masters() for name in node.client.keys("*")]
+
+    def masters(self) -> list[RedisServer]:
+        return [node for node in self.nodes if node.client.info("replication")["role"] == "master"]
 
     def _has(self, node: RedisServer, slot: int) -> bool:
         me = next(about for about in node.client.cluster("nodes").values() if "myself" in about["flags"])
@@ -91,18 +93,24 @@ class RedisSentinels:
         self.url = f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}"
 
     def form(self) -> None:
-        self.replica.client.replicaof("127.0.0.1", self.master.port)
-        until(lambda: self.replica.client.info("replication")["master_link_status"] == "up")
+        self._follow()
         self.sentinel.client.sentinel_monitor(SERVICE, "127.0.0.1", self.master.port, 1)
         for name, value in (("down-after-milliseconds", 300), ("failover-timeout", 2_000)):
             self.sentinel.client.execute_command("SENTINEL", "SET", SERVICE, name, value)
         until(lambda: self.sentinel.client.sentinel_master(SERVICE)["num-slaves"] == 1)
 
     def fail_over(self) -> None:
-        """Has the replica become the master, and waits until the sentinel names it."""
+        """Has the two change places once they have the same, and waits until the sentinel names the new master."""
+        self.master.client.set("copied", 1)
+        assert self.master.client.wait(1, int(1000 * SETTLE_SECONDS)) == 1
         self.sentinel.client.sentinel_failover(SERVICE)
-        until(lambda: self.sentinel.client.sentinel_master(SERVICE)["port"] == self.replica.port)
-        until(lambda: self.replica.client.info("replication")["role"] == "master")
+        self.master, self.replica = self.replica, self.master
+        until(lambda: self.sentinel.client.sentinel_master(SERVICE)["port"] == self.master.port)
+        self._follow()
+
+    def _follow(self) -> None:
+        self.replica.client.replicaof("127.0.0.1", self.master.port)
+        until(lambda: self.replica.client.info("replication")["master_link_status"] == "up")
 
 
 @contextmanager
@@ -148,7 +156,3 @@ def until(condition: Callable[[], bool]) -> None:
 def _running(stack: ExitStack, folder: Path, options: Sequence[str], *, durable: bool = False) -> RedisServer:
     folder.mkdir(parents=True)
     return stack.enter_context(RedisServer(folder, durable=durable, options=options))
-
-
-def client_of(url: str) -> Redis:
-    return Redis.from_url(url, decode_responses=True)
