@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from faults.cloud import cloud
+from faults.cluster import cluster
 from faults.credits import wallets
 from faults.disk import disk
 from faults.django_ledger import django_ledger
@@ -39,6 +40,7 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "interrupted": interrupted,
     "horses": horses,
     "cloud": cloud,
+    "cluster": cluster,
     "fuzz": fuzz,
     "million": million,
     "peers": peers,

@@ -9,8 +9,8 @@ import pytest
 from redis.crc import key_slot
 
 from cache.workers import ANN, Room, fetched, usage
-from redis_group import RedisNodes, RedisSentinels, redis_nodes, redis_sentinels, until
 from redis_ledgers import KEY, claim, drained, held, persisting
+from redis_server import RedisNodes, RedisSentinels, redis_nodes, redis_sentinels, until
 from stigg_guard.clock import Clock
 from stigg_guard.errors import LedgerUnavailable
 from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url

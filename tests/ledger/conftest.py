@@ -10,8 +10,7 @@ import pytest
 from conftest import ManualClock
 from django_databases import open_ledger
 from ledger.steps import FIRST, WAIT, Make
-from redis_group import RedisNodes, redis_nodes
-from redis_server import RedisServer
+from redis_server import RedisNodes, RedisServer, redis_nodes
 from stigg_guard.ledger import Ledger
 
 
