@@ -89,6 +89,11 @@ class RedisServer:
         """Whether it was started and not ended."""
         return self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
     def stop(self) -> None:
         """Ends the server in good order."""
         self._process.terminate()
