@@ -1,8 +1,9 @@
 """``python -m benchmarks.ledgers``: how many uses a second each home of a ledger carries, and what they cost it.
 
 A use is a hold and its commit, of one customer of many. What the servers' processes spend on it in CPU time says what
-they would carry by themselves, whoever asks them: a Redis works on one core, and is full when it is busy all the time.
-The cluster has three masters, with ``cluster-wait`` a replica of each, which each step waits for.
+they would carry by themselves, whoever asks them: ``full at`` is where the busiest has a core of its own busy all the
+time. A Redis works on one core, PostgreSQL on several. The cluster has three masters, with ``cluster-wait`` a replica
+of each, which each step waits for.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def main() -> None:
         parser.error(f"there is no home {', '.join(sorted(unknown))}; choose from {', '.join(HOMES)}")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; uses a second, and CPU time of the servers\n")
     of = [f"{count} process{'es' if count > 1 else ''}" for count in PROCESSES]
-    print(ROW.format("home", *of, "server, per use", "busiest is full"))
+    print(ROW.format("home", *of, "server, per use", "full at"))
     for name in names:
         with TemporaryDirectory() as folder, HOMES[name](Path(folder)) as home:
             print(_row(name, home, seconds), flush=True)

@@ -122,11 +122,11 @@ def redis_url(url: str, *, of_ledger: bool = False) -> RedisUrl:
     Raises:
         ValueError: as from :func:`require_parts`.
     """
-    several = _SEVERAL.fullmatch(url)
     more = _LEDGER_OPTIONS if of_ledger else {}
-    if several is None:
+    if "+" not in url.partition(":")[0]:
         alone = _redis_options(url, more)
         return RedisUrl(_with_options(url.partition("?")[0], alone), wait=int(alone.get("wait", 0)))
+    several = _whole(_SEVERAL, url)
     kind, path = several["kind"], unquote(several["path"] or "")[1:]
     server, query = f"{several['scheme']}://{several['access'] or ''}", f"/?{several['query'] or ''}"
     more = {**more, **(_SENTINEL_OPTIONS if kind == "sentinel" else {})}
@@ -152,11 +152,17 @@ def prefix_at(url: str, prefix: str) -> str:
     return f"{{{quote(prefix, safe='')}}}" if redis_url(url).kind == "cluster" else prefix
 
 
-def _redis_options(url: str, more: Mapping[str, str]) -> dict[str, str]:
-    """The options of the URL of one server, of which each part is looked at."""
-    parts = _REDIS_PARTS.fullmatch(url)
+def _whole(pattern: re.Pattern[str], url: str) -> re.Match[str]:
+    """The parts of a URL in which nothing stands that has to be written otherwise."""
+    parts = pattern.fullmatch(url)
     if parts is None or not url.isprintable() or " " in url or "@" in f"{parts['path']}{parts['query']}":
         raise ValueError(f"{REDIS_FORM}; what a URL cannot carry, such as / ? # @ of a password, is percent-encoded")
+    return parts
+
+
+def _redis_options(url: str, more: Mapping[str, str]) -> dict[str, str]:
+    """The options of the URL of one server, of which each part is looked at."""
+    parts = _whole(_REDIS_PARTS, url)
     known = _TLS_OPTIONS if url.startswith("rediss") else _OPTIONS
     options = _options(parts["query"], {**known, **more}, REDIS_FORM)
     problem = _socket_problem(parts) if url.startswith("unix") else _server_problem(parts, "db" in options)
