@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from faults.cloud import cloud
+from faults.cluster import cluster
 from faults.credits import wallets
 from faults.disk import disk
 from faults.django_ledger import django_ledger
@@ -43,6 +44,7 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "horses": horses,
     "cloud": cloud,
     "freshness": freshness,
+    "cluster": cluster,
     "fuzz": fuzz,
     "million": million,
     "peers": peers,

@@ -42,7 +42,7 @@ FOREIGN = {
     "sqlalchemy": {"flask"},
     "werkzeug": {"flask"},
     "jinja2": {"django", "flask"},
-    "redis": {"ledger", "cache/redis", "sidecar"},
+    "redis": {"redis_homes", "ledger", "cache/redis", "sidecar"},
     "requests": {"api"},
     "urllib3": {"api"},
     "graphql": {"api", "sidecar"},

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
 from itertools import count
@@ -17,10 +17,10 @@ from stigg_guard.cache.snapshots import AllOf, Snapshot, snapshot_of
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import ConfigError, MissingExtra
+from stigg_guard.errors import MissingExtra
 from stigg_guard.ledger import Ticket
 from stigg_guard.log import logger
-from stigg_guard.urls import REDIS
+from stigg_guard.urls import REDIS, prefix_at
 from stigg_guard.wire import sidecar_pb2 as wire
 
 try:
@@ -33,15 +33,17 @@ except ImportError as error:
     raise MissingExtra("redis", "A Redis cache") from error
 
 from stigg_guard.ledger.redis_server import Packer  # it needs redis-py, too
+from stigg_guard.redis_homes import Home, home_of
 from stigg_guard.threads import start
 
 FAULTS = (RedisError, OSError)
 """What is raised when Redis is away, or fails."""
-ANSWER_SECONDS = 0.05
 REST_SECONDS = 1.0
 LISTEN_SECONDS = 1.0
+ANSWER_SECONDS = 0.05
 HEALTH_CHECK_SECONDS = 30
 RECONNECT_SECONDS = (0.1, 5.0)
+_ONCE = {"retry": Retry(NoBackoff(), 0)}
 USES_KEPT_SECONDS = 86_400
 """How long it is known who was asked for: longer than any cache service wants to know."""
 USES_AT_A_TIME = 5_000
@@ -150,8 +152,8 @@ class RedisSnapshots:
         ticket: Callable[[Customer], Ticket],
         expire: Callable[[Customer | AllOf, int], None],
     ) -> None:
-        self._url = config.cache
-        self._prefix = config.redis_environment_prefix
+        self._home = cache_home(config.cache)
+        self._prefix = prefix_at(config.cache, config.redis_environment_prefix)
         self._keys_ttl = config.redis_keys_ttl
         self._clock = clock
         self._ticket = ticket
@@ -161,9 +163,7 @@ class RedisSnapshots:
         self._failing = False
         self._rests_until = 0.0
         self._starting: dict[int, threading.Lock] = {}
-        where = _where(config.cache)
-        self._address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
-        self._ledger = _ledger_beside(where, config.ledger or "")
+        self._ledger = _ledger_beside(self._home, config.ledger or "")
 
     def find(self, customer: Customer, *, to_use: bool = True) -> tuple[Snapshot | None, int]:
         keys, asked_at = self._keys(customer), self._clock.monotonic()
@@ -221,7 +221,7 @@ class RedisSnapshots:
 
     def listen(self, heard: Callable[[bytes, bytes | None], None]) -> Listener:
         """Hears what is said of changes by any process; :func:`news_in` reads a message."""
-        listener = Listener(self._url, (self.changed, self.invalidated), heard)
+        listener = Listener(self._client(), (self.changed, self.invalidated), heard)
         start(listener)
         return listener
 
@@ -290,9 +290,10 @@ class RedisSnapshots:
     def _note(self, fault: Exception | None) -> None:
         failing, self._failing = self._failing, fault is not None
         if self._failing and not failing:
-            logger.warning("the cache in Redis at %s is not used while it fails: %s", self._address, fault)
+            told = "" if fault is None else self._home.explained(fault)
+            logger.warning("the cache in Redis at %s is not used while it fails: %s", self._home.address, told)
         if failing and not self._failing:
-            logger.warning("the cache in Redis at %s is used again", self._address)
+            logger.warning("the cache in Redis at %s is used again", self._home.address)
 
     def _enter_process(self) -> None:
         pid = os.getpid()
@@ -305,10 +306,13 @@ class RedisSnapshots:
     def _start_process(self) -> None:
         self._failing = False
         self._rests_until = 0.0
-        self._redis = redis_client(self._url)
-        self._listener = Listener(self._url, (self.invalidated,), self._heard)
+        self._redis = self._client()
+        self._listener = Listener(self._client(), (self.invalidated,), self._heard)
         start(self._listener)
         self._pid = os.getpid()
+
+    def _client(self) -> Redis:
+        return cache_client(self._home, self._prefix)
 
     def _snapshot(self, key: str, value: bytes | None, customer: Customer, now: int) -> Snapshot | None:
         if value is None or _INVALIDATED.fullmatch(value):
@@ -340,10 +344,10 @@ class Listener(threading.Thread):
     was missed.
     """
 
-    def __init__(self, url: str, channels: tuple[str, ...], heard: Callable[[bytes, bytes | None], None]) -> None:
+    def __init__(self, redis: Redis, channels: tuple[str, ...], heard: Callable[[bytes, bytes | None], None]) -> None:
         super().__init__(name="stigg-guard-invalidations", daemon=True)
         self.over = threading.Event()
-        self._redis = redis_client(url)
+        self._redis = redis
         self._channels = channels
         self._heard = weakref.WeakMethod(heard)
         self._pause, _ = RECONNECT_SECONDS
@@ -382,39 +386,28 @@ def news_in(channel: bytes, message: bytes) -> tuple[Customer | AllOf, int] | No
         return None
 
 
-def redis_client(url: str) -> Redis:
-    """A client of the Redis at a URL that waits for no answer longer than ``ANSWER_SECONDS``, and asks once."""
-    return Redis.from_url(
-        url,
-        socket_connect_timeout=ANSWER_SECONDS,
-        socket_timeout=ANSWER_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=HEALTH_CHECK_SECONDS,
-        command_packer=Packer(),
-    )
+def cache_home(url: str) -> Home:
+    """The home of a cache at a URL, which is waited for no longer than ``ANSWER_SECONDS``, and asked once.
+
+    Raises:
+        ConfigError: it is no URL of a Redis.
+    """
+    seconds = {"socket_connect_timeout": ANSWER_SECONDS, "socket_timeout": ANSWER_SECONDS}
+    return home_of(url, "CACHE", {**seconds, "health_check_interval": HEALTH_CHECK_SECONDS}, _ONCE)
 
 
-def _where(url: str) -> Mapping[str, Any]:
-    """What a Redis URL says: ``host``, ``port`` and ``db``, and everything that connections are made with."""
-    try:
-        pool = redis_client(url).connection_pool
-        pool.make_connection()  # it does not connect yet, and refuses what it does not know
-    except (ValueError, TypeError):  # their text may quote a piece of the password
-        raise ConfigError(
-            "CACHE: expected redis://user:password@host:port/number or rediss://…, with what a URL cannot carry "
-            "percent-encoded, and options that redis-py knows"
-        ) from None
-    return pool.connection_kwargs
+def cache_client(home: Home, prefix: str) -> Redis:
+    """A client of the server that has the keys of a cache, which begin with the prefix."""
+    return home.client(prefix, command_packer=Packer())
 
 
-def _ledger_beside(cache: Mapping[str, Any], url: str) -> str:
+def _ledger_beside(cache: Home, url: str) -> str:
     """The number of the ledger's database when it is on the server of the cache: whoever finds the same number in a
     snapshot has the same ledger. Else a dash."""
     if not url.startswith(REDIS):
         return "-"
-    ledger = _where(url)
-    same = all(cache.get(part) == ledger.get(part) for part in ("host", "port", "path"))
-    return str(ledger.get("db", 0)) if same else "-"
+    ledger = home_of(url, "LEDGER", {}, _ONCE, of_ledger=True)
+    return str(ledger.fields.get("db", 0)) if cache.where == ledger.where else "-"
 
 
 def _name(whose: Customer | AllOf) -> str:

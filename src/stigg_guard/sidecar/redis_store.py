@@ -13,7 +13,7 @@ from random import uniform
 from threading import Event, Lock
 from typing import Any
 
-from stigg_guard.errors import ConfigError, MissingExtra
+from stigg_guard.errors import MissingExtra
 from stigg_guard.log import logger
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.state import (
@@ -36,6 +36,9 @@ try:
 except ImportError as error:
     raise MissingExtra("redis", "A sidecar with Redis") from error
 
+from stigg_guard.redis_homes import home_of  # it needs redis-py, too
+from stigg_guard.urls import prefix_at
+
 FORMAT = 1
 ANSWER_SECONDS = 0.5
 REST_SECONDS = 1.0
@@ -46,6 +49,8 @@ TURN_SECONDS = 3.0
 PATIENCE_SECONDS = 4.0
 LOG_LENGTH = 10_000
 _NOTHING = "0-0"
+_DEFAULTS = {"socket_connect_timeout": ANSWER_SECONDS, "socket_timeout": ANSWER_SECONDS}
+_FIXED = {"retry": Retry(NoBackoff(), 0), "decode_responses": True}
 
 # What came after an entry of the log: the newest entry's id and the entries, or false for who must read all anew.
 _NEWS = """
@@ -91,11 +96,10 @@ class RedisStore(State):
         self, prefix: str, url: str, metrics: Metrics, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__()
-        self._prefix = f"{prefix}:sidecar:{FORMAT}"
-        self._url = url
-        self._redis = _client(url, ANSWER_SECONDS)
-        where = self._redis.connection_pool.connection_kwargs
-        self._address = f"{where.get('host')}:{where.get('port')}"
+        self._home = home_of(url, "REDIS_HOST, REDIS_PORT, REDIS_DB", _DEFAULTS, _FIXED)
+        self._prefix = f"{prefix_at(url, prefix)}:sidecar:{FORMAT}"
+        self._redis = self._home.client(self._prefix)
+        self._address = self._home.address
         self._errors = metrics.redis_client_errors
         self._monotonic = monotonic
         self._scripts = {
@@ -128,7 +132,8 @@ class RedisStore(State):
         return knew
 
     def follow(self, over: Event) -> None:
-        with closing(_client(self._url, FOLLOW_SECONDS + ANSWER_SECONDS)) as redis:
+        patience = FOLLOW_SECONDS + ANSWER_SECONDS
+        with closing(self._home.client(self._prefix, socket_timeout=patience)) as redis:
             while not over.is_set():
                 try:
                     redis.xread({self._log: self._last or _NOTHING}, count=1, block=int(FOLLOW_SECONDS * 1000))
@@ -249,7 +254,8 @@ class RedisStore(State):
                 raise StateUnavailable("this sidecar was too slow, and nothing was written; try again") from error
             self._rests_until = self._monotonic() + REST_SECONDS
             if self._failing is None:
-                logger.error("nothing can be counted while Redis at %s fails: %s", self._address, error)
+                told = self._home.explained(error)
+                logger.error("nothing can be counted while Redis at %s fails: %s", self._address, told)
             # One that may not be written, or is full, still answers who reads.
             self._failing = script if isinstance(error, ResponseError) else ""
             raise StateUnavailable(f"Redis at {self._address}: {error}") from error
@@ -306,19 +312,6 @@ class _Transaction(Transaction):
             return None
         request, response, given_at = json.loads(found)
         return StoredResponse(b64decode(request), b64decode(response)), given_at
-
-
-def _client(url: str, timeout: float) -> Redis:
-    try:
-        return Redis.from_url(
-            url,
-            socket_connect_timeout=ANSWER_SECONDS,
-            socket_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
-    except (ValueError, TypeError):  # their text may quote a piece of the password
-        raise ConfigError("REDIS_HOST, REDIS_PORT, REDIS_DB: they make no address of a Redis") from None
 
 
 def _changes(told: str) -> tuple[Any, Any, Any]:
