@@ -98,6 +98,9 @@ def configure_cache_service(parser: ArgumentParser) -> None:
         metavar="S",
         help="keep those fresh who were asked for within S seconds (default: 600)",
     )
+    parser.add_argument(
+        "--queue-url", metavar="URL", help="Stigg's durable queue, read with STIGG_GUARD_API_KEY (default: QUEUE_URL)"
+    )
     parser.add_argument("--log-level", choices=["error", "warn", "info", "debug"], default="info")
     parser.add_argument("--log-format", choices=["text", "json"], default="text")
 
