@@ -203,7 +203,9 @@ def test_a_server_that_lost_everything_is_given_it_back(stores: Stores, caplog: 
         assert store.plans() == {("customer", ""): "growth"}
         assert store.record(RecordKey("promotion", "customer", "feature")) == {"endDate": None}
     said = [record.message for record in caplog.records if record.levelname == "ERROR"]
-    assert said == [f"Redis at 127.0.0.1:{stores.server.port} lost what it had taken; what is known here was written back"]
+    assert said == [
+        f"Redis at 127.0.0.1:{stores.server.port} lost what it had taken; what is known here was written back"
+    ]
 
 
 def test_a_question_is_enough_to_give_it_back(stores: Stores) -> None:
@@ -268,7 +270,9 @@ def test_an_entry_of_somebody_else_is_skipped_and_said_once(
     other.refresh()
     assert other.usage(KEY) == one.usage(KEY) == 2
     assert other.refresh()
-    assert caplog.messages == ["an entry of dev:sidecar:1:log in Redis is not of a sidecar; such entries are skipped"] * 2
+    assert (
+        caplog.messages == ["an entry of dev:sidecar:1:log in Redis is not of a sidecar; such entries are skipped"] * 2
+    )
 
 
 def test_listeners_hear_whose_plans_and_records_changed(stores: Stores) -> None:
