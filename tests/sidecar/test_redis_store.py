@@ -231,12 +231,23 @@ def test_a_server_that_went_back_in_time_has_nothing_of_then(stores: Stores) -> 
     assert (late.record(gone), late.usage(KEY)) == (None, 1)
 
 
+def test_a_server_that_lost_the_log_alone_has_what_others_wrote(stores: Stores) -> None:
+    one, other = stores(), stores()
+    add(one)
+    other.refresh()
+    add(one)
+    stores.server.client.delete("dev:sidecar:1:log")
+    other.refresh()
+    add(other)
+    one.refresh()
+    assert one.usage(KEY) == other.usage(KEY) == stores().usage(KEY) == 3
+
+
 def test_while_it_cannot_be_given_back_nothing_is_forgotten(stores: Stores) -> None:
     time = Time()
     store, redis = stores(time=time), stores.server.client
     add(store)
     redis.flushall()
-    redis.set("dev:sidecar:1:usage", "of another type")
     redis.config_set("maxmemory", 1)
     try:
         assert store.refresh()

@@ -146,14 +146,20 @@ class QueueReader(threading.Thread):
         )
 
     def run(self) -> None:
-        while not self.over.is_set():
-            try:
-                self._follow(self._queue.receive())
-            except FAULTS as error:
-                self._note(error)
-                self.over.wait(self._pause)
-                self._pause = min(2 * self._pause, RETRY_SECONDS[1])
-        self._queue.close()
+        try:
+            while not self.over.is_set():
+                self._step()
+        finally:
+            self._up.set(False)
+            self._queue.close()
+
+    def _step(self) -> None:
+        try:
+            self._follow(self._queue.receive())
+        except FAULTS as error:
+            self._note(error)
+            self.over.wait(self._pause)
+            self._pause = min(2 * self._pause, RETRY_SECONDS[1])
 
     def _follow(self, messages: Sequence[QueuedMessage]) -> None:
         self._note(None)

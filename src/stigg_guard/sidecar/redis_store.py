@@ -92,7 +92,8 @@ class RedisStore(State):
     """The state in the Redis at ``url``, for all sidecars of one ``prefix``.
 
     While Redis does not answer, checks are answered from what is known, and a change raises ``StateUnavailable``. Redis
-    is asked again after a second. Raises ``ConfigError`` for a URL that is none.
+    is asked again after a second. What it has lost and is known here is written back. Raises ``ConfigError`` for a URL
+    that is none.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class RedisStore(State):
                 raise StateUnavailable("another sidecar has been writing all the time; try again")
             time.sleep(uniform(0.0002, 0.002))  # noqa: S311 - so that two that wait do not go on meeting
         newest, entries = taken
-        if self._has_lost(newest):
+        if self._has_lost(newest) and not self._has_all_but_log(newest, token):
             self._write_back(token)
             self._take_turn(token)
         elif newest != self._last:
@@ -217,6 +218,10 @@ class RedisStore(State):
     def _has_lost(self, newest: str) -> bool:
         """Whether the newest entry of the log is older than what is known here: Redis took that, and has it no more."""
         return self._last is not None and _order(newest) < _order(self._last)
+
+    def _has_all_but_log(self, newest: str, token: str) -> bool:
+        """Whether somebody deleted the log alone: what others have written since is in the hashes."""
+        return newest == _NOTHING and bool(self.read(token, "EXISTS", *(self.key(name) for name in _HASHES)))
 
     def _write_back(self, token: str) -> None:
         """Give Redis all that is known here in the place of the older state that it has, and end the turn."""
