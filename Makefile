@@ -7,7 +7,7 @@ READY_E2E := .venv/.ready-e2e
 READY_DOCS := .venv/.ready-docs
 OLD := .venv-django42
 LOWEST := .venv-lowest
-EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,openfeature,otel,prometheus,redis,sidecar,sqlalchemy
+EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,openfeature,otel,prometheus,redis,sidecar,sqlalchemy,sqs
 MATRIX := 3.10 3.11 3.12 3.13
 # One more than two cores: tests wait for servers half of the time.
 WORKERS ?= 3

@@ -20,6 +20,7 @@ from stigg_guard.ledger.entries import (
     Use,
 )
 from stigg_guard.ledger.sqlite import SqliteLedger
+from stigg_guard.log import logger
 from stigg_guard.urls import REDIS, SQLITE, ledger_file, redis_url, require_parts
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "News",
     "Period",
     "Row",
+    "SqliteLedger",
     "State",
     "Ticket",
     "UsageKey",
@@ -59,6 +61,7 @@ def ledger_from_url(url: str, clock: Clock, *, settle_grace: float = 0.0) -> Led
     except ValueError as error:
         raise ConfigError(f"LEDGER: {error}") from error
     if url == "memory://":
+        logger.info("the ledger is in memory: usage that was not reported yet is lost when this process ends")
         return SqliteLedger(None, clock, settle_grace=settle_grace)
     if url.startswith(SQLITE):
         return SqliteLedger(ledger_file(url), clock, settle_grace=settle_grace)
