@@ -24,7 +24,8 @@ def receive(guard: Guard, secret: str | None, read: Callable[[int], bytes]) -> H
 
     ``secret`` is what the request has in ``SECRET_HEADER``. ``read`` gives at most that many bytes of its body, and is
     not called without the right secret. Every message with a customer in it, whatever its type, invalidates
-    the cache of that customer, in all processes that share a ``CACHE``. Nothing is sent to the sidecar here.
+    the cache of that customer, in all processes that share a ``CACHE``. One that tells of a threshold is told to the
+    observers. Nothing is sent to the sidecar here.
     """
     if not _is_stiggs(guard, secret):
         return HTTPStatus.FORBIDDEN
@@ -37,6 +38,8 @@ def receive(guard: Guard, secret: str | None, read: Callable[[int], bytes]) -> H
         return HTTPStatus.BAD_REQUEST
     if message.customer is not None and _is_new(guard, message.id):
         guard.forget(message.customer)
+        if message.reached is not None:
+            guard.tell_of_threshold(*message.reached, customer=message.customer)
     return HTTPStatus.NO_CONTENT
 
 
