@@ -85,7 +85,8 @@ local function set(value, ttl)
 end
 """
 
-# Who is looked for to be used is marked under KEYS[4]. A Redis that cannot write at the moment finds all the same.
+# Who is looked for to be used is marked under KEYS[4]. Where there is nothing as young as that use wants, whoever comes
+# first marks KEYS[5] and fetches. A Redis that cannot write at the moment finds all the same.
 _FIND = f"""{_NOW}
 local stamp = string.format('%.0f', now())
 if KEYS[4] then
@@ -96,12 +97,20 @@ end
 local value = redis.pcall('GET', KEYS[1])
 if type(value) == 'table' then value = '' end  -- a key of another type
 local fetched = value and tonumber(string.match(value, '^2 (%d+)'))
-if fetched and outdated(fetched) then value = false end
-return {{stamp, value}}
+if fetched and outdated(fetched) then value, fetched = false, nil end
+local is_under_way = 0
+if KEYS[5] then
+    local age = fetched and stamp - fetched
+    if not age or age < 0 or age > tonumber(ARGV[4]) then
+        if not redis.pcall('SET', KEYS[5], '', 'NX', 'PX', ARGV[5]) then is_under_way = 1 end
+    end
+end
+return {{stamp, value, is_under_way}}
 """
 
 # A stamp that is still to come was made before the server's clock was set back, or by nobody of us.
 _STORE = f"""{_NOW}
+redis.call('DEL', KEYS[4])
 local known = redis.pcall('GET', KEYS[1])
 local stamp = type(known) == 'string' and tonumber(string.match(known, '^[12] (%d+)'))
 if stamp and stamp > tonumber(ARGV[3]) and stamp <= now() then return 0 end
@@ -155,6 +164,7 @@ class RedisSnapshots:
         self._home = cache_home(config.cache)
         self._prefix = prefix_at(config.cache, config.redis_environment_prefix)
         self._keys_ttl = config.redis_keys_ttl
+        self._patience = max(1, round(config.timeout * 1000))
         self._clock = clock
         self._ticket = ticket
         self._expire = expire
@@ -165,26 +175,38 @@ class RedisSnapshots:
         self._starting: dict[int, threading.Lock] = {}
         self._ledger = _ledger_beside(self._home, config.ledger or "")
 
-    def find(self, customer: Customer, *, to_use: bool = True) -> tuple[Snapshot | None, int]:
+    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
+        return self._found(customer, (), ())[:2]
+
+    def find_or_begin(self, customer: Customer, max_age: float) -> tuple[Snapshot | None, int, bool]:
+        marks = (self._uses, self._under_way(customer))
+        kept = _name(customer), USES_KEPT_SECONDS * 1_000_000
+        return self._found(customer, marks, (*kept, f"{max_age * 1e6:.0f}", self._patience))
+
+    def give_up(self, customer: Customer) -> None:
+        self._ask(lambda redis: redis.delete(self._under_way(customer)))
+
+    def _found(
+        self, customer: Customer, marks: tuple[str, ...], wanted: tuple[str | int, ...]
+    ) -> tuple[Snapshot | None, int, bool]:
         keys, asked_at = self._keys(customer), self._clock.monotonic()
-        asked = (*keys, self._uses) if to_use else keys
-        given = (self._given_time(), _name(customer), USES_KEPT_SECONDS * 1_000_000)
+        asked, given = (*keys, *marks), (self._given_time(), *wanted)
         answer = self._ask(lambda redis: redis.eval(_FIND, len(asked), *asked, *given))
         if answer is None:
-            return None, 0
-        now = int(answer[0])
+            return None, 0, False
+        now, is_under_way = int(answer[0]), bool(answer[2])
         snapshot = self._snapshot(keys[0], answer[1], customer, now)
         if snapshot is None or snapshot.stamp > now:
-            return None, now
+            return None, now, is_under_way
         age = (now - snapshot.stamp) / 1e6
         snapshot.fetched_at = asked_at - age
         snapshot.begun_at = self._clock.now().timestamp() - age
-        return snapshot, now
+        return snapshot, now, is_under_way
 
     def store(self, customer: Customer, snapshot: Snapshot) -> bool:
         if snapshot.response is None or not snapshot.stamp:
             return True
-        keys = self._keys(customer)
+        keys = (*self._keys(customer), self._under_way(customer))
         name, payload = snapshot.response.DESCRIPTOR.name, snapshot.response.SerializeToString()
         ticket = snapshot.ticket
         head = f"2 {snapshot.stamp} {ticket.number} {ticket.at} {self._ledger} {name}".encode()
@@ -244,6 +266,9 @@ class RedisSnapshots:
     @property
     def _uses(self) -> str:
         return f"{self._prefix}:in-use"
+
+    def _under_way(self, customer: Customer) -> str:
+        return f"{self._prefix}:under-way:{_name(customer)}"
 
     def _used_since(self, seconds: float, offset: int, redis: Redis) -> Any:
         now = self._given_time()
