@@ -263,7 +263,7 @@ def test_a_change_is_applied_when_the_sidecar_is_back_and_its_message_deleted_th
     with Sidecar(engine) as sidecar:
         port = int(sidecar.address.rpartition(":")[2])
         config = Config.from_mapping(
-            {"SIDECAR": sidecar.address, "CACHE": redis.url, "LEDGER": "memory://", "TIMEOUT": 5}
+            {"SIDECAR": sidecar.address, "CACHE": redis.url, "LEDGER": "memory://", "TIMEOUT": 5, "CACHE_TTL": 2}
         )
         guard = Guard(config)
         assert guard.peek(TEMPLATES, customer=CUSTOMER).usage_limit == 6
