@@ -247,6 +247,11 @@ class TestStamps:
         room.snapshots.outdate(AllOf(ANN.id), stamp + 1)
         assert room.find() is None
 
+    def test_whether_it_was_outdated_is_told(self, room: Room, redis: RedisServer) -> None:
+        assert room.snapshots.outdate(AllOf(ANN.id), room.stamp())
+        redis.kill()
+        assert not room.snapshots.outdate(AllOf(ANN.id), 1)
+
     def test_an_older_stamp_does_not_lift_a_later_invalidation(self, room: Room, clock: ManualClock) -> None:
         stamp = room.stamp()
         clock.advance(1)

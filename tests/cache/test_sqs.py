@@ -22,6 +22,7 @@ from queue_server import KEY, REGION, SECRET, TOKEN, Edge, QueueServer
 from redis_server import RedisServer
 from stigg_guard import Clock, Config, ConfigError, Guard
 from stigg_guard.api.event_queue import EventQueueAccess
+from stigg_guard.cache import redis as shared_cache
 from stigg_guard.cache import service as cache_service
 from stigg_guard.cache import sqs
 from stigg_guard.cache.service import CacheService
@@ -51,6 +52,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqs, "POLL_SECONDS", 0)
     monkeypatch.setattr(sqs, "RETRY_SECONDS", (0.01, 0.02))
     monkeypatch.setattr(cache_service, "PASS_SECONDS", 0.02)
+    monkeypatch.setattr(shared_cache, "ANSWER_SECONDS", PATIENCE)
     for name in ("AWS_PROFILE", "AWS_REGION", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
 
@@ -261,7 +263,7 @@ def test_a_change_is_applied_when_the_sidecar_is_back_and_its_message_deleted_th
     with Sidecar(engine) as sidecar:
         port = int(sidecar.address.rpartition(":")[2])
         config = Config.from_mapping(
-            {"SIDECAR": sidecar.address, "CACHE": redis.url, "LEDGER": "memory://", "TIMEOUT": 5}
+            {"SIDECAR": sidecar.address, "CACHE": redis.url, "LEDGER": "memory://", "TIMEOUT": 5, "CACHE_TTL": 2}
         )
         guard = Guard(config)
         assert guard.peek(TEMPLATES, customer=CUSTOMER).usage_limit == 6

@@ -131,7 +131,7 @@ _OUTDATE = f"""{_NOW}
 local known = redis.pcall('GET', KEYS[1])
 local since = type(known) == 'string' and tonumber(string.match(known, '^1 (%d+)'))
 if not since or since < tonumber(ARGV[3]) or since > now() then set('1 ' .. ARGV[3], ARGV[2]) end
-redis.call('PUBLISH', ARGV[4], ARGV[3] .. ' ' .. ARGV[5])
+return redis.call('PUBLISH', ARGV[4], ARGV[3] .. ' ' .. ARGV[5])
 """
 
 _TELL = f"""{_NOW}
@@ -224,10 +224,11 @@ class RedisSnapshots:
         given = (self._given_time(), self.changed, _name(whose))
         return bool(self._ask(lambda redis: redis.eval(_TELL, 0, *given)))
 
-    def outdate(self, whose: AllOf, stamp: int) -> None:
-        """Invalidates what was fetched before the stamp, and tells all processes, as after :meth:`tell` and a fetch."""
+    def outdate(self, whose: AllOf, stamp: int) -> bool:
+        """Invalidates what was fetched before the stamp, and tells all processes, as after :meth:`tell` and a fetch;
+        false if Redis did not answer."""
         given = (self._given_time(), self._keys_ttl, stamp, self.invalidated, _name(whose))
-        self._ask(lambda redis: redis.eval(_OUTDATE, 1, self._key(whose), *given))
+        return self._ask(lambda redis: redis.eval(_OUTDATE, 1, self._key(whose), *given)) is not None
 
     def in_use(self, seconds: float) -> list[Customer] | None:
         """Who was asked for within these seconds by any process, the latest first; None while Redis does not tell."""

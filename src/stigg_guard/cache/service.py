@@ -153,8 +153,8 @@ class CacheService:
         if not self._renew(pool, members, change, "change"):
             return False
         self._has_read_all |= whose.customer is None
-        if change.outdate:
-            self._shared.outdate(whose, change.outdate)
+        if change.outdate and not self._shared.outdate(whose, change.outdate):
+            return False
         for made in change.made:
             made.set()
         return True
