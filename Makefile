@@ -7,7 +7,7 @@ READY_E2E := .venv/.ready-e2e
 READY_DOCS := .venv/.ready-docs
 OLD := .venv-django42
 LOWEST := .venv-lowest
-EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,openfeature,otel,prometheus,redis,sidecar,sqlalchemy
+EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,openfeature,otel,prometheus,redis,sidecar,sqlalchemy,sqs
 MATRIX := 3.10 3.11 3.12 3.13
 # One more than two cores: tests wait for servers half of the time.
 WORKERS ?= 3
@@ -15,7 +15,7 @@ WORKERS ?= 3
 COVERAGE ?=
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench bench-loaded faults wire api package wheel clean
+.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench bench-loaded bench-ledgers faults wire api package wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -31,6 +31,7 @@ help:
 	@echo "make docs    build the site of the manuals in site/; make docs-serve shows it while it is written"
 	@echo "make bench   measure the hot paths against their floors"
 	@echo "make bench-loaded   measure servers under load: gunicorn, asked by wrk"
+	@echo "make bench-ledgers   measure how many uses a second each home of a ledger carries"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
 	@echo "make package   build wheel and sdist in dist/, and inspect them"
 	@echo "make wire    generate the wire code from sidecar.proto"
@@ -152,6 +153,9 @@ bench: $(READY)
 bench-loaded: $(READY)
 	$(call debian,wrk,wrk)
 	@$(BIN)/python -m benchmarks.loaded
+
+bench-ledgers: $(READY)
+	@$(BIN)/python -m benchmarks.ledgers $(ARGS)
 
 faults: $(READY)
 	@$(BIN)/python -m faults $(ARGS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from tempfile import mkdtemp
 
-from benchmarks import api, checks, usage, views
+from benchmarks import api, checks, large, usage, views
 from benchmarks.measure import CONTROL_RANGE, LAPS, ROUNDS, Comparison, Result, measure
 from benchmarks.servers import CORES, pin
 
@@ -19,6 +19,7 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[Comparison]]] = {
     "django": views.in_django,
     "flask": views.in_flask,
     "throughput": checks.throughput,
+    "large": large.check,
     "sqlite": usage.in_sqlite,
     "redis": usage.in_redis,
     "consume": usage.in_request,

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from faults.cloud import cloud
+from faults.cluster import cluster
 from faults.credits import wallets
 from faults.disk import disk
 from faults.django_ledger import django_ledger
+from faults.freshness import freshness
 from faults.fuzz import fuzz
 from faults.horses import horses
 from faults.interrupted import interrupted
@@ -26,12 +28,14 @@ from faults.oversell import oversell
 from faults.peers import peers
 from faults.periods import periods
 from faults.promise import Promise, Scale
+from faults.travelling import travelling
 
 SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "oversell": oversell,
     "credits": wallets,
     "keys": keys,
     "killed": killed,
+    "travelling": travelling,
     "django": django_ledger,
     "outage": outage,
     "disk": disk,
@@ -41,6 +45,8 @@ SCENARIOS: Mapping[str, Callable[[Scale], Iterator[Promise]]] = {
     "interrupted": interrupted,
     "horses": horses,
     "cloud": cloud,
+    "freshness": freshness,
+    "cluster": cluster,
     "fuzz": fuzz,
     "million": million,
     "peers": peers,
@@ -56,12 +62,15 @@ def main() -> int:
     parser.add_argument(
         "--outage", type=float, default=20.0, metavar="SECONDS", help="outage beside the peers (default: %(default)s)"
     )
+    parser.add_argument(
+        "--traffic", type=float, default=60.0, metavar="SECONDS", help="traffic beside the cache service (%(default)s)"
+    )
     options = parser.parse_args()
     names = options.names or list(SCENARIOS)
     if unknown := set(names) - SCENARIOS.keys():
         parser.error(f"there is no scenario {', '.join(sorted(unknown))}; choose from {', '.join(SCENARIOS)}")
     with tempfile.TemporaryDirectory(prefix="stigg-guard-faults-") as folder:
-        scale = Scale(Path(folder), options.rounds, options.entries, options.outage)
+        scale = Scale(Path(folder), options.rounds, options.entries, options.outage, options.traffic)
         broken = [promise for name in names for promise in _run(name, scale) if not promise.kept]
     print(f"{len(broken)} promises broken" if broken else "all promises kept")
     return 1 if broken else 0

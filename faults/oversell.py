@@ -85,7 +85,7 @@ def oversell_on(
     """The promises on one ledger; with ``api`` on the GraphQL API instead of gRPC."""
     with LocalSidecar(scale.folder / f"oversell-{home}", {FEATURE: LIMIT}, [CUSTOMER], api=api) as sidecar:
         began = time.monotonic()
-        attempts = _all_attempts(sidecar.address, ledger, meanwhile)
+        attempts = all_attempts(sidecar.address, ledger, meanwhile)
         seconds = time.monotonic() - began
         sold = sum(attempt.amount for attempt in attempts if attempt.outcome == "used")
         wrong = wrongly_refused(attempts, LIMIT)
@@ -124,7 +124,8 @@ def wrongly_refused(attempts: Sequence[Attempt], limit: int) -> int:
     return wrong
 
 
-def _all_attempts(address: str, ledger: str, meanwhile: Callable[[], None]) -> list[Attempt]:
+def all_attempts(address: str, ledger: str, meanwhile: Callable[[], None]) -> list[Attempt]:
+    """What all processes tried, while something happens."""
     results: Any = CONTEXT.Queue()
     together = CONTEXT.Barrier(PROCESSES, timeout=PATIENCE)
     with processes(PROCESSES, _work, address, ledger, together, results):

@@ -26,3 +26,5 @@ class Scale:
     """Unsent entries in the long outage."""
     outage_seconds: float
     """How long the peers' server is away."""
+    traffic_seconds: float
+    """How long there is traffic beside the cache service."""

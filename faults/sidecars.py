@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 import grpc
+import requests
 
 from stigg_guard import Config, Guard, SidecarUnavailable
 from stigg_guard.sidecar.catalog import load_catalog
@@ -22,6 +25,7 @@ from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.store import Store
 from stigg_guard.wire import METHODS, SERVICE
 
+TOKEN = secrets.token_hex()
 PORTS = range(20_000, 30_000)  # below those that systems give to outgoing connections, so that none takes a dead one's
 
 
@@ -70,6 +74,7 @@ class LocalSidecar:
         with (self._folder / "sidecar.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "stigg_guard.sidecar", "--exit-with-stdin", *files, *ports],
+                env={**os.environ, "STIGG_SIDECAR_TOKEN": TOKEN},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -89,6 +94,11 @@ class LocalSidecar:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    def change(self, name: str, **given: object) -> None:
+        """Does what its command of this name does."""
+        url = f"http://127.0.0.1:{self.http_port}/changes/{name}"
+        requests.post(url, json=given, headers={"X-Sidecar-Token": TOKEN}, timeout=10).raise_for_status()
 
     def usage(self, customers: Sequence[str]) -> dict[tuple[str, str], float]:
         """The usage of each customer and feature that the sidecar has in its books."""

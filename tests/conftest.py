@@ -126,7 +126,7 @@ def config_of(sidecar: Sidecar, **settings: object) -> Config:
 def settings_of(sidecar: Sidecar) -> dict[str, object]:
     """Whom a guard is to ask: the sidecar, or with ``make test-cloud`` the GraphQL API beside it."""
     if os.environ.get("STIGG_TESTS_ON") != "cloud":
-        return {"SIDECAR": sidecar.address}
+        return {"SIDECAR": sidecar.address, "TIMEOUT": 5}
     return {"SIDECAR": "cloud", "API_KEY": "any", "API_URL": f"http://{sidecar.http_address}", "TIMEOUT": 20}
 
 

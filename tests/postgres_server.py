@@ -77,6 +77,11 @@ class PostgresServer:
             return False
         return True
 
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
     def kill(self) -> None:
         """Ends the server and all its connections at once."""
         self._process.send_signal(signal.SIGQUIT)

@@ -6,15 +6,22 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import requests
 import yaml
 
-from stigg_guard import Config, Guard
+from stigg_guard import Clock, Config, Guard
+from stigg_guard.api.event_queue import EventQueueAccess
+from stigg_guard.cache.service import CacheService, Figures
+from stigg_guard.cache.sqs import Queue, QueueReader
+from stigg_guard.cli.arguments import configure_cache_service
 from stigg_guard.metrics import GuardCollector
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.server import Sidecar
@@ -30,11 +37,15 @@ def document(name: str) -> Any:
 
 
 def known_metrics() -> set[str]:
-    """The names of all samples that a sidecar and a guard expose."""
-    metrics = Metrics()
+    """The names of all samples that a sidecar, a guard and a cache service expose."""
+    metrics, service = Metrics(), Figures()
+    url = "https://sqs.eu-west-1.amazonaws.com/1/q"
+    access = EventQueueAccess("key", "https://edge.api.stigg.io", url)
+    QueueReader(Queue(url, access, Clock()), lambda _: True, service.registry)
     metrics.seconds.labels("GetEntitlement")
     metrics.requests.labels("GetEntitlement", "OK")
-    names = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    registries = (metrics.registry, service.registry)
+    names = {sample.name for one in registries for family in one.collect() for sample in family.samples}
     with Guard(Config(sidecar="offline", offline_file=str(DEPLOY.parent / "tests" / "data" / "offline.json"))) as guard:
         names |= {sample.name for family in GuardCollector(guard).collect() for sample in family.samples}
     return names
@@ -98,20 +109,66 @@ def test_the_image_runs_the_command_as_nobody_in_particular() -> None:
 
 def test_compose_opens_ports_to_this_machine_alone_and_sets_what_is_known() -> None:
     services = document("compose.yaml")["services"]
-    sidecars = [service for service in services.values() if "build" in service]
-    assert len(sidecars) == 2
+    ours = [service for service in services.values() if "build" in service]
+    sidecars = [service for service in ours if "entrypoint" not in service]
+    assert (len(ours), len(sidecars)) == (3, 2)
     for service in sidecars:
         assert Settings.read(service["environment"]).redis_url == "redis://redis:6379/0"
         assert service["environment"].keys() <= set(VARIABLES.values())
+        assert [port.rpartition(":")[2] for port in service["ports"]] == ["8433", "8080"]
+    for service in ours:
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         assert set(service["depends_on"]) <= services.keys()
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-        assert [port.rpartition(":")[2] for port in service["ports"]] == ["8433", "8080"]
-    published = [port.split(":")[1] for service in sidecars for port in service["ports"]]
+    published = [port.split(":")[1] for service in ours for port in service["ports"]]
     assert len(set(published)) == len(published)
 
 
+def test_the_cache_service_is_given_what_it_takes_and_probed_where_it_answers() -> None:
+    service = document("compose.yaml")["services"]["cache-service"]
+    assert_takes(service["entrypoint"], service["environment"])
+    (port,) = service["ports"]
+    probed = re.findall(r"http://127.0.0.1:(\d+)/readyz", CONTAINERFILE)  # the image's own health check
+    assert [*probed, port.rpartition(":")[2]] == [service["entrypoint"][-1]] * 2
+
+
+def assert_takes(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Whether the cache service takes the command line and the variables."""
+    name, action, *options = command
+    assert (name, action) == ("stigg-guard", "cache-service")
+    parser = ArgumentParser()
+    configure_cache_service(parser)
+    parser.parse_args(options)
+    config = Config.from_env(environment)
+    CacheService(config, keep=60)
+
+
+def test_compose_takes_the_file() -> None:
+    file = str(DEPLOY / "compose.yaml")
+    run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", file)
+
+
 # Kubernetes
+
+DEPLOYMENTS = ("kubernetes/sidecar.yaml", "kubernetes/cache-service.yaml")
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+@pytest.mark.parametrize("version", ["1.29", "1.33"])  # since 1.29 containers restart beside others
+def test_kubernetes_takes_the_deployment(name: str, version: str) -> None:
+    kubernetes_validate.validate(document(name), version, strict=True)
+
+
+def test_the_pod_of_the_cache_service_is_given_what_it_takes_and_probed_where_it_answers() -> None:
+    pod = document("kubernetes/cache-service.yaml")["spec"]["template"]["spec"]
+    (beside,), (service,) = pod["initContainers"], pod["containers"]
+    given = {one["name"]: one.get("value", "a-secret") for one in service["env"]}
+    assert_takes(service["command"], given)
+    assert given["STIGG_GUARD_SIDECAR"] == f"localhost:{beside['ports'][0]['containerPort']}"
+    (port,) = service["ports"]
+    assert str(port["containerPort"]) == service["command"][-1]
+    for probe, path in (("readinessProbe", "/readyz"), ("livenessProbe", "/livez")):
+        assert service[probe]["httpGet"] == {"path": path, "port": port["name"]}
 
 
 def test_the_pod_s_sidecar_is_where_the_application_looks_and_is_probed_where_it_answers(sidecar: Sidecar) -> None:
@@ -129,8 +186,9 @@ def test_the_pod_s_sidecar_is_where_the_application_looks_and_is_probed_where_it
         assert requests.get(f"http://{sidecar.http_address}{asked['path']}", timeout=10).json() == {"status": "UP"}
 
 
-def test_the_deployment_selects_its_own_pods() -> None:
-    spec = document("kubernetes/sidecar.yaml")["spec"]
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_deployment_selects_its_own_pods(name: str) -> None:
+    spec = document(name)["spec"]
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from redis import ConnectionPool
 
 from stigg_guard import Config, ConfigError
-from stigg_guard.urls import LedgerFile, ledger_file, require_parts
+from stigg_guard.urls import LedgerFile, RedisUrl, ledger_file, redis_url, require_parts
 
 SECRET = "s3cr3t"
 REDIS = [
@@ -17,7 +17,28 @@ REDIS = [
     "rediss://h:6380/0?ssl_ca_certs=/etc/ca.pem&ssl_check_hostname=false&ssl_cert_reqs=none",
     *("unix:///run/redis.sock", "unix:///run/redis.sock?db=3", f"unix://ann:{SECRET}@/run/redis.sock?db=3"),
 ]
+SEVERAL = {
+    "redis+cluster://a:1,b": RedisUrl("redis://a:1", "cluster", (("a", 1), ("b", 6379))),
+    f"rediss+cluster://ann:{SECRET}%2F@[::1]:1/0?socket_timeout=3": RedisUrl(
+        f"rediss://ann:{SECRET}%2F@[::1]:1?socket_timeout=3", "cluster", (("::1", 1),)
+    ),
+    "redis+sentinel://a:1,b/shop?db=3": RedisUrl("redis://a:1?db=3", "sentinel", (("a", 1), ("b", 26379)), "shop"),
+    f"redis+sentinel://:{SECRET}@a/shop?sentinel_username=ann&sentinel_password={SECRET}%26": RedisUrl(
+        f"redis://:{SECRET}@a", "sentinel", (("a", 26379),), "shop", 0, {"username": "ann", "password": f"{SECRET}&"}
+    ),
+}
 WRONG_REDIS = {
+    "redis+cluster://": "names no host",
+    "redis+cluster://a:1,": "names no host",
+    f"redis+cluster://a:1,b:{SECRET}": "has a port that is no number",
+    "redis+cluster://a:1/1": "names a database, and a cluster has only one",
+    "redis+cluster://a:1?db=1": "names a database, and a cluster has only one",
+    f"redis+cluster://:{SECRET}/@a:1": "percent-encoded",
+    "redis+cluster://a:1?sentinel_password=x": "an option that does not exist",
+    "redis+sentinel://a:1": "names no service that sentinels know",
+    "redis+sentinel://a:1/sh\nop": "percent-encoded",
+    "redis+sentinel://a:1/b/c": "names no service that sentinels know",
+    "redis+sentinel://a:1/shop?socket_timeout=x": "socket_timeout has a value",
     "redis://h/abc": "has a path that is no number of a database",
     "redis://h/0/1": "has a path that is no number of a database",
     "redis://h/0;x=1": "has a path that is no number of a database",
@@ -88,6 +109,23 @@ WRONG_FILES = {
 @pytest.mark.parametrize("url", REDIS)
 def test_a_url_of_a_redis_is_taken_for_ledger_and_cache(url: str) -> None:
     assert (Config(cache=url).cache, Config(ledger=url).ledger) == (url, url)
+
+
+@pytest.mark.parametrize(("url", "parts"), SEVERAL.items())
+def test_a_url_of_several_servers_says_where_they_are(url: str, parts: RedisUrl) -> None:
+    assert (Config(cache=url).cache, Config(ledger=url).ledger) == (url, url)
+    assert redis_url(url) == parts
+    assert SECRET not in repr(parts)
+
+
+def test_a_ledger_may_wait_for_replicas_and_a_cache_may_not() -> None:
+    assert redis_url("redis://h/1?wait=2&socket_timeout=1", of_ledger=True) == RedisUrl(
+        "redis://h/1?socket_timeout=1", wait=2
+    )
+    with pytest.raises(ConfigError, match=r"LEDGER: .*wait has a value"):
+        Config.from_mapping({"LEDGER": "redis://h?wait=0"})
+    with pytest.raises(ConfigError, match=r"CACHE: .*an option that does not exist"):
+        Config.from_mapping({"CACHE": "redis://h?wait=1"})
 
 
 @pytest.mark.parametrize("url", REDIS)

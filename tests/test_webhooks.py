@@ -16,8 +16,9 @@ import pytest
 from google.protobuf.message import Message
 
 from redis_server import RedisServer
-from stigg_guard import Config, Customer, Guard, SidecarUnavailable, Stigg
+from stigg_guard import Config, Customer, Entitlement, Guard, Reason, SidecarUnavailable, Stigg
 from stigg_guard.entitlements import Source
+from stigg_guard.observer import Observer
 from stigg_guard.sidecar.catalog import demo_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.store import Store
@@ -116,6 +117,85 @@ def test_the_customer_of_a_webhook_is_asked_about_again(guard: Guard, engine: En
     assert limit(guard) == 6
     assert post(guard, message) == HTTPStatus.NO_CONTENT
     assert limit(guard) == 50
+
+
+EXCEEDED = {
+    "type": "entitlement.usage_exceeded",
+    "messageId": "m2",
+    "thresholdPercentage": 80,
+    "usageUsedPercentage": 83,
+    "currentUsage": 5,
+    "hasUnlimitedUsage": False,
+    "hasSoftLimit": False,
+    "usageLimit": 6,
+    "feature": {"id": TEMPLATES, "name": "Templates", "meterType": "FLUCTUATING"},
+    "customer": {"id": DEMO, "email": None},
+    "resource": None,
+}
+
+
+class Watcher(Observer):
+    """Remembers the thresholds that it is told of."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Customer, str, float, Entitlement]] = []
+
+    def threshold_reached(self, customer: Customer, feature: str, part: float, entitlement: Entitlement) -> None:
+        self.told.append((customer, feature, part, entitlement))
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    return Watcher()
+
+
+class TestThreshold:
+    def test_that_stigg_watches_is_told_to_observers_once(self, guard: Guard, watcher: Watcher) -> None:
+        guard.observe(watcher)
+        assert [post(guard, EXCEEDED), post(guard, EXCEEDED)] == [HTTPStatus.NO_CONTENT] * 2
+        ((customer, feature, part, entitlement),) = watcher.told
+        assert (customer, feature, part) == (Customer(DEMO), TEMPLATES, 0.8)
+        assert (entitlement.current_usage, entitlement.usage_limit, entitlement.has_access) == (5, 6, True)
+
+    @pytest.mark.parametrize(("soft", "reason"), [(False, Reason.REQUESTED_USAGE_EXCEEDING_LIMIT), (True, None)])
+    def test_of_the_whole_limit_says_that_nothing_is_left(
+        self, guard: Guard, watcher: Watcher, soft: bool, reason: Reason | None
+    ) -> None:
+        guard.observe(watcher)
+        whole = {"thresholdPercentage": 100, "currentUsage": 6.0, "hasSoftLimit": soft, "resource": {"id": "site-01"}}
+        post(guard, {**EXCEEDED, **whole})
+        ((customer, _, part, entitlement),) = watcher.told
+        assert (customer, part, entitlement.has_access, entitlement.reason) == (SITE, 1.0, soft, reason)
+
+    def test_that_the_guard_watches_itself_is_told_by_the_report_alone(self, make: MakeGuard, watcher: Watcher) -> None:
+        guard = make(THRESHOLDS=[0.8], REPORT="inline")
+        guard.observe(watcher)
+        guard.report(TEMPLATES, 2, customer=DEMO)
+        post(guard, EXCEEDED)
+        assert [(part, entitlement.current_usage) for _, _, part, entitlement in watcher.told] == [(0.8, 5)]
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"thresholdPercentage": None},
+            {"thresholdPercentage": "80"},
+            {"thresholdPercentage": True},
+            {"thresholdPercentage": -80},
+            {"currentUsage": [5]},
+            {"usageLimit": None, "hasUnlimitedUsage": True},
+            {"feature": None},
+            {"feature": {"id": 7}},
+            {"type": "entitlement.usage_exceeded.of.tomorrow"},
+        ],
+    )
+    def test_that_is_not_told_whole_is_a_message_like_any_other(
+        self, guard: Guard, watcher: Watcher, engine: Engine, odd: dict[str, object]
+    ) -> None:
+        guard.observe(watcher)
+        assert limit(guard) == 6
+        engine.assign_plan(DEMO, "growth")
+        assert post(guard, {**EXCEEDED, **odd}) == HTTPStatus.NO_CONTENT
+        assert (limit(guard), watcher.told) == (50, [])
 
 
 @pytest.mark.parametrize("named", [{"resource": {"id": "site-01"}}, {"resourceId": "site-01"}])

@@ -16,7 +16,7 @@ from stigg_guard.cli.arguments import (
     configure_ledger,
     configure_report,
 )
-from stigg_guard.cli.console import Console
+from stigg_guard.cli.console import Console, on_standard_output
 from stigg_guard.cli.operators import ledger_url, require_ledger
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.errors import ConfigError, StiggGuardError
@@ -98,7 +98,7 @@ def _cache_service(options: Namespace) -> int:
 
 
 def _print_schema(_options: Namespace) -> int:
-    print(catalog_schema(), end="")
+    on_standard_output(catalog_schema().rstrip("\n"))
     return 0
 
 

@@ -235,6 +235,16 @@ class Guard:
         """
         self._workings.lookup.hear(Customer.of(customer))
 
+    def tell_of_threshold(self, part: float, entitlement: Entitlement, *, customer: str | Customer) -> None:
+        """Tells the observers that usage has come to this part of its limit, as somebody else noticed, say Stigg.
+
+        Parts that ``THRESHOLDS`` names are not told: the report that brings usage there has told of them.
+        """
+        if part not in self.config.thresholds:
+            self._audience.tell(
+                Observer.threshold_reached, Customer.of(customer), entitlement.feature_id, part, entitlement
+            )
+
     def report(
         self,
         feature: str,

@@ -17,7 +17,7 @@ from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback, parse_fallbacks
 from stigg_guard.foreign import json_value, quoted
 from stigg_guard.rules import Rule, parse_rules
-from stigg_guard.urls import REDIS, require_parts, require_redis
+from stigg_guard.urls import REDIS, REDIS_FORM, redis_url, require_parts
 
 YEAR = 366 * 86_400.0
 
@@ -89,8 +89,8 @@ def cache(value: Any) -> str:
     url = text(value)
     if url != "memory://":
         if not url.startswith(REDIS):
-            raise ValueError("expected memory://, redis://host:port/number, rediss://… or unix:///path")
-        require_redis(url)
+            raise ValueError(REDIS_FORM.replace("expected ", "expected memory://, "))
+        redis_url(url)
     return url
 
 

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-REDIS = ("redis://", "rediss://", "unix://")
+REDIS = (
+    *("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://"),
+    *("redis+sentinel://", "rediss+sentinel://"),
+)
 """What the URL of a Redis begins with."""
 SQLITE = "sqlite://"
 """What the URL of a SQLite file begins with."""
 
-_REDIS_FORM = "expected redis://user:password@host:port/number, rediss://… or unix:///path?db=number"
+REDIS_FORM = (
+    "expected redis://user:password@host:port/number, rediss://…, unix:///path?db=number, "
+    "redis+cluster://host:port,host:port or redis+sentinel://host:port,host:port/service"
+)
+"""How the URL of a Redis is spelled."""
 _SQLITE_FORM = "expected memory://, sqlite:///path, or sqlite:////path from the root on"
 
 _REDIS_PARTS = re.compile(
@@ -40,6 +47,12 @@ _TLS_OPTIONS = {
     "ssl_check_hostname": _TRUTH,
     "ssl_min_version": _SOME,
 }
+_LEDGER_OPTIONS = {"wait": "[1-9]"}
+_SENTINEL_OPTIONS = dict.fromkeys(("sentinel_username", "sentinel_password"), _TEXT)
+_SEVERAL = re.compile(
+    r"(?P<scheme>rediss?)\+(?P<kind>cluster|sentinel)://(?P<access>[^/?#]*@)?(?P<hosts>[^/?#]*)(?P<path>/[^?#]*)?"
+    r"(?:\?(?P<query>[^#]*))?"
+)
 _SHARED = {"mode": "0?6[046][046]", "group": "[^\x00-\x1f:]+"}
 
 
@@ -55,6 +68,23 @@ class LedgerFile:
     group: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RedisUrl:
+    """Where a Redis is: ``one`` is the URL of one server, as redis-py reads it.
+
+    ``kind`` is ``cluster`` where that and the others in ``hosts`` are nodes of a cluster, ``sentinel`` where they are
+    sentinels that know the master of ``service`` and are asked with what is in ``sentinel``; else it is empty.
+    ``wait`` is how many replicas must have what a ledger writes.
+    """
+
+    one: str = field(repr=False)
+    kind: str = ""
+    hosts: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    wait: int = 0
+    sentinel: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
 def require_parts(url: str) -> None:
     """Looks through the URL of a ledger; one with a scheme that is not known here is let through.
 
@@ -62,7 +92,7 @@ def require_parts(url: str) -> None:
         ValueError: a part of it is wrong, or would be ignored.
     """
     if url.startswith(REDIS):
-        require_redis(url)
+        redis_url(url, of_ledger=True)
     elif url.startswith(SQLITE):
         ledger_file(url)
 
@@ -86,19 +116,78 @@ def ledger_file(url: str) -> LedgerFile:
     return LedgerFile(path, None if mode is None else int(mode, 8), group)
 
 
-def require_redis(url: str) -> None:
-    """Looks through a URL that begins as one of ``REDIS``; redis-py would ignore most of what it cannot read.
+def redis_url(url: str, *, of_ledger: bool = False) -> RedisUrl:
+    """What a URL says that begins as one of ``REDIS``; redis-py would ignore most of what it cannot read.
 
     Raises:
         ValueError: as from :func:`require_parts`.
     """
-    parts = _REDIS_PARTS.fullmatch(url)
+    more = _LEDGER_OPTIONS if of_ledger else {}
+    if "+" not in url.partition(":")[0]:
+        alone = _redis_options(url, more)
+        return RedisUrl(_with_options(url.partition("?")[0], alone), wait=int(alone.get("wait", 0)))
+    several = _whole(_SEVERAL, url)
+    kind, path = several["kind"], unquote(several["path"] or "")[1:]
+    server, query = f"{several['scheme']}://{several['access'] or ''}", f"/?{several['query'] or ''}"
+    more = {**more, **(_SENTINEL_OPTIONS if kind == "sentinel" else {})}
+    names = several["hosts"].split(",")
+    options: dict[str, str] = {}
+    for name in names:
+        options = _redis_options(f"{server}{name}{query}", more)
+    problem = _path_problem(kind, path, options)
+    if problem:
+        raise ValueError(f"{REDIS_FORM}, and this URL {problem}")
+    return RedisUrl(
+        _with_options(f"{server}{names[0]}", options),
+        kind,
+        tuple(_host_and_port(name, 6379 if kind == "cluster" else 26379) for name in names),
+        path if kind == "sentinel" else "",
+        int(options.get("wait", 0)),
+        {name.removeprefix("sentinel_"): options[name] for name in _SENTINEL_OPTIONS if name in options},
+    )
+
+
+def prefix_at(url: str, prefix: str) -> str:
+    """What keys begin with that must all be on one node of the Redis at a URL: in a cluster a hash tag."""
+    return f"{{{quote(prefix, safe='')}}}" if redis_url(url).kind == "cluster" else prefix
+
+
+def _whole(pattern: re.Pattern[str], url: str) -> re.Match[str]:
+    """The parts of a URL in which nothing stands that has to be written otherwise."""
+    parts = pattern.fullmatch(url)
     if parts is None or not url.isprintable() or " " in url or "@" in f"{parts['path']}{parts['query']}":
-        raise ValueError(f"{_REDIS_FORM}; what a URL cannot carry, such as / ? # @ of a password, is percent-encoded")
-    options = _options(parts["query"], _TLS_OPTIONS if url.startswith("rediss") else _OPTIONS, _REDIS_FORM)
+        raise ValueError(f"{REDIS_FORM}; what a URL cannot carry, such as / ? # @ of a password, is percent-encoded")
+    return parts
+
+
+def _redis_options(url: str, more: Mapping[str, str]) -> dict[str, str]:
+    """The options of the URL of one server, of which each part is looked at."""
+    parts = _whole(_REDIS_PARTS, url)
+    known = _TLS_OPTIONS if url.startswith("rediss") else _OPTIONS
+    options = _options(parts["query"], {**known, **more}, REDIS_FORM)
     problem = _socket_problem(parts) if url.startswith("unix") else _server_problem(parts, "db" in options)
     if problem:
-        raise ValueError(f"{_REDIS_FORM}, and this URL {problem}")
+        raise ValueError(f"{REDIS_FORM}, and this URL {problem}")
+    return options
+
+
+def _with_options(url: str, options: Mapping[str, str]) -> str:
+    """The URL with those options that redis-py knows."""
+    known = {name: value for name, value in options.items() if name in _TLS_OPTIONS}
+    return f"{url}?{urlencode(known, quote_via=quote)}" if known else url
+
+
+def _host_and_port(name: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{name}")
+    return parts.hostname or "", parts.port or port
+
+
+def _path_problem(kind: str, path: str, options: Mapping[str, str]) -> str:
+    if kind == "cluster":
+        return "names a database, and a cluster has only one" if path not in ("", "0") or "db" in options else ""
+    return (
+        "" if path and "/" not in path else "names no service that sentinels know, as in redis+sentinel://host/mymaster"
+    )
 
 
 def _server_problem(parts: re.Match[str], names_database: bool) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hmac import compare_digest
 from http import HTTPStatus
-from typing import Any
 from weakref import WeakKeyDictionary
 
-from stigg_guard.entitlements import Customer
-from stigg_guard.foreign import json_value
+from stigg_guard.cache.messages import read_message
 from stigg_guard.guard import Guard
 from stigg_guard.log import logger
 
@@ -26,7 +24,8 @@ def receive(guard: Guard, secret: str | None, read: Callable[[int], bytes]) -> H
 
     ``secret`` is what the request has in ``SECRET_HEADER``. ``read`` gives at most that many bytes of its body, and is
     not called without the right secret. Every message with a customer in it, whatever its type, invalidates
-    the cache of that customer, in all processes that share a ``CACHE``. Nothing is sent to the sidecar here.
+    the cache of that customer, in all processes that share a ``CACHE``. One that tells of a threshold is told to the
+    observers. Nothing is sent to the sidecar here.
     """
     if not _is_stiggs(guard, secret):
         return HTTPStatus.FORBIDDEN
@@ -34,12 +33,13 @@ def receive(guard: Guard, secret: str | None, read: Callable[[int], bytes]) -> H
     if len(body) > MAX_BYTES:
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     try:
-        message = _message(body)
-        customer = _customer(message)
+        message = read_message(body)
     except ValueError:  # no JSON, or none that anybody would send
         return HTTPStatus.BAD_REQUEST
-    if customer is not None and _is_new(guard, message.get("messageId")):
-        guard.forget(customer)
+    if message.customer is not None and _is_new(guard, message.id):
+        guard.forget(message.customer)
+        if message.reached is not None:
+            guard.tell_of_threshold(*message.reached, customer=message.customer)
     return HTTPStatus.NO_CONTENT
 
 
@@ -52,28 +52,6 @@ def _is_stiggs(guard: Guard, secret: str | None) -> bool:
         logger.warning("a webhook was refused: its %s is not that of WEBHOOK_SECRET", SECRET_HEADER)
         return False
     return True
-
-
-def _message(body: bytes) -> Mapping[str, Any]:
-    """What the body says, whether flat or inside ``data``."""
-    message = json_value(body)
-    if not isinstance(message, dict):
-        raise ValueError("a webhook is a JSON object")
-    data = message.get("data")
-    return {**message, **data} if isinstance(data, dict) else message
-
-
-def _customer(message: Mapping[str, Any]) -> Customer | None:
-    """Whose entitlements it is about: those of a customer, or of one of its resources."""
-    is_about_itself = str(message.get("type", "")).startswith("customer.")
-    customer = _id(message, "customer") or (message.get("id") if is_about_itself else None)
-    return Customer(customer, _id(message, "resource")) if customer else None
-
-
-def _id(message: Mapping[str, Any], of: str) -> Any:
-    """The id of an object in the message; None where there is none."""
-    named = message.get(of)
-    return (named.get("id") if isinstance(named, dict) else None) or message.get(f"{of}Id") or None
 
 
 def _is_new(guard: Guard, message_id: object) -> bool:

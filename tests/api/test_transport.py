@@ -229,6 +229,30 @@ def test_a_patience_that_is_told_is_passed_on(api: Api, server: ApiServer) -> No
     assert caught.value.retry_after == 3600
 
 
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("Wed, 21 Oct 2026 07:28:30 GMT", 30.0),
+        ("Wednesday, 21-Oct-26 07:28:30 GMT", 30.0),
+        ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 86_400.0),
+        ("999999999", 86_400.0),
+        ("Wed, 99 Oct 2026 07:28:30 GMT", ApiRateLimited.retry_after),
+    ],
+)
+def test_a_patience_may_be_told_as_a_date_by_the_server_s_own_clock(
+    told: str, seconds: float, api: Api, server: ApiServer
+) -> None:
+    def limited(handler: Handler) -> None:
+        handler.date_time_string = lambda *_: "Wed, 21 Oct 2026 07:28:00 GMT"
+        handler.send(429, b"", Retry_After=told)
+
+    server.faults.extend([limited] * 4)
+    with pytest.raises(ApiRateLimited) as caught:
+        api.get_coupons()
+    assert caught.value.retry_after == seconds
+
+
 def test_estimates_and_previews_change_nothing(api: Api, server: ApiServer) -> None:
     server.faults.append(status(500))
     api.estimate_subscription({"customer_id": "c", "plan_id": "p"})
@@ -284,7 +308,7 @@ def test_answers_may_be_packed(api: Api, server: ApiServer) -> None:
 
 
 def test_an_error_of_the_program_is_not_one_of_the_api(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests.Session, "post", lambda *_, **__: {}["no such key"])
+    monkeypatch.setattr(requests.Session, "request", lambda *_, **__: {}["no such key"])
     with pytest.raises(KeyError, match="no such key"):
         api.get_coupons()
 

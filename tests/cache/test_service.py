@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 
 import pytest
 
-from cache.workers import ANN, CUSTOMER, NOBODY_LISTENS, PATIENCE, TEMPLATES, MakeGuard, Room, fetched, usage
+from cache.workers import ANN, CUSTOMER, NOBODY_LISTENS, PATIENCE, TEMPLATES, MakeGuard, Room, fetched, until, usage
 from conftest import ManualClock
 from redis_server import RedisServer
 from stigg_guard import Config, ConfigError, Customer, Guard, Source
@@ -29,16 +29,6 @@ from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.store import Store
 
 WORKERS = 4
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for it; a test that waits in vain fails."""
-    pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
-        if holds():
-            return
-        pause.wait(0.01)
-    pytest.fail("it never came")
 
 
 class Fetches(Observer):
@@ -100,7 +90,7 @@ def site(
 
 def age(service: CacheService, customer: str = CUSTOMER) -> float:
     """How old what is shared is."""
-    snapshot, now = service._shared.find(Customer(customer), to_use=False)
+    snapshot, now = service._shared.find(Customer(customer))
     return (now - snapshot.stamp) / 1e6 if snapshot is not None else float("inf")
 
 
@@ -257,6 +247,11 @@ class TestStamps:
         room.snapshots.outdate(AllOf(ANN.id), stamp + 1)
         assert room.find() is None
 
+    def test_whether_it_was_outdated_is_told(self, room: Room, redis: RedisServer) -> None:
+        assert room.snapshots.outdate(AllOf(ANN.id), room.stamp())
+        redis.kill()
+        assert not room.snapshots.outdate(AllOf(ANN.id), 1)
+
     def test_an_older_stamp_does_not_lift_a_later_invalidation(self, room: Room, clock: ManualClock) -> None:
         stamp = room.stamp()
         clock.advance(1)
@@ -270,7 +265,7 @@ class TestStamps:
         for name in ("a", "b/c", "ä"):
             clock.advance(1)
             room.find(Customer(name, "r"))
-        room.snapshots.find(Customer("d"), to_use=False)
+        room.snapshots.find(Customer("d"))
         assert room.snapshots.in_use(60) == [Customer("ä", "r"), Customer("b/c", "r"), Customer("a", "r")]
         assert room.snapshots.in_use(0.5) == [Customer("ä", "r")]
 

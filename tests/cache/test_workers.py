@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cache.workers import CUSTOMER, NOBODY_LISTENS, TEMPLATES, MakeGuard, evals
+from cache.workers import (
+    ANN,
+    CUSTOMER,
+    NOBODY_LISTENS,
+    PATIENCE,
+    TEMPLATES,
+    MakeGuard,
+    Room,
+    evals,
+    fetched,
+    until,
+    usage,
+)
 from conftest import ManualClock, in_child
 from redis_server import RedisServer
-from stigg_guard import Config, Guard, SidecarUnavailable, Source
+from stigg_guard import Config, Customer, Guard, InvalidRequest, SidecarError, SidecarUnavailable, Source
 from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
@@ -160,3 +175,83 @@ class TestWorkers:
         make_worker().check(TEMPLATES, customer="customer-demo-02")
         assert in_child(lambda: worker.check(TEMPLATES, customer="customer-demo-02").source is Source.CACHE)
         assert worker.check(TEMPLATES, customer="customer-demo-02").source is Source.CACHE
+
+
+class HeldUp(Engine):
+    """Counts the lists that are asked for; an answer waits until it is ``clear``, or fails."""
+
+    def __init__(self) -> None:
+        super().__init__(demo_catalog(), Store(None))
+        self.lists = 0
+        self.asked = threading.Event()
+        self.clear = threading.Event()
+        self.fault: Exception | None = None
+
+    def answer(self, method: str, request: Any, **options: Any) -> Any:
+        if method == "GetEntitlementsStateV2":
+            self.lists += 1
+            self.asked.set()
+            assert self.clear.wait(PATIENCE)
+            if self.fault is not None:
+                raise self.fault
+        return super().answer(method, request, **options)
+
+
+class TestAtOnce:
+    """Workers that miss at the same time."""
+
+    @pytest.fixture
+    def engine(self) -> Iterator[HeldUp]:
+        made = HeldUp()
+        yield made
+        made.close()
+
+    @pytest.fixture
+    def workers(self, engine: HeldUp, make_worker: MakeGuard) -> Iterator[list[Guard]]:
+        with Sidecar(engine) as sidecar:
+            yield [make_worker(SIDECAR=sidecar.address, TIMEOUT=PATIENCE) for _ in range(8)]
+
+    def test_ask_the_sidecar_once(self, engine: HeldUp, workers: list[Guard], redis: RedisServer) -> None:
+        with ThreadPoolExecutor(8) as threads:
+            before = evals(redis)
+            answers = [threads.submit(worker.check, TEMPLATES, customer=CUSTOMER) for worker in workers]
+            until(lambda: evals(redis) >= before + 3 * len(workers))  # each has looked, and most of them again
+            engine.clear.set()
+            sources = sorted(answer.result().source.value for answer in answers)
+        assert (engine.lists, sources) == (1, ["cache"] * 7 + ["sidecar"])
+
+    def test_do_not_wait_for_one_whose_fetch_failed(self, engine: HeldUp, workers: list[Guard]) -> None:
+        engine.fault = InvalidRequest("", "not today")
+        first, second, *_ = workers
+        with ThreadPoolExecutor(2) as threads:
+            failing = threads.submit(first.check, TEMPLATES, customer=CUSTOMER)
+            assert engine.asked.wait(PATIENCE)
+            waiting = threads.submit(second.check, TEMPLATES, customer=CUSTOMER)
+            engine.clear.set()
+            assert isinstance(failing.exception(), SidecarError | InvalidRequest)
+            assert isinstance(waiting.exception(), SidecarError | InvalidRequest)
+        engine.fault = None
+        assert workers[2].check(TEMPLATES, customer=CUSTOMER).source is Source.SIDECAR
+
+    def test_wait_no_longer_than_a_fetch_may_take_for_one_that_was_killed(
+        self, engine: HeldUp, workers: list[Guard], make_room: Callable[..., Room]
+    ) -> None:
+        engine.clear.set()
+        killed = make_room(TIMEOUT=0.05).snapshots
+        assert killed.find_or_begin(Customer(CUSTOMER), 30)[2] is False
+        assert make_room().snapshots.find_or_begin(Customer(CUSTOMER), 30)[2] is True
+        assert workers[0].check(TEMPLATES, customer=CUSTOMER).source is Source.SIDECAR
+
+    def test_a_copy_that_is_too_old_for_one_is_young_enough_for_another(
+        self, make_room: Callable[..., Room], clock: ManualClock
+    ) -> None:
+        room, other = make_room(), make_room()
+        room.store(fetched(room.stamp()))
+        clock.advance(5)
+        asked = [other.snapshots.find_or_begin(ANN, max_age) for max_age in (6, 4, 4, 6)]
+        assert [(usage(found), is_under_way) for found, _, is_under_way in asked] == [
+            (3, False),
+            (3, False),  # this one is to fetch it
+            (3, True),
+            (3, False),
+        ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeAlias
+
+import pytest
 
 from redis_server import RedisServer
 from stigg_guard import Clock, Config, Customer, Guard
@@ -45,7 +48,7 @@ class Room:
         return self.snapshots.store(customer, snapshot)
 
     def find(self, customer: Customer = ANN) -> Snapshot | None:
-        return self.snapshots.find(customer)[0]
+        return self.snapshots.find_or_begin(customer, 30)[0]
 
     def stamp(self) -> int:
         """The present stamp."""
@@ -72,3 +75,13 @@ def evals(redis: RedisServer) -> int:
     """How often Redis was asked by anybody but the tests themselves."""
     calls = redis.client.info("commandstats").get("cmdstat_eval", {"calls": 0})
     return int(calls["calls"])
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for it; a test that waits in vain fails."""
+    pause = threading.Event()
+    for _ in range(int(PATIENCE / 0.01)):
+        if holds():
+            return
+        pause.wait(0.01)
+    pytest.fail("it never came")

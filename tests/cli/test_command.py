@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,23 @@ def test_asks_for_a_resource_and_prints_json(capsys: pytest.CaptureFixture[str])
     assert main(["check", CUSTOMER, "feature-templates", "--resource", "site-01", "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert (answer["kind"], answer["current_usage"], answer["source"]) == ("metered", 0, "sidecar")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["check", CUSTOMER, "feature-templates", "--requested-usage", "10", "--json"], 1),
+        (["schema"], 0),
+        (["sidecar", "--print-config"], 0),
+    ],
+)
+def test_who_reads_no_further_is_no_error(arguments: list[str], status: int) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "stigg_guard", *arguments]
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(written)
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_a_question_makes_no_ledger_and_needs_no_place_for_one(

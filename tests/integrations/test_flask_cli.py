@@ -68,6 +68,12 @@ def test_check_of_what_is_denied_is_status_1(run: Run) -> None:
     assert answer.stdout.startswith(f"{TEMPLATES}  no   REQUESTED_USAGE_EXCEEDING_LIMIT")
 
 
+def test_check_without_a_feature_shows_all_that_the_plan_has(run: Run) -> None:
+    assert run("check", ESSENTIALS).stdout == run("entitlements", ESSENTIALS).stdout
+    answer = run("check", ESSENTIALS, "--requested-usage", "4")
+    assert (answer.exit_code, "name it" in answer.output) == (2, True)
+
+
 def test_check_prints_json_of_a_resource(run: Run) -> None:
     (answer,) = json.loads(run("check", ESSENTIALS, TEMPLATES, "--resource", "site-01", "--json").stdout)
     assert (answer["has_access"], answer["current_usage"]) == (True, 0)

@@ -10,7 +10,7 @@ import pytest
 from conftest import ManualClock
 from django_databases import open_ledger
 from ledger.steps import FIRST, WAIT, Make
-from redis_server import RedisServer
+from redis_server import RedisNodes, RedisServer, redis_nodes
 from stigg_guard.ledger import Ledger
 
 
@@ -31,6 +31,18 @@ def redis_url(redis_server: RedisServer) -> str:
     return f"{redis_server.url}?socket_timeout={WAIT}"  # a busy machine is no outage
 
 
+@pytest.fixture(scope="session")
+def redis_masters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisNodes]:
+    with redis_nodes(tmp_path_factory.mktemp("masters")) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def redis_cluster_url(redis_masters: RedisNodes) -> str:
+    redis_masters.flush()
+    return f"{redis_masters.url}?socket_timeout={WAIT}"
+
+
 @pytest.fixture
 def memory_url() -> str:
     return "memory://"
@@ -46,7 +58,10 @@ def django_postgres_url(django_postgres: str) -> str:
     return f"django://{django_postgres}"
 
 
-@pytest.fixture(params=["memory_url", "file_url", "redis_url", "django_sqlite_url", "django_postgres_url"])
+HOMES = ("memory_url", "file_url", "redis_url", "redis_cluster_url", "django_sqlite_url", "django_postgres_url")
+
+
+@pytest.fixture(params=HOMES)
 def url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from math import inf
 from typing import Any
 
 import grpc
@@ -13,11 +14,14 @@ import pytest
 import requests
 
 from sidecar.contract import DEMO, NAN, NOW, SERVICE, Client, refusal, report
+from stigg_guard.sidecar import page
+from stigg_guard.sidecar.catalog import demo_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.journal import _Answered
 from stigg_guard.sidecar.page import MOST_STREAMS, TOKEN_HEADER
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.state import StateUnavailable
+from stigg_guard.sidecar.store import Store
 
 
 def url(sidecar: Sidecar, path: str = "/") -> str:
@@ -158,6 +162,34 @@ def test_what_is_new_is_told_while_it_happens(sidecar: Sidecar, client: Client) 
         assert entry(next(events), "feature-templates")["used"] == 4
 
 
+class Asked(Engine):
+    """Notes the customers it is asked about."""
+
+    def answer(self, method: str, request: Any, **given: Any) -> Any:
+        self.asked.append(request.customer_id)
+        return super().answer(method, request, **given)
+
+    def __init__(self, *given: Any) -> None:
+        self.asked: list[str] = []
+        super().__init__(*given)
+
+
+def test_pages_that_show_the_same_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "SHARED_SECONDS", inf)
+    engine = Asked(demo_catalog(), Store(None))
+    with Sidecar(engine) as sidecar, ExitStack() as open_:
+        pages = [open_.enter_context(watched(sidecar, search)) for search in ("", "", "demo-02", "")]
+        before = [next(events)["customers"] for events in pages]
+        assert (len(before[0]), len(before[2])) == (6, 1)
+        assert before[0] == before[1] == before[3]
+        assert [engine.asked.count(f"customer-demo-0{number}") for number in (2, 3)] == [2, 1]
+        changed = "customer-demo-02"
+        engine.assign_plan(changed, "growth")
+        after = [next(events) for events in pages]
+        assert {customer(state, changed)["parts"][0]["plan"] for state in after} == {"growth"}
+        assert [engine.asked.count(f"customer-demo-0{number}") for number in (2, 3)] == [4, 2]
+
+
 def test_streams_end_with_the_sidecar(engine: Engine) -> None:
     with Sidecar(engine) as sidecar, watched(sidecar) as events:
         next(events)
@@ -280,6 +312,18 @@ def test_a_wrong_change_is_refused_with_the_reason(
     answer = change(sidecar, name, **given)
     assert answer.status_code == 400
     assert said in answer.json()["detail"]
+
+
+def test_the_clock_goes_a_century_ahead_and_no_farther(sidecar: Sidecar) -> None:
+    year = 366 * 86_400
+    for _ in range(99):
+        assert change(sidecar, "clock", seconds=year).status_code == 204
+    answer = change(sidecar, "clock", seconds=year)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        "seconds: the clock is 36234 days ahead, and may be 36525; begin with a new state",
+    )
+    assert shown(sidecar)["moved"] == 99 * year
 
 
 @pytest.mark.parametrize("seconds", ["NaN", "1e999", "-Infinity"])

@@ -188,12 +188,102 @@ def test_a_log_that_was_cut_is_made_up_for_by_reading_all(stores: Stores, caplog
     assert "was read anew" in caplog.text
 
 
-def test_a_server_that_lost_everything_is_believed(stores: Stores) -> None:
+def test_a_server_that_lost_everything_is_given_it_back(stores: Stores, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = stores(), stores()
+    with one.transaction() as transaction:
+        transaction.set_usage(KEY, 3)
+        transaction.assign_plan("customer", "", "growth")
+        transaction.keep(RecordKey("promotion", "customer", "feature"), {"endDate": None})
+    other.refresh()
+    stores.server.client.flushall()
+    add(other)
+    one.refresh()
+    for store in (one, other, stores()):
+        assert store.usage(KEY) == 4
+        assert store.plans() == {("customer", ""): "growth"}
+        assert store.record(RecordKey("promotion", "customer", "feature")) == {"endDate": None}
+    said = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert said == [
+        f"Redis at 127.0.0.1:{stores.server.port} lost what it had taken; what is known here was written back"
+    ]
+
+
+def test_a_question_is_enough_to_give_it_back(stores: Stores) -> None:
     store = stores()
     add(store)
     stores.server.client.flushall()
     store.refresh()
-    assert store.usage(KEY) == 0
+    assert store.refresh()
+    assert stores().usage(KEY) == 1
+
+
+def test_a_server_that_went_back_in_time_has_nothing_of_then(stores: Stores) -> None:
+    store, redis, gone = stores(), stores.server.client, RecordKey("promotion", "customer", "feature")
+    store.keep(gone, {"endDate": None})
+    before = {key: redis.dump(key) for key in redis.keys("dev:sidecar:1:*")}
+    store.keep(gone, None)
+    add(store)
+    redis.flushall()
+    for key, value in before.items():
+        redis.restore(key, 0, value)
+    store.refresh()
+    late = stores()
+    assert (late.record(gone), late.usage(KEY)) == (None, 1)
+
+
+def test_a_server_that_lost_the_log_alone_has_what_others_wrote(stores: Stores) -> None:
+    one, other = stores(), stores()
+    add(one)
+    other.refresh()
+    add(one)
+    stores.server.client.delete("dev:sidecar:1:log")
+    other.refresh()
+    add(other)
+    one.refresh()
+    assert one.usage(KEY) == other.usage(KEY) == stores().usage(KEY) == 3
+
+
+def test_while_it_cannot_be_given_back_nothing_is_forgotten(stores: Stores) -> None:
+    time = Time()
+    store, redis = stores(time=time), stores.server.client
+    add(store)
+    redis.flushall()
+    redis.config_set("maxmemory", 1)
+    try:
+        assert store.refresh()
+        assert store.usage(KEY) == 1
+    finally:
+        redis.config_set("maxmemory", 0)
+    time.seconds += REST_SECONDS
+    store.refresh()
+    assert stores().usage(KEY) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"of": "another"},
+        {"changes": "{"},
+        {"changes": "[1, 2]"},
+        {"changes": '[[[["c"], 1]], [], []]'},
+        {"changes": '[[[["c", "", "f", ""], "many"]], [], []]'},
+        {b"\xff": b"\xfe"},
+    ],
+)
+def test_an_entry_of_somebody_else_is_skipped_and_said_once(
+    fields: Any, stores: Stores, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = stores(), stores()
+    add(one)
+    for _ in range(2):
+        stores.server.client.xadd("dev:sidecar:1:log", fields)
+    add(one)
+    other.refresh()
+    assert other.usage(KEY) == one.usage(KEY) == 2
+    assert other.refresh()
+    assert (
+        caplog.messages == ["an entry of dev:sidecar:1:log in Redis is not of a sidecar; such entries are skipped"] * 2
+    )
 
 
 def test_listeners_hear_whose_plans_and_records_changed(stores: Stores) -> None:
@@ -204,6 +294,16 @@ def test_listeners_hear_whose_plans_and_records_changed(stores: Stores) -> None:
     one.keep(RecordKey("customer", "ada", ""), {})
     other.refresh()
     assert told == [frozenset({"ada"})]
+
+
+def test_a_sidecar_goes_on_hearing_after_an_entry_of_somebody_else(stores: Stores) -> None:
+    one, other = (Engine(demo_catalog(), stores()) for _ in range(2))
+    told: Queue[frozenset[str] | None] = Queue()
+    with Sidecar(other):
+        other.on_change = told.put
+        stores.server.client.xadd("dev:sidecar:1:log", {"of": "another"})
+        one.assign_plan(DEMO, "growth")
+        assert told.get(timeout=20) == frozenset({DEMO})
 
 
 def test_a_sidecar_hears_at_once_what_another_has_changed(stores: Stores) -> None:

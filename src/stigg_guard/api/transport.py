@@ -21,6 +21,7 @@ import requests
 import urllib3
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
+from stigg_guard.clock import utc_now
 from stigg_guard.errors import (
     ApiError,
     ApiRateLimited,
@@ -39,6 +40,8 @@ MAX_BYTES = 16 * 1024 * 1024
 """How long an answer may be, decoded."""
 PAUSES = (0.1, 0.4, 1.6)
 """Seconds before each repetition, and up to half as long again."""
+MAX_RETRY_AFTER = 86_400.0
+"""Seconds; a server that says more is asked again after a day all the same."""
 PIECE = 64 * 1024
 MAX_MESSAGE = 500
 
@@ -62,12 +65,13 @@ _CONNECTION_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, O
 @dataclass(frozen=True, slots=True)
 class Request:
     """One operation to send. ``changes`` says that it may change something, ``repeatable`` that it does so once however
-    often it is sent."""
+    often it is sent. With a ``query`` it is no GraphQL but a GET, whose answer is the data itself."""
 
     operation: str
-    body: bytes
-    changes: bool
-    repeatable: bool
+    body: bytes = b""
+    changes: bool = False
+    repeatable: bool = True
+    query: Mapping[str, str] | None = None
 
 
 class Gate(Protocol):
@@ -116,17 +120,19 @@ class Transport:
     """Sends operations to one address with one key. Threads may share it; a forked process has connections of its own.
 
     Proxies and authorities are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``). What
-    the ``gate`` does not admit is not sent: a question fails at once, a change may wait as after a 429.
+    the ``gate`` does not admit is not sent: a question fails at once, a change may wait as after a 429. Errors name the
+    address by its ``setting``.
 
     Raises:
         ConfigError: the key or the address is malformed.
     """
 
-    def __init__(self, api_key: str, api_url: str, gate: Gate | None = None) -> None:
+    def __init__(self, api_key: str, api_url: str, gate: Gate | None = None, setting: str = "API_URL") -> None:
         self._key = _checked_key(api_key)
         self._gate = gate
+        self._setting = setting
         self._told_time = ""
-        self.url = endpoint(api_url)
+        self.url = endpoint(api_url, setting)
         self._host = urlsplit(self.url).netloc
         self._sessions: dict[int, requests.Session] = {}  # by process
 
@@ -153,11 +159,7 @@ class Transport:
     @property
     def server_time(self) -> datetime | None:
         """The time of the server's last answer by its own clock, if it told one."""
-        try:
-            told = parsedate_to_datetime(self._told_time)
-        except (TypeError, ValueError):
-            return None
-        return told if told.tzinfo is not None else told.replace(tzinfo=timezone.utc)
+        return _http_date(self._told_time)
 
     def close(self) -> None:
         """Closes the connections of this process; a later request opens others."""
@@ -186,14 +188,16 @@ class Transport:
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
             "Cache-Control": "no-cache",
-            "Content-Type": "application/json",
             "User-Agent": "stigg-guard",
-            "X-Graphql-Operation-Name": request.operation,
         }
+        if request.query is None:
+            headers |= {"Content-Type": "application/json", "X-Graphql-Operation-Name": request.operation}
         pid = os.getpid()
         session = self._sessions.get(pid) or self._sessions.setdefault(pid, _Session())
-        with session.post(
+        with session.request(
+            "POST" if request.query is None else "GET",
             self.url,
+            params=request.query,
             data=request.body,
             headers=headers,
             auth=self._sign,
@@ -225,7 +229,7 @@ class Transport:
         """The data of an answer, or the error that it tells of."""
         status = reply.status
         if 300 <= status < 400:
-            problem = "redirects elsewhere, where nothing was sent; set API_URL to the API's own address"
+            problem = f"redirects elsewhere, where nothing was sent; set {self._setting} to the API's own address"
             return self._error(ApiUnreadable, request, problem, status=status)
         answer = _json_object(reply.body)
         errors = [error for error in _list(answer.get("errors")) if isinstance(error, dict)]
@@ -242,9 +246,10 @@ class Transport:
             rejected.errors, rejected.data = errors, answer.get("data")
             rejected.said = self._without_key(str(errors[0].get("message")))
             return rejected
-        data = answer.get("data")
+        data = answer.get("data") if request.query is None else answer
         if status >= 400 or not isinstance(data, dict):
-            problem = f"answered with status {status} and no GraphQL; is API_URL the address of Stigg's API?"
+            expected = "GraphQL" if request.query is None else "data"
+            problem = f"answered with status {status} and no {expected}; is {self._setting} the address of Stigg's API?"
             unknown = status < 400 or status == HTTPStatus.REQUEST_TIMEOUT  # a gateway's, that waited for the API
             return self._error(ApiUnreadable, request, problem, status=status, unknown=unknown)
         return data
@@ -257,9 +262,9 @@ class Transport:
         problem = "takes no more requests for now" if limited else f"fails with status {reply.status}"
         problem += f": {_said(errors)}" if errors else ""
         error = self._error(kind, request, problem, status=reply.status, code=code, unknown=not limited)
-        told = reply.headers.get("Retry-After", "").strip()
-        if told.isascii() and told.isdigit() and len(told) < 10:
-            error.retry_after = float(told)
+        seconds = _seconds_until_retry(reply.headers)
+        if seconds is not None:
+            error.retry_after = seconds
         return error
 
     def _error(
@@ -286,14 +291,14 @@ class Transport:
         return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
 
 
-def endpoint(api_url: str) -> str:
+def endpoint(api_url: str, setting: str = "API_URL") -> str:
     """Where requests are sent: the address itself, or its ``/graphql`` when it has no path.
 
     Raises:
         ConfigError: it is no address of a server.
     """
     if not is_http_url(api_url):
-        raise ConfigError("API_URL: expected an address such as https://api.stigg.io, without user and password")
+        raise ConfigError(f"{setting}: expected an address such as https://api.stigg.io, without user and password")
     return api_url if urlsplit(api_url).path.strip("/") else f"{api_url.rstrip('/')}/graphql"
 
 
@@ -360,6 +365,27 @@ def _wait(error: ApiError, pause: float | None, repeatable: bool) -> float | Non
         return None
     told: float = vars(error).get("retry_after", 0.0)  # its own only when the server said so
     return max(told, pause * (1 + random.random() / 2))  # noqa: S311 - it only spreads repetitions
+
+
+def _seconds_until_retry(headers: Mapping[str, str]) -> float | None:
+    """What ``Retry-After`` says, at most ``MAX_RETRY_AFTER``: a number of seconds, or a date, which the server's own
+    clock is compared with. None if it says neither."""
+    told = headers.get("Retry-After", "").strip()
+    if told.isascii() and told.isdigit() and len(told) < 10:
+        return min(float(told), MAX_RETRY_AFTER)
+    date = _http_date(told)
+    if date is None:
+        return None
+    now = _http_date(headers.get("Date", "")) or utc_now()
+    return min(max(0.0, (date - now).total_seconds()), MAX_RETRY_AFTER)
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        told = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    return told if told.tzinfo is not None else told.replace(tzinfo=timezone.utc)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

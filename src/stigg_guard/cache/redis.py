@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
 from itertools import count
@@ -17,10 +17,10 @@ from stigg_guard.cache.snapshots import AllOf, Snapshot, snapshot_of
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import ConfigError, MissingExtra
+from stigg_guard.errors import MissingExtra
 from stigg_guard.ledger import Ticket
 from stigg_guard.log import logger
-from stigg_guard.urls import REDIS
+from stigg_guard.urls import REDIS, prefix_at
 from stigg_guard.wire import sidecar_pb2 as wire
 
 try:
@@ -33,15 +33,17 @@ except ImportError as error:
     raise MissingExtra("redis", "A Redis cache") from error
 
 from stigg_guard.ledger.redis_server import Packer  # it needs redis-py, too
+from stigg_guard.redis_homes import Home, home_of
 from stigg_guard.threads import start
 
 FAULTS = (RedisError, OSError)
 """What is raised when Redis is away, or fails."""
-ANSWER_SECONDS = 0.05
 REST_SECONDS = 1.0
 LISTEN_SECONDS = 1.0
+ANSWER_SECONDS = 0.05
 HEALTH_CHECK_SECONDS = 30
 RECONNECT_SECONDS = (0.1, 5.0)
+_ONCE = {"retry": Retry(NoBackoff(), 0)}
 USES_KEPT_SECONDS = 86_400
 """How long it is known who was asked for: longer than any cache service wants to know."""
 USES_AT_A_TIME = 5_000
@@ -83,7 +85,8 @@ local function set(value, ttl)
 end
 """
 
-# Who is looked for to be used is marked under KEYS[4]. A Redis that cannot write at the moment finds all the same.
+# Who is looked for to be used is marked under KEYS[4]. Where there is nothing as young as that use wants, whoever comes
+# first marks KEYS[5] and fetches. A Redis that cannot write at the moment finds all the same.
 _FIND = f"""{_NOW}
 local stamp = string.format('%.0f', now())
 if KEYS[4] then
@@ -94,12 +97,20 @@ end
 local value = redis.pcall('GET', KEYS[1])
 if type(value) == 'table' then value = '' end  -- a key of another type
 local fetched = value and tonumber(string.match(value, '^2 (%d+)'))
-if fetched and outdated(fetched) then value = false end
-return {{stamp, value}}
+if fetched and outdated(fetched) then value, fetched = false, nil end
+local is_under_way = 0
+if KEYS[5] then
+    local age = fetched and stamp - fetched
+    if not age or age < 0 or age > tonumber(ARGV[4]) then
+        if not redis.pcall('SET', KEYS[5], '', 'NX', 'PX', ARGV[5]) then is_under_way = 1 end
+    end
+end
+return {{stamp, value, is_under_way}}
 """
 
 # A stamp that is still to come was made before the server's clock was set back, or by nobody of us.
 _STORE = f"""{_NOW}
+redis.call('DEL', KEYS[4])
 local known = redis.pcall('GET', KEYS[1])
 local stamp = type(known) == 'string' and tonumber(string.match(known, '^[12] (%d+)'))
 if stamp and stamp > tonumber(ARGV[3]) and stamp <= now() then return 0 end
@@ -120,7 +131,7 @@ _OUTDATE = f"""{_NOW}
 local known = redis.pcall('GET', KEYS[1])
 local since = type(known) == 'string' and tonumber(string.match(known, '^1 (%d+)'))
 if not since or since < tonumber(ARGV[3]) or since > now() then set('1 ' .. ARGV[3], ARGV[2]) end
-redis.call('PUBLISH', ARGV[4], ARGV[3] .. ' ' .. ARGV[5])
+return redis.call('PUBLISH', ARGV[4], ARGV[3] .. ' ' .. ARGV[5])
 """
 
 _TELL = f"""{_NOW}
@@ -150,9 +161,10 @@ class RedisSnapshots:
         ticket: Callable[[Customer], Ticket],
         expire: Callable[[Customer | AllOf, int], None],
     ) -> None:
-        self._url = config.cache
-        self._prefix = config.redis_environment_prefix
+        self._home = cache_home(config.cache)
+        self._prefix = prefix_at(config.cache, config.redis_environment_prefix)
         self._keys_ttl = config.redis_keys_ttl
+        self._patience = max(1, round(config.timeout * 1000))
         self._clock = clock
         self._ticket = ticket
         self._expire = expire
@@ -161,30 +173,40 @@ class RedisSnapshots:
         self._failing = False
         self._rests_until = 0.0
         self._starting: dict[int, threading.Lock] = {}
-        where = _where(config.cache)
-        self._address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
-        self._ledger = _ledger_beside(where, config.ledger or "")
+        self._ledger = _ledger_beside(self._home, config.ledger or "")
 
-    def find(self, customer: Customer, *, to_use: bool = True) -> tuple[Snapshot | None, int]:
+    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
+        return self._found(customer, (), ())[:2]
+
+    def find_or_begin(self, customer: Customer, max_age: float) -> tuple[Snapshot | None, int, bool]:
+        marks = (self._uses, self._under_way(customer))
+        kept = _name(customer), USES_KEPT_SECONDS * 1_000_000
+        return self._found(customer, marks, (*kept, f"{max_age * 1e6:.0f}", self._patience))
+
+    def give_up(self, customer: Customer) -> None:
+        self._ask(lambda redis: redis.delete(self._under_way(customer)))
+
+    def _found(
+        self, customer: Customer, marks: tuple[str, ...], wanted: tuple[str | int, ...]
+    ) -> tuple[Snapshot | None, int, bool]:
         keys, asked_at = self._keys(customer), self._clock.monotonic()
-        asked = (*keys, self._uses) if to_use else keys
-        given = (self._given_time(), _name(customer), USES_KEPT_SECONDS * 1_000_000)
+        asked, given = (*keys, *marks), (self._given_time(), *wanted)
         answer = self._ask(lambda redis: redis.eval(_FIND, len(asked), *asked, *given))
         if answer is None:
-            return None, 0
-        now = int(answer[0])
+            return None, 0, False
+        now, is_under_way = int(answer[0]), bool(answer[2])
         snapshot = self._snapshot(keys[0], answer[1], customer, now)
         if snapshot is None or snapshot.stamp > now:
-            return None, now
+            return None, now, is_under_way
         age = (now - snapshot.stamp) / 1e6
         snapshot.fetched_at = asked_at - age
         snapshot.begun_at = self._clock.now().timestamp() - age
-        return snapshot, now
+        return snapshot, now, is_under_way
 
     def store(self, customer: Customer, snapshot: Snapshot) -> bool:
         if snapshot.response is None or not snapshot.stamp:
             return True
-        keys = self._keys(customer)
+        keys = (*self._keys(customer), self._under_way(customer))
         name, payload = snapshot.response.DESCRIPTOR.name, snapshot.response.SerializeToString()
         ticket = snapshot.ticket
         head = f"2 {snapshot.stamp} {ticket.number} {ticket.at} {self._ledger} {name}".encode()
@@ -202,10 +224,11 @@ class RedisSnapshots:
         given = (self._given_time(), self.changed, _name(whose))
         return bool(self._ask(lambda redis: redis.eval(_TELL, 0, *given)))
 
-    def outdate(self, whose: AllOf, stamp: int) -> None:
-        """Invalidates what was fetched before the stamp, and tells all processes, as after :meth:`tell` and a fetch."""
+    def outdate(self, whose: AllOf, stamp: int) -> bool:
+        """Invalidates what was fetched before the stamp, and tells all processes, as after :meth:`tell` and a fetch;
+        false if Redis did not answer."""
         given = (self._given_time(), self._keys_ttl, stamp, self.invalidated, _name(whose))
-        self._ask(lambda redis: redis.eval(_OUTDATE, 1, self._key(whose), *given))
+        return self._ask(lambda redis: redis.eval(_OUTDATE, 1, self._key(whose), *given)) is not None
 
     def in_use(self, seconds: float) -> list[Customer] | None:
         """Who was asked for within these seconds by any process, the latest first; None while Redis does not tell."""
@@ -221,7 +244,7 @@ class RedisSnapshots:
 
     def listen(self, heard: Callable[[bytes, bytes | None], None]) -> Listener:
         """Hears what is said of changes by any process; :func:`news_in` reads a message."""
-        listener = Listener(self._url, (self.changed, self.invalidated), heard)
+        listener = Listener(self._client(), (self.changed, self.invalidated), heard)
         start(listener)
         return listener
 
@@ -244,6 +267,9 @@ class RedisSnapshots:
     @property
     def _uses(self) -> str:
         return f"{self._prefix}:in-use"
+
+    def _under_way(self, customer: Customer) -> str:
+        return f"{self._prefix}:under-way:{_name(customer)}"
 
     def _used_since(self, seconds: float, offset: int, redis: Redis) -> Any:
         now = self._given_time()
@@ -290,9 +316,10 @@ class RedisSnapshots:
     def _note(self, fault: Exception | None) -> None:
         failing, self._failing = self._failing, fault is not None
         if self._failing and not failing:
-            logger.warning("the cache in Redis at %s is not used while it fails: %s", self._address, fault)
+            told = "" if fault is None else self._home.explained(fault)
+            logger.warning("the cache in Redis at %s is not used while it fails: %s", self._home.address, told)
         if failing and not self._failing:
-            logger.warning("the cache in Redis at %s is used again", self._address)
+            logger.warning("the cache in Redis at %s is used again", self._home.address)
 
     def _enter_process(self) -> None:
         pid = os.getpid()
@@ -305,10 +332,13 @@ class RedisSnapshots:
     def _start_process(self) -> None:
         self._failing = False
         self._rests_until = 0.0
-        self._redis = redis_client(self._url)
-        self._listener = Listener(self._url, (self.invalidated,), self._heard)
+        self._redis = self._client()
+        self._listener = Listener(self._client(), (self.invalidated,), self._heard)
         start(self._listener)
         self._pid = os.getpid()
+
+    def _client(self) -> Redis:
+        return cache_client(self._home, self._prefix)
 
     def _snapshot(self, key: str, value: bytes | None, customer: Customer, now: int) -> Snapshot | None:
         if value is None or _INVALIDATED.fullmatch(value):
@@ -340,10 +370,10 @@ class Listener(threading.Thread):
     was missed.
     """
 
-    def __init__(self, url: str, channels: tuple[str, ...], heard: Callable[[bytes, bytes | None], None]) -> None:
+    def __init__(self, redis: Redis, channels: tuple[str, ...], heard: Callable[[bytes, bytes | None], None]) -> None:
         super().__init__(name="stigg-guard-invalidations", daemon=True)
         self.over = threading.Event()
-        self._redis = redis_client(url)
+        self._redis = redis
         self._channels = channels
         self._heard = weakref.WeakMethod(heard)
         self._pause, _ = RECONNECT_SECONDS
@@ -382,39 +412,28 @@ def news_in(channel: bytes, message: bytes) -> tuple[Customer | AllOf, int] | No
         return None
 
 
-def redis_client(url: str) -> Redis:
-    """A client of the Redis at a URL that waits for no answer longer than ``ANSWER_SECONDS``, and asks once."""
-    return Redis.from_url(
-        url,
-        socket_connect_timeout=ANSWER_SECONDS,
-        socket_timeout=ANSWER_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=HEALTH_CHECK_SECONDS,
-        command_packer=Packer(),
-    )
+def cache_home(url: str) -> Home:
+    """The home of a cache at a URL, which is waited for no longer than ``ANSWER_SECONDS``, and asked once.
+
+    Raises:
+        ConfigError: it is no URL of a Redis.
+    """
+    seconds = {"socket_connect_timeout": ANSWER_SECONDS, "socket_timeout": ANSWER_SECONDS}
+    return home_of(url, "CACHE", {**seconds, "health_check_interval": HEALTH_CHECK_SECONDS}, _ONCE)
 
 
-def _where(url: str) -> Mapping[str, Any]:
-    """What a Redis URL says: ``host``, ``port`` and ``db``, and everything that connections are made with."""
-    try:
-        pool = redis_client(url).connection_pool
-        pool.make_connection()  # it does not connect yet, and refuses what it does not know
-    except (ValueError, TypeError):  # their text may quote a piece of the password
-        raise ConfigError(
-            "CACHE: expected redis://user:password@host:port/number or rediss://…, with what a URL cannot carry "
-            "percent-encoded, and options that redis-py knows"
-        ) from None
-    return pool.connection_kwargs
+def cache_client(home: Home, prefix: str) -> Redis:
+    """A client of the server that has the keys of a cache, which begin with the prefix."""
+    return home.client(prefix, command_packer=Packer())
 
 
-def _ledger_beside(cache: Mapping[str, Any], url: str) -> str:
+def _ledger_beside(cache: Home, url: str) -> str:
     """The number of the ledger's database when it is on the server of the cache: whoever finds the same number in a
     snapshot has the same ledger. Else a dash."""
     if not url.startswith(REDIS):
         return "-"
-    ledger = _where(url)
-    same = all(cache.get(part) == ledger.get(part) for part in ("host", "port", "path"))
-    return str(ledger.get("db", 0)) if same else "-"
+    ledger = home_of(url, "LEDGER", {}, _ONCE, of_ledger=True)
+    return str(ledger.fields.get("db", 0)) if cache.where == ledger.where else "-"
 
 
 def _name(whose: Customer | AllOf) -> str:

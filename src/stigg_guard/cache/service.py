@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from stigg_guard.cache.redis import RedisSnapshots, news_in
 from stigg_guard.cache.snapshots import AllOf, Snapshot
@@ -14,7 +14,7 @@ from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra, SidecarError, StiggGuardError
-from stigg_guard.ledger import ledger_from_url
+from stigg_guard.ledger import Ledger, SqliteLedger, ledger_from_url
 from stigg_guard.log import logger
 from stigg_guard.lookup import Lookup
 from stigg_guard.urls import REDIS
@@ -38,10 +38,11 @@ EARLY = (0.5, 0.7)
 @dataclass(slots=True)
 class _Change:
     """What was told of some customers: read those whose snapshots are older than ``since``; then those that are older
-    than ``outdate`` are to answer no more, which has happened already where it is 0."""
+    than ``outdate`` are to answer no more, which has happened already where it is 0. ``made`` are set after that."""
 
     since: int = 0
     outdate: int = 0
+    made: list[threading.Event] = field(default_factory=list)
 
 
 class CacheService:
@@ -56,12 +57,15 @@ class CacheService:
 
     def __init__(self, config: Config, clock: Clock | None = None, *, keep: float) -> None:
         _require_shared(config)
-        ledger = config.ledger or ""
-        # Only a ledger that is beside the cache orders snapshots across processes.
-        self._config = replace(config, ledger=ledger if ledger.startswith(REDIS) else "memory://")
         self._clock = clock or Clock()
         self._keep = max(keep, 2 * config.cache_ttl)
-        self._ledger = ledger_from_url(str(self._config.ledger), self._clock, settle_grace=config.settle_grace)
+        # Only a ledger that is beside the cache orders snapshots across processes; one of our own does it here.
+        url = config.ledger or ""
+        shares_ledger = url.startswith(REDIS)
+        self._config = config if shares_ledger else replace(config, ledger="memory://")
+        self._ledger: Ledger = SqliteLedger(None, self._clock)
+        if shares_ledger:
+            self._ledger = ledger_from_url(url, self._clock, settle_grace=config.settle_grace)
         self._lookup = Lookup(self._config, self._clock, self._ledger, None)
         shared = self._lookup.cache.shared
         assert isinstance(shared, RedisSnapshots)  # it was asked for
@@ -70,7 +74,7 @@ class CacheService:
         self._told: dict[AllOf, _Change] = {}
         self._lock = threading.Lock()
         self._something = threading.Event()
-        self._is_over = False
+        self._over = threading.Event()
         self._passed_at = self._clock.monotonic()
         self._is_failing = False
         self._has_read_all = False
@@ -86,7 +90,7 @@ class CacheService:
         """Works until :meth:`stop`; what fails is tried again."""
         listener = self._shared.listen(self._heard)
         with ThreadPoolExecutor(AT_ONCE, "stigg-guard-renewals") as pool:
-            while not self._is_over:
+            while not self._over.is_set():
                 self._something.clear()
                 if not self._passes(pool):
                     self._something.wait(min(PASS_SECONDS, self._config.cache_ttl / 10))
@@ -96,8 +100,29 @@ class CacheService:
 
     def stop(self) -> None:
         """Lets :meth:`run` return, after what is under way."""
-        self._is_over = True
+        self._over.set()
         self._something.set()
+
+    def take(self, customers: Collection[str]) -> bool:
+        """Does what news of a change to each of these customers wants, and waits for it; False if the service ends
+        before it is done. For any thread but that of :meth:`run`."""
+        made = [self._told_of(customer) for customer in customers]
+        while not all(one.wait(PASS_SECONDS) for one in made):
+            if self._over.is_set():
+                return False
+        return True
+
+    def _told_of(self, customer: str) -> threading.Event:
+        """Notes a change of now, as soon as Redis tells the time."""
+        made = threading.Event()
+        while not self._over.is_set():
+            _, stamp = self._shared.find(Customer(customer))
+            if stamp:
+                self._note_change(AllOf(customer), _Change(stamp, stamp, [made]))
+                self._something.set()
+                break
+            self._over.wait(PASS_SECONDS)
+        return made
 
     def _passes(self, pool: Executor) -> bool:
         """Renews what is to be renewed first; whether there is more, and it is of use to go on at once."""
@@ -128,8 +153,10 @@ class CacheService:
         if not self._renew(pool, members, change, "change"):
             return False
         self._has_read_all |= whose.customer is None
-        if change.outdate:
-            self._shared.outdate(whose, change.outdate)
+        if change.outdate and not self._shared.outdate(whose, change.outdate):
+            return False
+        for made in change.made:
+            made.set()
         return True
 
     def _renew(self, pool: Executor, customers: Collection[Customer], change: _Change, why: str) -> bool:
@@ -172,6 +199,7 @@ class CacheService:
         with self._lock:
             known = self._told.setdefault(whose, _Change())
             known.since, known.outdate = max(known.since, change.since), max(known.outdate, change.outdate)
+            known.made += change.made
 
     def _set_ready(self, is_ready: bool) -> None:
         self.is_ready = is_ready

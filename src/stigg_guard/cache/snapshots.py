@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
 from cachetools import TTLCache
@@ -39,6 +40,8 @@ T = TypeVar("T")
 
 AMOUNTS_KEPT = 100
 EXTRAS_KEPT = 1_000
+LOOK_AGAIN_SECONDS = 0.003
+"""While another process fetches, after so long it is looked whether it has."""
 NO_TICKET = Ticket(0, 0)
 """Of a snapshot that counts as no newer than any other."""
 
@@ -151,11 +154,20 @@ class SharedSnapshots(Protocol):
     *Stamps* are instants of the one clock that these processes share; 0 stands for one that nobody knows.
     """
 
-    def find(self, customer: Customer, *, to_use: bool = True) -> tuple[Snapshot | None, int]:
-        """The newest snapshot that any process fetched, with the times of its fetch, and the present stamp.
+    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
+        """The newest snapshot that any process fetched, with the times of its fetch, and the present stamp."""
+        ...
 
-        It is kept in mind that it was asked for, unless it is not ``to_use``.
+    def find_or_begin(self, customer: Customer, max_age: float) -> tuple[Snapshot | None, int, bool]:
+        """The same for a use, which is kept in mind, and whether another process is fetching it.
+
+        Where it is older than ``max_age`` seconds, who asks first is to fetch it. The others are told so until
+        :meth:`store` or :meth:`give_up`, or for as long as a fetch may take.
         """
+        ...
+
+    def give_up(self, customer: Customer) -> None:
+        """Lets another process fetch it: this one could not."""
         ...
 
     def store(self, customer: Customer, snapshot: Snapshot) -> bool:
@@ -177,8 +189,14 @@ class SharedSnapshots(Protocol):
 class _NotShared:
     """The processes share nothing."""
 
-    def find(self, _customer: Customer, *, to_use: bool = True) -> tuple[None, int]:
+    def find(self, _customer: Customer) -> tuple[None, int]:
         return None, 0
+
+    def find_or_begin(self, _customer: Customer, _max_age: float) -> tuple[None, int, bool]:
+        return None, 0, False
+
+    def give_up(self, _customer: Customer) -> None:
+        pass
 
     def store(self, _customer: Customer, _snapshot: Snapshot) -> bool:
         return True
@@ -200,7 +218,7 @@ class SnapshotCache:
     """A thread-safe TTL cache of snapshots, with single flight and stale if error.
 
     ``fetch`` gets a snapshot from the sidecar. It is never called with a lock held. Before that, the cache looks in
-    what is ``shared`` with other processes.
+    what is ``shared`` with other processes; what one of them is fetching, the others wait for.
 
     ``ttl`` and ``stale_ttl`` are seconds, ``size`` a number of customers, ``patience`` how many seconds a thread waits
     for another one's fetch. ``backoff`` is what each request for snapshots goes through. By up to the part ``spread``
@@ -264,7 +282,7 @@ class SnapshotCache:
         """What is shared if it was fetched at the stamp ``since`` or later and is no older than ``max_age`` seconds;
         else it is fetched, for all processes. That is no use of it."""
         self._enter_process()
-        copy, stamp = self.shared.find(customer, to_use=False)
+        copy, stamp = self.shared.find(customer)
         if copy is not None:
             self._keep(customer, copy)
             if copy.stamp >= since and self._serves(copy, max_age):
@@ -343,13 +361,22 @@ class SnapshotCache:
         return self._clock.monotonic() < snapshot.fresh_until and self.age(snapshot) <= max_age
 
     def _loaded(self, customer: Customer, max_age: float) -> tuple[Snapshot, Source]:
-        copy, stamp = self.shared.find(customer)
-        known = self.snapshots.get(cache_key(customer))
-        if copy is not None and (known is None or known.fetched_at < copy.fetched_at):
-            self._keep(customer, copy)
-            if self._serves(copy, max_age):
-                return copy, Source.CACHE
-        return self.once(cache_key(customer), lambda: self._fetched(customer, stamp)), Source.SIDECAR
+        deadline = monotonic() + self._patience
+        while True:
+            copy, stamp, is_under_way = self.shared.find_or_begin(customer, min(max_age, self._ttl))
+            known = self.snapshots.get(cache_key(customer))
+            if copy is not None and (known is None or known.fetched_at < copy.fetched_at):
+                self._keep(customer, copy)
+                if self._serves(copy, max_age):
+                    return copy, Source.CACHE
+            if not is_under_way or monotonic() >= deadline:
+                break
+            sleep(LOOK_AGAIN_SECONDS)
+        try:
+            return self.once(cache_key(customer), lambda: self._fetched(customer, stamp)), Source.SIDECAR
+        except BaseException:
+            self.shared.give_up(customer)
+            raise
 
     def _fetched(self, customer: Customer, stamp: int) -> Snapshot:
         begun_at, forgotten = self._clock.now().timestamp(), self._forgotten

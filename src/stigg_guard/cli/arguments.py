@@ -15,13 +15,12 @@ from stigg_guard.cli.console import Console
 from stigg_guard.cli.doctor import doctor
 from stigg_guard.cli.features import check_features
 from stigg_guard.entitlements import Customer
-from stigg_guard.errors import InvalidRequest
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import State
 
 
 def configure_check(parser: ArgumentParser) -> None:
-    """For :func:`~stigg_guard.cli.operators.check` and :func:`~stigg_guard.cli.operators.show_entitlements`."""
+    """For :func:`~stigg_guard.cli.operators.check`."""
     parser.description = "Ask the sidecar what a customer may use. Exit status 1 means that access is denied."
     parser.add_argument("customer", help="customer id")
     parser.add_argument("feature", nargs="?", help="feature or currency id (default: all that the plan has)")
@@ -98,6 +97,9 @@ def configure_cache_service(parser: ArgumentParser) -> None:
         metavar="S",
         help="keep those fresh who were asked for within S seconds (default: 600)",
     )
+    parser.add_argument(
+        "--queue-url", metavar="URL", help="Stigg's durable queue, read with STIGG_GUARD_API_KEY (default: QUEUE_URL)"
+    )
     parser.add_argument("--log-level", choices=["error", "warn", "info", "debug"], default="info")
     parser.add_argument("--log-format", choices=["text", "json"], default="text")
 
@@ -139,11 +141,7 @@ def _add_choice(parser: ArgumentParser, consequence: str) -> None:
 
 def _check(options: Namespace, guard: Guard, console: Console) -> int:
     customer = Customer(options.customer, options.resource)
-    if options.feature is not None:
-        return operators.check(guard, console, customer, options.feature, options.requested_usage)
-    if options.requested_usage is not None:
-        raise InvalidRequest("feature_id", "--requested-usage is about one feature: name it")
-    return operators.show_entitlements(guard, console, customer)
+    return operators.check(guard, console, customer, options.feature, options.requested_usage)
 
 
 def _report(options: Namespace, guard: Guard, console: Console) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from argparse import Namespace
@@ -9,11 +10,17 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from threading import Thread
+from typing import TYPE_CHECKING
 
+from stigg_guard.api.event_queue import STIGG_EDGE, EventQueueAccess
 from stigg_guard.cache.service import CONTENT_TYPE, CacheService
+from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import ConfigError
 from stigg_guard.threads import start
+
+if TYPE_CHECKING:
+    from stigg_guard.cache.sqs import QueueReader
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -22,11 +29,14 @@ def serve(options: Namespace, config: Config) -> int:
     """Keeps the cache fresh until SIGTERM or SIGINT; returns the exit status. For the main thread of a process.
 
     Raises:
-        ConfigError: the configuration has no shared cache, the port cannot be had, or the system is not POSIX.
+        ConfigError: the configuration has no shared cache, the port cannot be had, the system is not POSIX, or there
+            is a queue and no key for it.
+        MissingExtra: there is a queue, and boto3 is not installed.
     """
     if not hasattr(signal, "pthread_sigmask"):
         raise ConfigError("the cache service waits for signals as POSIX has them: run it on Linux, macOS or in WSL")
     service = CacheService(config, keep=options.keep)
+    reader = _queue_reader(options, config, service)
     try:
         http = _Probes(options.host, options.http_port, service)
     except OSError as error:
@@ -35,13 +45,31 @@ def serve(options: Namespace, config: Config) -> int:
     working = Thread(target=service.run, name="stigg-guard-cache-service")
     start(working)
     start(Thread(target=http.serve_forever, name="stigg-guard-probes", daemon=True))
+    if reader is not None:
+        start(reader)
     print(f"ready http={options.host}:{http.server_address[1]}", flush=True)
     signal.sigwait(STOP_SIGNALS)
+    if reader is not None:
+        reader.over.set()
     service.stop()
     working.join()
     http.shutdown()
     http.server_close()
     return 0
+
+
+def _queue_reader(options: Namespace, config: Config, service: CacheService) -> QueueReader | None:
+    """What reads Stigg's durable queue for the service; None where there is no queue."""
+    url = options.queue_url or os.environ.get("QUEUE_URL")
+    if not url:
+        return None
+    if config.api_key is None:
+        raise ConfigError("API_KEY: Stigg's queue is read with a key that has the permission for it; set it")
+    from stigg_guard.cache.sqs import Queue, QueueReader  # it needs an extra
+
+    access = EventQueueAccess(config.api_key, os.environ.get("EDGE_API_URL") or STIGG_EDGE, url)
+    queue = Queue(url, access, Clock(), os.environ.get("AWS_REGION"))
+    return QueueReader(queue, service.take, service.figures.registry)
 
 
 class _Probes(ThreadingHTTPServer):

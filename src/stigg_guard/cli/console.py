@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stigg_guard.foreign import printable
+
+
+def on_standard_output(text: str) -> None:
+    """Prints a result. Whoever reads it may close it when they have seen enough; the command goes on all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is left in its buffer goes there, too
+        os.close(nowhere)
 
 
 def _on_standard_error(text: str) -> None:
@@ -24,7 +35,7 @@ class Console:
 
     ledger: str
     json: bool = False
-    say: Callable[[str], object] = print
+    say: Callable[[str], object] = on_standard_output
     tell: Callable[[str], object] = _on_standard_error
     good: Callable[[str], str] = str
     bad: Callable[[str], str] = str

@@ -16,7 +16,7 @@ from stigg_guard.config import Config
 from stigg_guard.errors import ApiUnavailable, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import is_default, obstacle
-from stigg_guard.urls import SQLITE, ledger_file
+from stigg_guard.urls import SQLITE, ledger_file, prefix_at
 from stigg_guard.wire import sidecar_pb2 as wire
 
 NOBODY = "stigg-guard-doctor"
@@ -153,14 +153,17 @@ def _ledger(guard: Guard) -> Finding:
 def _cache(config: Config) -> Finding:
     if config.cache == IN_MEMORY:
         return Finding("CACHE", Health.OK, "each process has its own")
-    from stigg_guard.cache.redis import FAULTS, redis_client  # it needs an extra
+    from stigg_guard.cache.redis import FAULTS, cache_client, cache_home  # it needs an extra
 
+    home = cache_home(config.cache)
+    prefix = prefix_at(config.cache, config.redis_environment_prefix)
     try:
-        client = redis_client(config.cache)
-        client.ping()
+        client = cache_client(home, prefix)
+        client.get(prefix)
         client.close()
     except FAULTS as error:
-        return Finding("CACHE", Health.BROKEN, f"Redis does not answer: {error}", "start it, or correct CACHE")
+        found = f"Redis does not answer: {home.explained(error)}"
+        return Finding("CACHE", Health.BROKEN, found, "start it, or correct CACHE")
     return Finding("CACHE", Health.OK, "Redis answers")
 
 

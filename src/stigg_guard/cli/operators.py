@@ -67,14 +67,19 @@ def entitlements_of(guard: Guard, customer: Customer) -> Sequence[Entitlement]:
 
 
 def check(
-    guard: Guard, console: Console, customer: Customer, feature: str, requested_usage: float | None = None
+    guard: Guard, console: Console, customer: Customer, feature: str | None, requested_usage: float | None = None
 ) -> int:
-    """Whether the customer may use the feature, and ``requested_usage`` units more of it; status 1 if not.
+    """Whether the customer may use the feature, and ``requested_usage`` units more of it; status 1 if not. Without a
+    feature as :func:`show_entitlements`.
 
     Raises:
-        InvalidRequest: an id is empty, or the requested usage is no amount.
+        InvalidRequest: an id is empty, or the requested usage is no amount, or of no feature.
         SidecarError: the sidecar did not answer.
     """
+    if feature is None and requested_usage is not None:
+        raise InvalidRequest("feature_id", "--requested-usage is about one feature: name it")
+    if feature is None:
+        return show_entitlements(guard, console, customer)
     answer = guard.check(feature, customer=customer, requested_usage=requested_usage)
     _show_answers(console, [answer])
     return 0 if answer else 1

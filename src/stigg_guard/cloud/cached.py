@@ -18,7 +18,7 @@ from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer, entitlement_from_wire
 from stigg_guard.errors import ConfigError, SidecarError
 from stigg_guard.fallbacks import fallback_answer, requested_fallback
-from stigg_guard.ledger import ledger_from_url
+from stigg_guard.ledger import SqliteLedger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, cloud_answers
 from stigg_guard.wire import sidecar_pb2 as pb
 
@@ -39,7 +39,7 @@ class CachedAnswers:
         self._fallbacks = config.fallbacks
         self._source = cloud_answers(config, clock)
         stigg = Stigg(answers=self._source, timeout=config.timeout)
-        self._lookup = Lookup(config, clock, ledger_from_url("memory://", clock), stigg)
+        self._lookup = Lookup(config, clock, SqliteLedger(None, clock), stigg)
 
     def answer(
         self, method: str, request: Message, *, timeout: float | None = None, idempotency_key: str | None = None

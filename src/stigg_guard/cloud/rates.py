@@ -23,6 +23,7 @@ from stigg_guard.errors import StiggGuardError
 from stigg_guard.foreign import Unreadable, json_value
 from stigg_guard.ledger.files import user_state_folder
 from stigg_guard.log import logger
+from stigg_guard.urls import prefix_at
 
 BURST = 0.1
 """The part of a limit that may come at once."""
@@ -111,7 +112,7 @@ def gate_of(config: Config, clock: Clock) -> RateGate:
     whose = blake2b(f"{config.api_url} {config.api_key}".encode(), digest_size=8).hexdigest()
     buckets: Buckets = HostBuckets(f"rates-{whose}{_boot()}.json", clock.monotonic)
     if config.cache != "memory://":
-        prefix = f"{config.redis_environment_prefix}:rates:{whose}"
+        prefix = f"{prefix_at(config.cache, config.redis_environment_prefix)}:rates:{whose}"
         buckets = RedisBuckets(config.cache, prefix, clock.monotonic, buckets)
     return RateGate(buckets, config.api_share)
 
@@ -266,12 +267,14 @@ class RedisBuckets:
 
     def _ask(self, name: str, pace: Pace, close_for: float) -> float | None:
         """What Redis says; None where it does not answer."""
-        from stigg_guard.cache.redis import FAULTS, redis_client  # it needs an extra, as the cache does
+        from stigg_guard.cache.redis import FAULTS, cache_client, cache_home  # it needs an extra, as the cache does
 
         if self._monotonic() < self._rests_until:
             return None
         pid = os.getpid()
-        client = self._clients.get(pid) or self._clients.setdefault(pid, redis_client(self._url))
+        client = self._clients.get(pid)
+        if client is None:
+            client = self._clients.setdefault(pid, cache_client(cache_home(self._url), self._prefix))
         figures = (f"{seconds * 1e6:.0f}" for seconds in (pace.interval, pace.ahead, close_for))
         try:
             told = float(client.eval(_SCRIPT, 1, f"{self._prefix}:{name}", *figures)) / 1e6

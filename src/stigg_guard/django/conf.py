@@ -28,7 +28,7 @@ from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
 from stigg_guard.readers import split_address
-from stigg_guard.urls import ledger_file
+from stigg_guard.urls import ledger_file, redis_url
 from stigg_guard.usage.holds import confirm_now
 from stigg_guard.web.paywall import Paywalls
 
@@ -158,6 +158,9 @@ def _ledger_place(config: Config) -> tuple[object, ...] | None:
         return tuple(str(database[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
     if url.scheme == "unix":
         return ("redis", os.path.realpath(unquote(url.path)), parse_qs(url.query).get("db", ["0"])[0])
+    if "+" in url.scheme:
+        redis = redis_url(config.ledger or "", of_ledger=True)
+        return ("redis", redis.kind, frozenset(redis.hosts), redis.service, parse_qs(url.query).get("db", ["0"])[0])
     if url.scheme in ("redis", "rediss"):
         number = parse_qs(url.query).get("db", [url.path.strip("/") or "0"])[0]
         return ("redis", url.hostname, url.port or 6379, number)

@@ -43,12 +43,14 @@ _all = click.option("--all", "every", is_flag=True, help="Every dead and uncerta
 
 @stigg.command()
 @click.argument("customer")
-@click.argument("feature")
+@click.argument("feature", required=False)
 @_resource
 @click.option("--requested-usage", type=float, metavar="N", help="Whether N more units fit.")
 @_as_json
-def check(customer: str, feature: str, resource: str | None, requested_usage: float | None, as_json: bool) -> None:
-    """Ask whether CUSTOMER may use FEATURE. Exit status 1 means no."""
+def check(
+    customer: str, feature: str | None, resource: str | None, requested_usage: float | None, as_json: bool
+) -> None:
+    """Ask whether CUSTOMER may use FEATURE, or show all that its plan has. Exit status 1 means no."""
     _act(
         lambda guard, console: operators.check(guard, console, Customer(customer, resource), feature, requested_usage),
         as_json,

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from stigg_guard.amounts import quanta
+from stigg_guard.amounts import quanta, units
 from stigg_guard.errors import KeyReused, KeyTaken, UsageInProgress, UsageRepeated
 from stigg_guard.ledger.accounting import KEYS_KEPT, UNTOLD, Before, KeyState, News, Pending, Period, Row
 
@@ -363,3 +363,25 @@ def dimensions_text(dimensions: Dimensions) -> str:
 def dimensions_of(text: str) -> Dimensions:
     found: Dimensions = json.loads(text) if text else {}
     return found
+
+
+def stored_entry(number: str, state: str, key: UsageKey, stored: Sequence[Any]) -> Entry:
+    """An entry from what a home keeps of it: amount, is_set, used_at, event, reason, attempts, dimensions, period,
+    first_at, ticket and before."""
+    amount, is_set, used_at, event, reason, attempts, dimensions, period, first_at, ticket, before = stored
+    return Entry(
+        id=number,
+        state=State(state),
+        key=key,
+        amount=units(amount),
+        is_set=bool(is_set),
+        used_at=instant_of(used_at) if used_at else first_at * 1000,
+        event=event_of(event),
+        reason=reason,
+        attempts=attempts,
+        dimensions=dimensions_of(dimensions),
+        period=period_of(period),
+        first_at=first_at,
+        ticket=ticket,
+        before=before_of(before),
+    )

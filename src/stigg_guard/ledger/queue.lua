@@ -79,6 +79,22 @@ function steps.open()
     return false
 end
 
+local function any_until(queue) return redis.call('ZCOUNT', queue, '-inf', now) > 0 end
+
+-- whether there may be something for steps.open()
+function steps.to_send()
+    local queued = redis.call('ZCARD', QUEUES.unsent) + redis.call('ZCARD', QUEUES.event)
+    return (queued > 0 or any_until(LATER) or any_until(LEASES) or is_set_back()) and 1 or 0
+end
+
+-- whether any customer may have something
+function steps.knows_any() return redis.call('EXISTS', CUSTOMERS) end
+
+-- whether there may be something for steps.due()
+function steps.to_decide()
+    return (any_until(QUEUES.uncertain) or is_set_back()) and 1 or 0
+end
+
 -- batch, {customer, number of its oldest report in the batch or nothing}...
 function steps.leave()
     for i = 3, #ARGV, 2 do

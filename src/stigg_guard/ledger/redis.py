@@ -47,7 +47,7 @@ from stigg_guard.ledger.redis_fields import (
     split_id,
     use_words,
 )
-from stigg_guard.ledger.redis_server import Server, Unanswered
+from stigg_guard.ledger.redis_server import Part, Server, Unanswered
 from stigg_guard.ledger.redis_steps import Step, Steps
 from stigg_guard.ledger.redis_takeover import SWEEP_SECONDS, Takeover
 
@@ -56,7 +56,7 @@ COMMITS_REMEMBERED_SECONDS = 600
 
 
 class RedisLedger:
-    """A ledger in Redis (6.2 or newer), exact among all hosts that use the same URL.
+    """A ledger in Redis (6.2 or newer), exact among all hosts that use the same URL; or in one part of a cluster.
 
     What concerns one customer is one atomic step; a call about several customers is one step for each of them. Holds
     and leases are timed by the Redis server, so hosts' clocks do not matter. What Redis keeps over a restart is kept:
@@ -74,8 +74,8 @@ class RedisLedger:
         ConfigError: the URL is none of a Redis.
     """
 
-    def __init__(self, url: str, clock: Clock, *, settle_grace: float = 0.0) -> None:
-        self._server = Server(url)
+    def __init__(self, home: str | Part, clock: Clock, *, settle_grace: float = 0.0) -> None:
+        self._server = Server(home) if isinstance(home, str) else home
         self._steps = Steps(self._server, clock, lambda customer: self._takeover.begin(customer))
         self._takeover = Takeover(self._server, self._steps)
         self._grace = microseconds(settle_grace)

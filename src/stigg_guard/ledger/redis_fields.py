@@ -18,14 +18,11 @@ from stigg_guard.ledger.entries import (
     State,
     UsageKey,
     Use,
-    before_of,
-    dimensions_of,
     dimensions_text,
-    event_of,
     event_text,
-    instant_of,
     period_of,
     period_text,
+    stored_entry,
 )
 
 PREFIX = "stigg-guard:2:"
@@ -150,25 +147,10 @@ def entry_of(customer: str, fields: FieldRow) -> Entry:
     """An entry of a customer, or a part of a hold, which has fewer fields."""
     if fields[1] == State.HELD.value:
         return _held(customer, fields)
-    entry_id, state, amount, is_set, used_at, event, reason, attempts, dimensions, period, first_at, *more = fields
-    ticket, before = more
+    entry_id, state, *stored = fields
     _, resource, feature = entry_id.split("/")
-    return Entry(
-        id=f"{customer}/{entry_id}",
-        state=State(state),
-        key=UsageKey(unquoted(customer), unquoted(resource), unquoted(feature)),
-        amount=units(amount),
-        is_set=bool(is_set),
-        used_at=instant_of(used_at),
-        event=event_of(event),
-        reason=reason,
-        attempts=attempts,
-        dimensions=dimensions_of(dimensions),
-        period=period_of(period),
-        first_at=first_at,
-        ticket=ticket,
-        before=before_of(before),
-    )
+    key = UsageKey(unquoted(customer), unquoted(resource), unquoted(feature))
+    return stored_entry(f"{customer}/{entry_id}", state, key, stored)
 
 
 def number_of(entry: Entry) -> tuple[str, str]:

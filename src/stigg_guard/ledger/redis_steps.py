@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from stigg_guard.clock import Clock, microseconds, utc_now
 from stigg_guard.ledger.redis_fields import CUSTOMERS, QUEUE_KEYS, QUEUES, customer_keys, pairs
 from stigg_guard.ledger.redis_scripts import script
-from stigg_guard.ledger.redis_server import Command, Server
+from stigg_guard.ledger.redis_server import Command, Part, Server
 
 CUSTOMERS_AT_ONCE = 500
 _UNKNOWN = -1
@@ -45,7 +45,7 @@ class Steps:
     A customer of whom this ledger knows nothing yet is given to ``take_over`` first, and then the step is made.
     """
 
-    def __init__(self, server: Server, clock: Clock, take_over: Callable[[str], None]) -> None:
+    def __init__(self, server: Server | Part, clock: Clock, take_over: Callable[[str], None]) -> None:
         self._server = server
         self._now = None if clock.now is utc_now else clock.now
         self._take_over = take_over

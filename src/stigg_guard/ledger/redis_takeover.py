@@ -27,7 +27,7 @@ from stigg_guard.ledger.redis_fields import (
     pairs,
 )
 from stigg_guard.ledger.redis_scripts import OLD_LEASE, script
-from stigg_guard.ledger.redis_server import Server
+from stigg_guard.ledger.redis_server import Part, Server
 from stigg_guard.ledger.redis_steps import CUSTOMERS_AT_ONCE, Step, Steps
 
 WAIT_SECONDS = 0.25
@@ -38,7 +38,7 @@ SWEEP_SECONDS = 1.0
 class Takeover:
     """Takes over customers, each exactly once, and goes on looking for what old processes write."""
 
-    def __init__(self, server: Server, steps: Steps) -> None:
+    def __init__(self, server: Server | Part, steps: Steps) -> None:
         self._server = server
         self._steps = steps
         self._closed_until: int | None = None

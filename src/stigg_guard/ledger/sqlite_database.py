@@ -63,8 +63,6 @@ class SqliteDatabase:
         self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
         with _lock:
             _databases.add(self)
-        if path is None:
-            logger.info("the ledger is in memory: usage that was not reported yet is lost when this process ends")
 
     def close(self) -> None:
         with _lock:

@@ -33,19 +33,16 @@ from stigg_guard.ledger.entries import (
     Entry,
     Hold,
     Once,
-    State,
     UsageKey,
     Use,
-    before_of,
     before_text,
-    dimensions_of,
     dimensions_text,
-    event_of,
     event_text,
     instant_of,
     instant_text,
     period_of,
     period_text,
+    stored_entry,
 )
 
 KEYS_FORGOTTEN_AT_ONCE = 10_000
@@ -344,21 +341,5 @@ def pay(db: sqlite3.Connection, paid: tuple[UsageKey, float], report: Pending, t
 
 
 def entry_of(row: Sequence[Any]) -> Entry:
-    number, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts, *more = row
-    dimensions, period, first_at, ticket, before = more
-    return Entry(
-        id=str(number),
-        state=State(state),
-        key=UsageKey(customer, resource, feature),
-        amount=units(amount),
-        is_set=bool(is_set),
-        used_at=instant_of(used_at) if used_at else first_at * 1000,
-        event=event_of(event),
-        reason=reason,
-        attempts=attempts,
-        dimensions=dimensions_of(dimensions),
-        period=period_of(period),
-        first_at=first_at,
-        ticket=ticket,
-        before=before_of(before),
-    )
+    number, state, customer, resource, feature, *stored = row
+    return stored_entry(str(number), state, UsageKey(customer, resource, feature), stored)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from stigg_guard.cli.console import on_standard_output
 from stigg_guard.errors import SidecarStartError, StiggGuardError
 from stigg_guard.sidecar.catalog import demo_catalog, load_catalog
 from stigg_guard.sidecar.engine import Engine
@@ -100,7 +101,7 @@ def run(options: Namespace, upstream: Callable[[], Answerer] | None = None) -> i
     given = options_of(vars(options))
     if options.print_config:
         for line in described(os.environ, given):
-            print(line)
+            on_standard_output(line)
         return 0
     settings = Settings.read(os.environ, given)
     serve(settings, reload=options.reload, exit_with_stdin=options.exit_with_stdin, upstream=upstream)

@@ -23,6 +23,8 @@ from stigg_guard.sidecar.state import CounterKey, RecordKey, State
 from stigg_guard.sidecar.subscriptions import SUBSCRIPTION, Subscriber, Subscriptions, without_plan
 from stigg_guard.sidecar.wallets import Wallets
 
+FARTHEST = timedelta(days=36_525)
+"""How far ahead of the real time the present instant may be: a century."""
 _CLOCK = RecordKey("clock", "", "")
 
 
@@ -115,10 +117,18 @@ class Engine:
         return self._now() + timedelta(seconds=moved["seconds"]) if moved else self._now()
 
     def advance(self, time: timedelta) -> None:
-        """Move the present instant forward, for all that share the state, until it is gone."""
+        """Move the present instant forward, for all that share the state, until it is gone.
+
+        Raises:
+            InvalidRequest: it would be more than ``FARTHEST`` ahead.
+        """
         with self._store.transaction() as transaction:
             moved = transaction.record(_CLOCK)
-            transaction.keep(_CLOCK, {"seconds": (moved["seconds"] if moved else 0.0) + time.total_seconds()})
+            ahead = timedelta(seconds=moved["seconds"] if moved else 0.0)
+            if ahead + time > FARTHEST:
+                problem = f"the clock is {ahead.days} days ahead, and may be {FARTHEST.days}; begin with a new state"
+                raise InvalidRequest("seconds", problem)
+            transaction.keep(_CLOCK, {"seconds": (ahead + time).total_seconds()})
 
     def refresh(self) -> bool:
         """Learn what others that share the state have changed; whether there was nothing to learn."""

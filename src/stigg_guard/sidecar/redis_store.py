@@ -11,9 +11,9 @@ from contextlib import closing, contextmanager, suppress
 from hashlib import blake2b
 from random import uniform
 from threading import Event, Lock
-from typing import Any
+from typing import Any, TypeAlias
 
-from stigg_guard.errors import ConfigError, MissingExtra
+from stigg_guard.errors import MissingExtra
 from stigg_guard.log import logger
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.state import (
@@ -36,6 +36,9 @@ try:
 except ImportError as error:
     raise MissingExtra("redis", "A sidecar with Redis") from error
 
+from stigg_guard.redis_homes import home_of  # it needs redis-py, too
+from stigg_guard.urls import prefix_at
+
 FORMAT = 1
 ANSWER_SECONDS = 0.5
 REST_SECONDS = 1.0
@@ -46,6 +49,17 @@ TURN_SECONDS = 3.0
 PATIENCE_SECONDS = 4.0
 LOG_LENGTH = 10_000
 _NOTHING = "0-0"
+_DEFAULTS = {"socket_connect_timeout": ANSWER_SECONDS, "socket_timeout": ANSWER_SECONDS}
+# Who else writes there need not write texts.
+_FIXED = {"retry": Retry(NoBackoff(), 0), "decode_responses": True, "encoding_errors": "replace"}
+_HASHES = ("usage", "plans", "records")
+
+_Changes: TypeAlias = tuple[
+    Mapping[CounterKey, float],
+    Mapping[tuple[str, str], "str | None"],
+    Mapping[RecordKey, "Mapping[str, Any] | None"],
+]
+"""Of usage, plans and records."""
 
 # What came after an entry of the log: the newest entry's id and the entries, or false for who must read all anew.
 _NEWS = """
@@ -84,18 +98,18 @@ class RedisStore(State):
     """The state in the Redis at ``url``, for all sidecars of one ``prefix``.
 
     While Redis does not answer, checks are answered from what is known, and a change raises ``StateUnavailable``. Redis
-    is asked again after a second. Raises ``ConfigError`` for a URL that is none.
+    is asked again after a second. What it has lost and is known here is written back. Raises ``ConfigError`` for a URL
+    that is none.
     """
 
     def __init__(
         self, prefix: str, url: str, metrics: Metrics, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__()
-        self._prefix = f"{prefix}:sidecar:{FORMAT}"
-        self._url = url
-        self._redis = _client(url, ANSWER_SECONDS)
-        where = self._redis.connection_pool.connection_kwargs
-        self._address = f"{where.get('host')}:{where.get('port')}"
+        self._home = home_of(url, "REDIS_HOST, REDIS_PORT, REDIS_DB", _DEFAULTS, _FIXED)
+        self._prefix = f"{prefix_at(url, prefix)}:sidecar:{FORMAT}"
+        self._redis = self._home.client(self._prefix)
+        self._address = self._home.address
         self._errors = metrics.redis_client_errors
         self._monotonic = monotonic
         self._scripts = {
@@ -110,6 +124,7 @@ class RedisStore(State):
         self._rests_until = 0.0
         self._failing: str | None = None
         """The script that fails, empty while Redis answers nothing; None if nothing fails."""
+        self._has_skipped = False
         self.refresh()
         if self._last is None:
             metrics.initialization_errors.inc()
@@ -119,7 +134,10 @@ class RedisStore(State):
         try:
             newest, entries = self._run(_LEARN, last or _NOTHING)
             knew = bool(newest == last)
-            if not knew:
+            if self._has_lost(newest):
+                with self._turn():
+                    pass  # whoever has the turn gives Redis back what it has lost
+            elif not knew:
                 self._take_in(newest, entries)
             if self._seeds:
                 self._sow()
@@ -128,13 +146,15 @@ class RedisStore(State):
         return knew
 
     def follow(self, over: Event) -> None:
-        with closing(_client(self._url, FOLLOW_SECONDS + ANSWER_SECONDS)) as redis:
+        patience = FOLLOW_SECONDS + ANSWER_SECONDS
+        with closing(self._home.client(self._prefix, socket_timeout=patience)) as redis:
             while not over.is_set():
                 try:
                     redis.xread({self._log: self._last or _NOTHING}, count=1, block=int(FOLLOW_SECONDS * 1000))
                 except (RedisError, OSError):
                     over.wait(REST_SECONDS)
-                self.refresh()
+                if not over.is_set():
+                    self.refresh()
 
     def seed(self, amounts: Mapping[CounterKey, float]) -> None:
         """As ``State.seed``; without Redis they are known here, and written when it is back."""
@@ -179,8 +199,7 @@ class RedisStore(State):
                     self._run(_GIVE_BACK, token)
                 raise
             changes = transaction.changes()
-            commands = json.dumps(list(transaction.commands()))
-            newest = self._run(_COMMIT, token, commands, changes, LOG_LENGTH)
+            newest = self._commit(token, transaction.commands(), changes)
             if newest:
                 self._take_in(newest, [(newest, {"changes": changes})])
 
@@ -191,8 +210,32 @@ class RedisStore(State):
                 raise StateUnavailable("another sidecar has been writing all the time; try again")
             time.sleep(uniform(0.0002, 0.002))  # noqa: S311 - so that two that wait do not go on meeting
         newest, entries = taken
-        if newest != self._last:
+        if self._has_lost(newest) and not self._has_all_but_log(newest, token):
+            self._write_back(token)
+            self._take_turn(token)
+        elif newest != self._last:
             self._take_in(newest, entries)
+
+    def _commit(self, token: str, commands: Iterable[Sequence[str]], changes: str) -> str | None:
+        """Write it, and end the turn; the id of its entry in the log, if it has one."""
+        newest: str | None = self._run(_COMMIT, token, json.dumps(list(commands)), changes, LOG_LENGTH)
+        return newest
+
+    def _has_lost(self, newest: str) -> bool:
+        """Whether the newest entry of the log is older than what is known here: Redis took that, and has it no more."""
+        return self._last is not None and _order(newest) < _order(self._last)
+
+    def _has_all_but_log(self, newest: str, token: str) -> bool:
+        """Whether somebody deleted the log alone: what others have written since is in the hashes."""
+        return newest == _NOTHING and bool(self.read(token, "EXISTS", *(self.key(name) for name in _HASHES)))
+
+    def _write_back(self, token: str) -> None:
+        """Give Redis all that is known here in the place of the older state that it has, and end the turn."""
+        known = _Transaction(self, token)
+        known.usages, known.plans, known.kept = dict(self._usage), dict(self._plans), dict(self._records)
+        older = ("DEL", *(self.key(name) for name in _HASHES))
+        self._last = self._commit(token, (older, *known.commands()), known.changes()) or _NOTHING
+        logger.error("Redis at %s lost what it had taken; what is known here was written back", self._address)
 
     def _sow(self) -> None:
         seeds, self._seeds = self._seeds, {}
@@ -212,13 +255,22 @@ class RedisStore(State):
                 return
             for id_, fields in _pairs(entries):
                 if _order(id_) > _order(self._last):
-                    self._learn(*_changes(fields["changes"]))
+                    self._learn(*self._read_changes(fields))
                     self._last = id_
+
+    def _read_changes(self, fields: Mapping[str, str]) -> _Changes:
+        try:
+            return _changes(fields["changes"])
+        except (KeyError, ValueError, TypeError):
+            if not self._has_skipped:
+                logger.warning("an entry of %s in Redis is not of a sidecar; such entries are skipped", self._log)
+            self._has_skipped = True
+            return {}, {}, {}
 
     def _load(self) -> None:
         def read(redis: Redis) -> Any:
             with redis.pipeline(transaction=True) as pipeline:
-                for name in ("usage", "plans", "records"):
+                for name in _HASHES:
                     pipeline.hgetall(self.key(name))
                 pipeline.xrevrange(self._log, count=1)
                 return pipeline.execute()
@@ -249,7 +301,8 @@ class RedisStore(State):
                 raise StateUnavailable("this sidecar was too slow, and nothing was written; try again") from error
             self._rests_until = self._monotonic() + REST_SECONDS
             if self._failing is None:
-                logger.error("nothing can be counted while Redis at %s fails: %s", self._address, error)
+                told = self._home.explained(error)
+                logger.error("nothing can be counted while Redis at %s fails: %s", self._address, told)
             # One that may not be written, or is full, still answers who reads.
             self._failing = script if isinstance(error, ResponseError) else ""
             raise StateUnavailable(f"Redis at {self._address}: {error}") from error
@@ -308,24 +361,11 @@ class _Transaction(Transaction):
         return StoredResponse(b64decode(request), b64decode(response)), given_at
 
 
-def _client(url: str, timeout: float) -> Redis:
-    try:
-        return Redis.from_url(
-            url,
-            socket_connect_timeout=ANSWER_SECONDS,
-            socket_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
-    except (ValueError, TypeError):  # their text may quote a piece of the password
-        raise ConfigError("REDIS_HOST, REDIS_PORT, REDIS_DB: they make no address of a Redis") from None
-
-
-def _changes(told: str) -> tuple[Any, Any, Any]:
+def _changes(told: str) -> _Changes:
     usages, plans, records = json.loads(told)
     return (
-        {CounterKey(*key): amount for key, amount in usages},
-        {tuple(key): plan for key, plan in plans},
+        {CounterKey(*key): float(amount) for key, amount in usages},
+        {(customer, resource): plan for (customer, resource), plan in plans},
         {RecordKey(*key): content for key, content in records},
     )
 

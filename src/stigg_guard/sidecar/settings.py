@@ -16,7 +16,7 @@ from stigg_guard.foreign import quoted
 from stigg_guard.log import logger
 from stigg_guard.sidecar import HTTP_PORT, PORT
 from stigg_guard.sidecar.faults import Fault, parse_faults
-from stigg_guard.urls import is_api_key
+from stigg_guard.urls import REDIS, REDIS_FORM, is_api_key, redis_url
 
 PREFIX = "STIGG_SIDECAR_"
 """What the variables begin with that Stigg's container does not have."""
@@ -52,6 +52,13 @@ def _secret(value: str) -> str:
 def _host(value: str) -> str:
     if set(_text(value)) & set(" /@?#"):
         raise ValueError(f"expected a name or an address, not {quoted(value)}")
+    return value
+
+
+def _redis(value: str) -> str:
+    if not value.startswith(REDIS):
+        raise ValueError(REDIS_FORM)
+    redis_url(value)
     return value
 
 
@@ -181,6 +188,9 @@ class Settings:
     redis_environment_prefix: str | None = _setting(
         None, _text, "What the keys of this environment begin with; it turns Redis on."
     )
+    redis: str | None = _setting(
+        None, _redis, "The URL of Redis, which goes before REDIS_HOST and the others.", variable="REDIS", is_secret=True
+    )
     redis_host: str = _setting("localhost", _host, "Where Redis is.")
     redis_port: int = _setting(6379, _whole(1, 65535, "port; give a number from 1 to 65535"), "Its port.")
     redis_db: int = _setting(0, _whole(0, 999_999, "number of a database"), "The number of the database.")
@@ -226,6 +236,8 @@ class Settings:
             faults.append("STIGG_SIDECAR_TLS_CLIENT_CA_FILE: clients show certificates over TLS; name --tls-cert, too")
         if made.redis_environment_prefix and made.state:
             faults.append("STIGG_SIDECAR_STATE: usage is kept in Redis (REDIS_ENVIRONMENT_PREFIX); keep one of them")
+        if made.redis and not made.redis_environment_prefix:
+            faults.append("STIGG_SIDECAR_REDIS: set REDIS_ENVIRONMENT_PREFIX, too, with what keys begin with")
         if faults:
             raise ConfigError("; ".join(faults))
         return made
@@ -235,6 +247,8 @@ class Settings:
         """Where usage is kept; None without Redis. It may hold a password."""
         if not self.redis_environment_prefix:
             return None
+        if self.redis:
+            return self.redis
         user, password = (quote(part or "", safe="") for part in (self.redis_username, self.redis_password))
         access = f"{user}:{password}@" if user or password else ""
         host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host

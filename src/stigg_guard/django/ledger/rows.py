@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 
 from stigg_guard.amounts import units
 from stigg_guard.ledger import Entry, State, UsageKey
-from stigg_guard.ledger.entries import before_of, dimensions_of, event_of, instant_of, period_of
+from stigg_guard.ledger.entries import period_of, stored_entry
 
 REPORT = (
     "id, state, key, amount, is_set, used_at, event, reason, attempts, dimensions, period, first_at, ticket, before"
@@ -41,24 +41,8 @@ def numbers_of(ids: Iterable[str]) -> list[int]:
 
 def report_of(row: Sequence[Any]) -> Entry:
     """What the ledger tells of an entry."""
-    number, state, key, amount, is_set, used_at, event, reason, attempts, dimensions, *more = row
-    period, first_at, ticket, before = more
-    return Entry(
-        id=str(number),
-        state=State(state),
-        key=key_of(key),
-        amount=units(amount),
-        is_set=bool(is_set),
-        used_at=instant_of(used_at),
-        event=event_of(event),
-        reason=reason,
-        attempts=attempts,
-        dimensions=dimensions_of(dimensions),
-        period=period_of(period),
-        first_at=first_at,
-        ticket=ticket,
-        before=before_of(before),
-    )
+    number, state, key, *stored = row
+    return stored_entry(str(number), state, key_of(key), stored)
 
 
 def held_report_of(row: Sequence[Any]) -> Entry:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from hmac import compare_digest
 from importlib.resources import files
-from threading import BoundedSemaphore, Event
+from threading import BoundedSemaphore, Event, Lock
+from time import monotonic
 from typing import Any
 
 from stigg_guard.sidecar.engine import Engine
@@ -32,6 +33,8 @@ HEADERS = {
 LOOK_SECONDS = 0.2
 HEARTBEAT_SECONDS = 15.0
 MOST_STREAMS = 20
+SHARED_SECONDS = 2.0
+"""What is shown tells the time, too: a stream that begins later is shown it anew."""
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -50,6 +53,9 @@ class Page:
         self._token = token
         self._over = Event()
         self._streams = BoundedSemaphore(MOST_STREAMS)
+        self._making = Lock()
+        self._made_of: object = None
+        self._made: dict[str, bytes] = {}
 
     def file(self, path: str) -> tuple[bytes, str] | None:
         """What a path shows, and its media type; None for a path that is not of the page."""
@@ -70,7 +76,7 @@ class Page:
             yield None
             return
         try:
-            yield self._told(lambda: self._status.shown(search))
+            yield self._told(search)
         finally:
             self._streams.release()
 
@@ -78,19 +84,29 @@ class Page:
         """End all streams."""
         self._over.set()
 
-    def _told(self, shown: Callable[[], Mapping[str, Any]]) -> Iterator[bytes]:
+    def _told(self, search: str) -> Iterator[bytes]:
         version: object = None
         quiet = 0.0
         while not self._over.is_set():
             self._engine.refresh()
             if self._status.version != version:
                 version, quiet = self._status.version, 0.0
-                yield b"data: " + json.dumps(shown()).encode() + b"\n\n"
+                yield self._event(version, search)
             elif quiet >= HEARTBEAT_SECONDS:
                 quiet = 0.0
                 yield b": still there\n\n"  # who has gone is found by it
             self._over.wait(LOOK_SECONDS)
             quiet += LOOK_SECONDS
+
+    def _event(self, version: object, search: str) -> bytes:
+        """What is shown, made once for all streams that show the same at the same time."""
+        with self._making:
+            of = (version, monotonic() // SHARED_SECONDS)
+            if of != self._made_of or len(self._made) == MOST_STREAMS:
+                self._made_of, self._made = of, {}
+            if search not in self._made:
+                self._made[search] = b"data: " + json.dumps(self._status.shown(search)).encode() + b"\n\n"
+            return self._made[search]
 
 
 @cache

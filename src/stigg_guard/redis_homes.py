@@ -1,0 +1,239 @@
+"""Where a Redis is: one server, the master that sentinels name, or the nodes of a cluster.
+
+Which server is the master and which node has a key is asked of redis-py's own clients for sentinels and clusters. One
+is made for each question and closed after it, so nothing here has a lock that a fork or an exception from outside could
+leave taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any, TypeAlias
+
+from stigg_guard.errors import ConfigError, MissingExtra
+from stigg_guard.urls import REDIS_FORM, RedisUrl, redis_url
+
+try:
+    from redis import Redis, RedisCluster
+    from redis.backoff import NoBackoff
+    from redis.cluster import ClusterNode
+    from redis.connection import Connection, ConnectionPool, SSLConnection, parse_url
+    from redis.crc import key_slot
+    from redis.exceptions import (
+        AskError,
+        ClusterCrossSlotError,
+        MovedError,
+        ReadOnlyError,
+        RedisClusterException,
+    )
+    from redis.exceptions import ConnectionError as NotReached
+    from redis.retry import Retry
+    from redis.sentinel import Sentinel
+except ImportError as error:
+    raise MissingExtra("redis", "Redis") from error
+
+Place: TypeAlias = "tuple[str, int] | None"
+"""The host and the port of a node; None where all keys are in one place."""
+
+_UNKNOWN_TO_SENTINELS = re.compile(
+    r"unknown command .(SELECT|EVAL|EVALSHA|SCRIPT|ZADD|ZRANGE|GET|XREAD|HGETALL)\b", re.IGNORECASE
+)
+
+
+class Home:
+    """The one server at a URL. ``fields`` are what redis-py makes a connection with."""
+
+    def __init__(self, url: RedisUrl, made: type[Connection], fields: Mapping[str, Any]) -> None:
+        self.url = url
+        self.fields = fields
+        self._made = made
+
+    @property
+    def address(self) -> str:
+        """Where it is, for messages."""
+        if self.url.hosts:
+            named = ",".join(f"{host}:{port}" for host, port in self.url.hosts)
+            return f"{named}/{self.url.service}" if self.url.service else named
+        return self.fields.get("path") or f"{self.fields.get('host', 'localhost')}:{self.fields.get('port', 6379)}"
+
+    @property
+    def where(self) -> tuple[object, ...]:
+        """What is equal for homes on the same servers."""
+        if self.url.hosts:
+            return self.url.kind, frozenset(self.url.hosts), self.url.service
+        return tuple(self.fields.get(part) for part in ("host", "port", "path"))
+
+    def place(self, key: str) -> Place:
+        """Where a key is.
+
+        Raises:
+            RedisError: no server tells.
+        """
+        return None
+
+    def connection(self, place: Place, **more: Any) -> Connection:
+        """A new connection to a place, which is not connected yet."""
+        return self._made(**{**self.fields, **more})
+
+    def follow(self, moved: MovedError) -> bool:
+        """Learns of a slot that has moved; whether that is of use."""
+        return False
+
+    def forget(self) -> None:
+        """Has all places looked for anew, because a server failed."""
+
+    def client(self, key: str, **more: Any) -> Redis:
+        """A client of the server that has ``key``, and with it all that begin with the same prefix of ``prefix_at``."""
+        return _client(self._made, {**self.fields, **more})
+
+    def explained(self, error: BaseException) -> str:
+        """What an error of a server says. A node of a cluster or a sentinel is told as that, and how to write it."""
+        scheme = "rediss" if issubclass(self._made, SSLConnection) else "redis"
+        if isinstance(error, MovedError | ClusterCrossSlotError) or "not allowed in cluster mode" in str(error):
+            remedy = f"write {scheme}+cluster://{self.address}"
+            return f"it is a node of a Redis Cluster, and other nodes have other keys; {remedy}"
+        if _UNKNOWN_TO_SENTINELS.search(str(error)):
+            remedy = f"write {scheme}+sentinel://{self.address}/ and the name of its master, often mymaster"
+            return f"it is a Redis Sentinel, which keeps no data; {remedy}"
+        return str(error)
+
+
+class _FoundHome(Home):
+    """A server that is looked for when a connection is opened."""
+
+    def client(self, key: str, **more: Any) -> Redis:
+        return _client(_found(self._made), {**self.fields, **more, "find": lambda: self._find(key)})
+
+    def explained(self, error: BaseException) -> str:
+        return str(error)
+
+    def _find(self, key: str) -> tuple[str, int]:
+        raise NotImplementedError
+
+    def _asking(self) -> dict[str, Any]:
+        """How servers are asked where others are."""
+        return {name: self.fields[name] for name in ("socket_timeout", "socket_connect_timeout")}
+
+
+class _SentinelHome(_FoundHome):
+    """The present master of a service."""
+
+    def connection(self, place: Place, **more: Any) -> Connection:
+        return _found(self._made)(**{**self.fields, **more, "find": lambda: self._find("")})
+
+    def _find(self, key: str) -> tuple[str, int]:
+        tls = {name: value for name, value in self.fields.items() if name.startswith("ssl_")}
+        access = {**tls, "ssl": issubclass(self._made, SSLConnection), **self.url.sentinel}
+        fields = {**self._asking(), **access, "retry": Retry(NoBackoff(), 0)}
+        sentinels = Sentinel(self.url.hosts, sentinel_kwargs=fields)
+        try:
+            host, port = sentinels.discover_master(self.url.service)
+        finally:
+            for sentinel in sentinels.sentinels:
+                sentinel.close()
+        return host, port
+
+
+class _ClusterHome(_FoundHome):
+    """The nodes of a cluster."""
+
+    _places: dict[int, tuple[str, int]] | None = None
+    _known: frozenset[tuple[str, int]] = frozenset()
+
+    def place(self, key: str) -> tuple[str, int]:
+        slot = key_slot(key.encode("utf-8", errors="surrogatepass"))
+        place = (self._places or self._look()).get(slot)
+        if place is None:
+            self.forget()
+            raise NotReached(f"no node of the cluster has the slot {slot}")
+        return place
+
+    def connection(self, place: Place, **more: Any) -> Connection:
+        assert place is not None
+        host, port = place
+        return self._made(**{**self.fields, **more, "host": host, "port": port})
+
+    def follow(self, moved: MovedError) -> bool:
+        if self._places is not None and moved.host:
+            self._places[moved.slot_id] = (moved.host, moved.port)
+        else:
+            self.forget()
+        return True
+
+    def forget(self) -> None:
+        self._places = None
+
+    def _find(self, key: str) -> tuple[str, int]:
+        self.forget()
+        return self.place(key)
+
+    def _look(self) -> dict[int, tuple[str, int]]:
+        nodes = [ClusterNode(host, port) for host, port in {*self.url.hosts, *self._known}]
+        fields = {**self._asking(), "protocol": 2, "retry": Retry(NoBackoff(), 0), "require_full_coverage": False}
+        try:
+            with closing(RedisCluster(url=self.url.one, startup_nodes=nodes, **fields)) as cluster:
+                slots = cluster.nodes_manager.slots_cache
+                places = {slot: (str(nodes[0].host), int(nodes[0].port)) for slot, nodes in slots.items()}
+                self._known = frozenset((str(node.host), int(node.port)) for node in cluster.get_nodes())
+        except RedisClusterException as error:  # it is none of redis-py's RedisError
+            raise NotReached(str(error)) from error
+        self._places = places
+        return places
+
+
+_HOMES: Mapping[str, type[Home]] = {"": Home, "sentinel": _SentinelHome, "cluster": _ClusterHome}
+
+
+def home_of(
+    url: str, setting: str, defaults: Mapping[str, Any], fixed: Mapping[str, Any], *, of_ledger: bool = False
+) -> Home:
+    """The home at a URL, with connections that are made with ``defaults``, or what the URL says instead, and ``fixed``.
+
+    Raises:
+        ConfigError: it is no URL of a Redis; the message begins with the setting.
+    """
+    try:
+        parts = redis_url(url, of_ledger=of_ledger)
+        told = parse_url(parts.one)
+        made = told.pop("connection_class", Connection)
+        limit = {name: told.pop(name) for name in ("max_connections",) if name in told}
+        fields = {**defaults, **told, **fixed}
+        made(**fields)  # it does not connect yet, and refuses what it does not know
+    except (ValueError, TypeError):  # their text may quote a piece of the password
+        raise ConfigError(
+            f"{setting}: {REDIS_FORM}, with what a URL cannot carry percent-encoded, and options that redis-py knows"
+        ) from None
+    return _HOMES[parts.kind](parts, made, {**fields, **limit})
+
+
+class _Found(Connection):
+    """A connection that looks for its server when it connects. One that is not the right one any more is left."""
+
+    def __init__(self, *, find: Callable[[], tuple[str, int]], **fields: Any) -> None:
+        self._find = find
+        super().__init__(**fields)
+
+    def _connect(self) -> Any:
+        self.host, self.port = self._find()
+        return super()._connect()
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)
+        except (ReadOnlyError, AskError) as error:
+            self.disconnect()
+            raise NotReached(f"another server has it now: {error}") from error
+
+
+class _FoundTls(_Found, SSLConnection):
+    """The same over TLS."""
+
+
+def _found(made: type[Connection]) -> type[_Found]:
+    return _FoundTls if issubclass(made, SSLConnection) else _Found
+
+
+def _client(made: type[Connection], fields: Mapping[str, Any]) -> Redis:
+    return Redis.from_pool(ConnectionPool(connection_class=made, **fields))
