@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+from django.db import connections
 
 from conftest import ManualClock
 from ledger.steps import KEY, NOTHING, OTHER, Make, claim, commit, counts, held, taken
+from redis_server import RedisServer
 from stigg_guard.errors import KeyReused, KeyTaken, UsageInProgress, UsageRepeated
 from stigg_guard.ledger import Claim, Hold, Ledger, LimitExceeded, Once, State, Use
 
@@ -222,11 +227,29 @@ def test_another_process_knows_the_key(make_ledger: Make, url: str) -> None:
         first.hold([claim()], 60, ORDER)
 
 
-def test_old_keys_are_forgotten(ledger: Ledger, clock: ManualClock) -> None:
-    commit(ledger, held_once(ledger))
-    clock.advance(3 * DAY)
-    taken(ledger)
-    assert commit(ledger, held_once(ledger)) == 5
+def test_old_keys_are_forgotten_with_old_holds(
+    make_ledger: Make, file_url: str, django_sqlite_url: str, tmp_path: Path, clock: ManualClock
+) -> None:
+    def kept() -> list[int]:
+        with closing(sqlite3.connect(tmp_path / "ledger.db")) as file, connections["sqlite"].cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM stigg_guard_ledger_keys")
+            return [file.execute("SELECT count(*) FROM keys").fetchone()[0], cursor.fetchone()[0]]
+
+    ledgers = [make_ledger(file_url), make_ledger(django_sqlite_url)]
+    for ledger in ledgers:
+        commit(ledger, held_once(ledger))
+    assert kept() == [1, 1]
+    clock.advance(2 * DAY + 1)
+    for ledger in ledgers:
+        taken(ledger)
+    assert kept() == [0, 0]
+
+
+def test_redis_forgets_keys_by_itself(make_ledger: Make, redis_server: RedisServer, redis_url: str) -> None:
+    ledger = make_ledger(redis_url)
+    commit(ledger, held_once(ledger, once=Once("ann", "file", kept=round(HOUR * 1e6))))
+    (name,) = redis_server.client.scan_iter("*:once:*")
+    assert 0 < redis_server.client.pttl(name) <= HOUR * 1000
 
 
 def test_of_many_at_once_one_counts(ledger: Ledger, make_ledger: Make, url: str) -> None:

@@ -44,7 +44,8 @@ local function sending_of_claim(claim)
     return found
 end
 
--- A caller's key is kept under a name of its own, which Redis forgets by itself.
+-- A caller's key is kept under a name of its own, which Redis forgets by itself; while it is held not before a hold that
+-- expired can hardly be renewed any more.
 local function mark_of(name)
     local packed = redis.call('GET', name)
     if not packed then return nil end
@@ -53,8 +54,8 @@ local function mark_of(name)
 end
 
 local function put_mark(name, hold, lasts, binding)
-    local kept = string.format('%.0f', math.max(lasts, KEYS_KEPT) / 1000)
-    redis.call('SET', name, cmsgpack.pack(hold, now + lasts, binding), 'PX', kept)
+    local kept = hold == '' and lasts or math.max(lasts, EXPIRED_HOLDS_KEPT)
+    redis.call('SET', name, cmsgpack.pack(hold, now + lasts, binding), 'PX', string.format('%.0f', kept / 1000))
 end
 
 -- Leaves a key free that the hold has; whether it had it.

@@ -8,14 +8,13 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-from stigg_guard.ledger.accounting import ADDED_UP_WITHIN, EXPIRED_HOLDS_KEPT, KEYS_KEPT
+from stigg_guard.ledger.accounting import ADDED_UP_WITHIN, EXPIRED_HOLDS_KEPT
 
 OLD_LEASE = 30_000_000
 """How many microseconds the version before gave a batch."""
 _CONSTANTS = {
     "ADDED_UP_WITHIN": ADDED_UP_WITHIN,
     "EXPIRED_HOLDS_KEPT": EXPIRED_HOLDS_KEPT,
-    "KEYS_KEPT": KEYS_KEPT,
     "OLD_LEASE": OLD_LEASE,
 }
 _FILES = ("common", "accounting", "book", "customer", "holds", "reports", "queue", "takeover")
