@@ -18,8 +18,7 @@ from stigg_guard.ledger.entries import (
     UsageKey,
     Use,
     before_of,
-    dimensions_of,
-    dimensions_text,
+    details_of,
     event_of,
     event_text,
     instant_of,
@@ -120,7 +119,7 @@ def claim_words(claim: Claim) -> Sequence[Any]:
 
 
 def use_words(use: Use) -> Sequence[Any]:
-    how = int(use.is_set), event_text(use.event), dimensions_text(use.dimensions)
+    how = int(use.is_set), event_text(use.event), use.details
     return name_of(use.key), quanta(use.amount), *how
 
 
@@ -144,8 +143,9 @@ def entry_of(customer: str, fields: FieldRow) -> Entry:
     """An entry of a customer, or a part of a hold, which has fewer fields."""
     if fields[1] == State.HELD.value:
         return _held(customer, fields)
-    entry_id, state, amount, is_set, used_at, event, reason, attempts, dimensions, period, first_at, *more = fields
+    entry_id, state, amount, is_set, used_at, event, reason, attempts, details, period, first_at, *more = fields
     ticket, before = more
+    dimensions, rate = details_of(details)
     _, resource, feature = entry_id.split("/")
     return Entry(
         id=f"{customer}/{entry_id}",
@@ -157,11 +157,12 @@ def entry_of(customer: str, fields: FieldRow) -> Entry:
         event=event_of(event),
         reason=reason,
         attempts=attempts,
-        dimensions=dimensions_of(dimensions),
+        dimensions=dimensions,
         period=period_of(period),
         first_at=first_at,
         ticket=ticket,
         before=before_of(before),
+        rate=rate,
     )
 
 

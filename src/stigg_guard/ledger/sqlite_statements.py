@@ -34,8 +34,7 @@ from stigg_guard.ledger.entries import (
     Use,
     before_of,
     before_text,
-    dimensions_of,
-    dimensions_text,
+    details_of,
     event_of,
     event_text,
     instant_of,
@@ -220,15 +219,15 @@ def record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) ->
     if period is None:
         period = present
     if use.amount or use.is_set:
-        dimensions, event = dimensions_text(use.dimensions), event_text(use.event)
-        new = Pending(quanta(use.amount), period, stamped(period, now * 1000), use.is_set, dimensions=dimensions)
+        details, event = use.details, event_text(use.event)
+        new = Pending(quanta(use.amount), period, stamped(period, now * 1000), use.is_set, dimensions=details)
         if found.newest is not None and not event and may_add_up(found.newest[1], new, present):
             _add(db, *found.newest, new)
         else:
             db.execute(
                 "INSERT INTO entries (customer, resource, feature, state, amount, is_set, used_at, first_at, period, "
                 "event, dimensions) VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?, ?, ?, ?)",
-                (*key, new.amount, use.is_set, instant_text(new.used_at), now, period_text(period), event, dimensions),
+                (*key, new.amount, use.is_set, instant_text(new.used_at), now, period_text(period), event, details),
             )
         found.pending.append(new)
     return found.usage()
@@ -301,7 +300,8 @@ def pay(db: sqlite3.Connection, paid: tuple[UsageKey, float], report: Pending, t
 
 def entry_of(row: Sequence[Any]) -> Entry:
     number, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts, *more = row
-    dimensions, period, first_at, ticket, before = more
+    details, period, first_at, ticket, before = more
+    dimensions, rate = details_of(details)
     return Entry(
         id=str(number),
         state=State(state),
@@ -312,9 +312,10 @@ def entry_of(row: Sequence[Any]) -> Entry:
         event=event_of(event),
         reason=reason,
         attempts=attempts,
-        dimensions=dimensions_of(dimensions),
+        dimensions=dimensions,
         period=period_of(period),
         first_at=first_at,
         ticket=ticket,
         before=before_of(before),
+        rate=rate,
     )

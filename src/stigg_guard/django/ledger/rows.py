@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 
 from stigg_guard.amounts import units
 from stigg_guard.ledger import Entry, State, UsageKey
-from stigg_guard.ledger.entries import before_of, dimensions_of, event_of, instant_of, period_of
+from stigg_guard.ledger.entries import before_of, details_of, event_of, instant_of, period_of
 
 REPORT = (
     "id, state, key, amount, is_set, used_at, event, reason, attempts, dimensions, period, first_at, ticket, before"
@@ -41,8 +41,9 @@ def numbers_of(ids: Iterable[str]) -> list[int]:
 
 def report_of(row: Sequence[Any]) -> Entry:
     """What the ledger tells of an entry."""
-    number, state, key, amount, is_set, used_at, event, reason, attempts, dimensions, *more = row
+    number, state, key, amount, is_set, used_at, event, reason, attempts, details, *more = row
     period, first_at, ticket, before = more
+    dimensions, rate = details_of(details)
     return Entry(
         id=str(number),
         state=State(state),
@@ -53,11 +54,12 @@ def report_of(row: Sequence[Any]) -> Entry:
         event=event_of(event),
         reason=reason,
         attempts=attempts,
-        dimensions=dimensions_of(dimensions),
+        dimensions=dimensions,
         period=period_of(period),
         first_at=first_at,
         ticket=ticket,
         before=before_of(before),
+        rate=rate,
     )
 
 
