@@ -170,7 +170,7 @@ def upgrade(request: HttpRequest) -> HttpResponse:
     if customer is None:
         return redirect("home")
     if request.method == "GET":
-        wanted = FEATURES.get(request.GET.get("feature", ""))
+        wanted = {**FEATURES, "feature-ai": "Credits"}.get(request.GET.get("feature", ""))
         context = {"wanted": wanted, "features": FEATURES.items(), "credits": f"{billing.TOP_UP:,}"}
         return render(request, "shop/upgrade.html", context)
     try:
