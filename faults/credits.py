@@ -23,6 +23,7 @@ from stigg_guard import FeatureDenied, Guard
 from stigg_guard.errors import LedgerUnavailable, SidecarError
 
 PROCESSES, THREADS, ATTEMPTS = 8, 8, 40
+THREADS_OF_A_DATABASE = 4  # each has connections of its own
 CUSTOMER = "customer"
 WALLET = 3_000
 RATES = {"ai": 2.0, "images": 0.5, "words": 0.1}
@@ -71,7 +72,7 @@ def _on(scale: Scale, home: str, ledger: Home) -> Iterator[Promise]:
     lines = [line.split() for log in logs for line in log.read_text().splitlines()]
     sold = {feature: sum(int(line[2]) for line in lines if line[:2] == [feature, "used"]) for feature in RATES}
     open_ends = sum(line[1] == "using" for line in lines) - sum(line[1] == "used" for line in lines)
-    who = f"{home}: {PROCESSES} processes x {THREADS} threads, three features of one wallet"
+    who = f"{home}: {PROCESSES} processes x {_threads(ledger)} threads, three features of one wallet"
     yield Promise(
         f"{who} never spend more than it has", f"{usage['credits']:g} of {WALLET} spent", usage["credits"] <= WALLET
     )
@@ -145,7 +146,7 @@ def _all_attempts(address: str, ledger: Home, logs: Sequence[Path]) -> None:
         for process in started[:2]:
             process.kill()
         for _ in started[2:]:
-            done.get(timeout=PATIENCE)
+            done.get(timeout=5 * PATIENCE)
 
 
 def _work(address: str, ledger: Home, logs: Sequence[str], together: Any, done: Any, number: int) -> None:
@@ -164,10 +165,15 @@ def _work(address: str, ledger: Home, logs: Sequence[str], together: Any, done: 
             except (WorkFailed, FeatureDenied, LedgerUnavailable, SidecarError):
                 pass
 
-        with ThreadPoolExecutor(THREADS) as threads:
+        count = _threads(ledger)
+        with ThreadPoolExecutor(count) as threads:
             together.wait()
-            list(threads.map(attempt, range(THREADS * ATTEMPTS)))
+            list(threads.map(attempt, range(count * ATTEMPTS)))
     done.put(number)
+
+
+def _threads(ledger: Home) -> int:
+    return THREADS if isinstance(ledger, str) else THREADS_OF_A_DATABASE
 
 
 def _setting() -> dict[str, object]:
