@@ -17,7 +17,7 @@ from stigg_guard.ledger import State, UsageKey, Use
 from stigg_guard.sidecar import entitlement_checks
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.store import Store
-from usage.outage import MakeGuard, WatchedEngine
+from usage.outage import MakeGuard, Outage, WatchedEngine
 
 CATALOG = """
 [currencies.credits]
@@ -203,6 +203,14 @@ def test_a_process_that_knows_no_rate_notes_what_was_paid(make_guard: MakeGuard)
     reporter.ledger.record(Use(UsageKey("c", "", "ai"), 10, rate=CreditRate("credits", 2.0)))
     assert reporter.flush() == 0
     assert used_of_wallet(reporter) == 20
+
+
+def test_pages_show_what_was_paid_before_the_sidecar_knows_of_it(guard: Guard, outage: Outage) -> None:
+    with guard.consume("ai", 4, customer="c"):
+        outage.begin()
+    guard.report("images", 3, customer="c")
+    assert guard.entitlements("c")["credits"].current_usage == 9.5
+    outage.end()
 
 
 def test_a_hold_that_travels_takes_its_rate_along(make_guard: MakeGuard) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from cachetools import TTLCache
 
-from stigg_guard.amounts import Amount
+from stigg_guard.amounts import Amount, quanta_used, units
 from stigg_guard.cache.backoff import Backoff
 from stigg_guard.cache.single_flight import SingleFlight
 from stigg_guard.clock import Clock
@@ -309,6 +309,14 @@ class SnapshotCache:
             return
         if lower or current_usage > answer.current_usage:
             snapshot.answers[feature_id] = answer.with_usage(current_usage)
+
+    def spend(self, customer: Customer, currency: str, amount: float) -> None:
+        """Lets pages see what was paid from a wallet after the fetch; holds go by the fetch and by the ledger."""
+        snapshot = self.snapshots.get(cache_key(customer))
+        wallet = snapshot.find(currency) if snapshot is not None else None
+        if snapshot is not None and wallet is not None and wallet.kind is Kind.CREDIT:
+            used = units(quanta_used(wallet.current_usage) + quanta_used(amount))
+            snapshot.answers[currency] = wallet.with_usage(used)
 
     def add(self, snapshot: Snapshot, answer: Entitlement) -> None:
         """Keeps the answer to a feature that the list lacks, as long as the snapshot lives, within a bound."""

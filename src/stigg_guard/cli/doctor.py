@@ -32,6 +32,7 @@ ASSUMPTIONS = (
     "isGranted may leave out the limit, so the figures decide",
     "no answer for a feature means that Stigg has none of that id",
     "a missing resource is told by the code RESOURCE_NOT_FOUND",
+    "creditRate.amount is the price of one unit, in the currency customCurrencyId",
     "validUntil is in seconds, milliseconds or ISO 8601",
     "the code of an error stands in its extensions",
     "30 mutations a minute per customer is no limit of reports",

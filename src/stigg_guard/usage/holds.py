@@ -200,6 +200,7 @@ class Holds:
         self.keeper.unwatch(hold)
         for use, usage in zip(uses, counted, strict=True):
             _correct(self._lookup, use.key, usage)
+            _spend(self._lookup, use)
             self.audience.tell(Observer.used, use)
         if any(amounts.values()):
             self.send(hold.claims[0].key.customer_id)
@@ -275,6 +276,7 @@ class Holds:
             return
         if use.amount > 0 and not use.is_set:
             _correct(self._lookup, use.key, usage)
+            _spend(self._lookup, use)
         self.audience.tell(Observer.used, use)
         self.send(use.key.customer_id)
 
@@ -446,6 +448,12 @@ def _acknowledged(lookup: Lookup, audience: Audience, thresholds: Sequence[float
     audience.tell(Observer.reported, answer)
     if thresholds:
         tell_of_thresholds(thresholds, lookup.shown, audience, answer)
+
+
+def _spend(lookup: Lookup, use: Use) -> None:
+    if use.rate is not None:
+        owner = Customer(use.key.customer_id, use.key.resource_id or None)
+        lookup.cache.spend(owner, use.rate.currency, price(use.rate, use.amount))
 
 
 def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True) -> None:
