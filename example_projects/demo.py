@@ -180,6 +180,11 @@ def _walk_shop(base: str) -> Iterator[Row]:
         "402, REQUESTED_USAGE_EXCEEDING_LIMIT, 6 of 6",
         lambda: _problem(ada.submit("/", "/templates/", JSON, **make)),
     )
+    yield ada.row(
+        "have words written with AI",
+        "200, 12,544 of 50,000 credits",
+        lambda: _status(ada.submit("/", "/templates/3/words/"), r"[\d,]+ of 50,000 credits"),
+    )
     yield ada.row("analytics, which the plan lacks", "402", lambda: _status(ada.get("/analytics/")))
     yield ada.row("upgrade to growth", "200", lambda: _status(ada.submit("/upgrade/", "/upgrade/")))
     yield ada.row("analytics", "200", lambda: _status(ada.get("/analytics/")))
@@ -217,6 +222,21 @@ def _walk_api(base: str) -> Iterator[Row]:
         "create one too many: JSON",
         "402, REQUESTED_USAGE_EXCEEDING_LIMIT, 2 of 2",
         lambda: _problem(linus.submit("/", "/templates", JSON, **make)),
+    )
+    yield linus.row(
+        "draft with AI",
+        "200, 1,072 of 2,000 credits",
+        lambda: _status(linus.submit("/", "/draft", title="A thank-you"), r"[\d,]+ of 2,000 credits"),
+    )
+    yield linus.row(
+        "draft beyond the credits: JSON",
+        "402, INSUFFICIENT_CREDITS, 1072 of 2000",
+        lambda: _problem(linus.submit("/", "/draft", JSON, title="One too many")),
+    )
+    yield linus.row(
+        "add credits",
+        "200, 1,072 of 12,000 credits",
+        lambda: _status(linus.submit("/upgrade", "/top-up"), r"[\d,]+ of 12,000 credits"),
     )
     yield linus.row("API: list, then 2 letters; 97 of 100 used", "200", lambda: _status(letters(2)))
     yield linus.row(

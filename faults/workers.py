@@ -47,12 +47,17 @@ def drain(address: str, ledger: str, patience: float = PATIENCE) -> Mapping[str,
 
     What a killed process was sending is sent when its lease ends.
     """
-    deadline = time.monotonic() + patience
     with make_guard(address, ledger, SETTLE_GRACE=2) as guard:
-        while _is_open(guard) and time.monotonic() < deadline:
-            guard.flush(1.0)
-            time.sleep(0.2)
-        return guard.ledger.counts()
+        return drained(guard, patience)
+
+
+def drained(guard: Guard, patience: float = PATIENCE) -> Mapping[str, int]:
+    """As :func:`drain`, by a guard that is there."""
+    deadline = time.monotonic() + patience
+    while _is_open(guard) and time.monotonic() < deadline:
+        guard.flush(1.0)
+        time.sleep(0.2)
+    return guard.ledger.counts()
 
 
 def _is_open(guard: Guard) -> bool:

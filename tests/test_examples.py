@@ -158,7 +158,7 @@ def readers_own(page: str, guard: Guard) -> dict[str, Any]:
         return own | flask_app()
     if "django" in page or page == "README":
         return own | django_project()
-    if page == "docs/webhooks":
+    if page in ("docs/llm", "docs/webhooks"):
         return own | django_project() | flask_app()
     return own | ({"app": celery.Celery("jobs")} if page in ("docs/jobs", "docs/holds") else {})
 

@@ -40,6 +40,7 @@ from openfeature import api as openfeature
 from openfeature.evaluation_context import EvaluationContext
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from werkzeug.exceptions import HTTPException
+from writer import MAX_TOKENS, complete
 
 from stigg_guard import ApiError, SidecarError
 from stigg_guard.flask import RequestDenied, StiggGuard
@@ -65,6 +66,7 @@ FEATURES = {
     "feature-templates": "Templates",
     "feature-api-calls": "API calls",
     "api-credits": "API credits",
+    "feature-ai": "Words by AI",
     "feature-seats": "Seats",
     "feature-active-users": "Active users",
     "feature-storage": "Storage",
@@ -74,6 +76,7 @@ FEATURES = {
     "feature-analytics": "Analytics",
 }
 MAX_NAMES = 100
+TOP_UP = 10_000  # credits
 FLAGS = "inkwell"  # the domain of OpenFeature's client
 
 guard = StiggGuard()
@@ -95,6 +98,7 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
         # The local sidecar answers Stigg's API too, so that the demonstration can sell plans. It takes any key.
         STIGG_GUARD_API_URL=f"http://{os.environ.get('STIGG_SIDECAR_HTTP', '127.0.0.1:8080')}",
         STIGG_GUARD_API_KEY="none-is-needed",
+        STIGG_GUARD_CREDIT_RATES={"feature-ai": {"currency": "api-credits", "rate": 2}},  # what a token costs
         STIGG_GUARD_LEDGER=f"sqlite:///{data / 'inkwell-ledger.sqlite3'}",
         STIGG_GUARD_REPORT="inline",
         STIGG_GUARD_RATE_LIMIT_HEADERS=True,
@@ -158,7 +162,7 @@ def home() -> str:
     customer = signed_in()
     if customer is None:
         return render_template("sign_in.html", customers=CUSTOMERS)
-    return render_home(customer)
+    return render_home(customer, **session.pop("draft", {}))
 
 
 def render_home(customer: str, **form: str) -> str:
@@ -219,6 +223,23 @@ def create_template() -> ResponseReturnValue:
     return redirect(url_for("site.home"))
 
 
+@site.post("/draft")
+@guard.requires_feature("feature-ai")
+def draft_template() -> ResponseReturnValue:
+    """Has the language model write the text of a template. Credits for all that it may use are held meanwhile, and
+    those for what it has used are counted."""
+    title = request.form.get("title", "").strip()
+    if not 0 < len(title) <= 80:
+        abort(400, "Give the template a title of up to 80 characters: the draft is about it.")
+    with guard.guard.consume("feature-ai", MAX_TOKENS, customer=session["customer"]) as usage:
+        completion = complete(title, MAX_TOKENS)
+        usage.amount = completion.tokens
+    session["draft"] = {"title": title, "body": completion.text}
+    plan_changed()
+    flash(f"A draft is ready: {completion.tokens} tokens.")
+    return redirect(url_for("site.home"))
+
+
 def names_of_form(request: Request) -> list[str]:
     """The names of the form's text field, one on each line."""
     names = [line.strip() for line in request.form.get("names", "").splitlines() if line.strip()]
@@ -241,7 +262,11 @@ def show_letters() -> ResponseReturnValue:
 def upgrade() -> ResponseReturnValue:
     if signed_in() is None:
         return redirect(url_for("site.home"))
-    return render_template("upgrade.html", wanted=FEATURES.get(request.args.get("feature", "")))
+    return render_upgrade(FEATURES.get(request.args.get("feature", "")))
+
+
+def render_upgrade(wanted: str | None = None) -> str:
+    return render_template("upgrade.html", wanted=wanted, credits=TOP_UP)
 
 
 @site.post("/upgrade")
@@ -254,9 +279,33 @@ def buy_upgrade() -> ResponseReturnValue:
     except ApiError:
         current_app.logger.exception("the upgrade of %s failed", customer)
         flash("The upgrade did not work, and nothing was changed. Please try again in a moment.", "error")
-        return render_template("upgrade.html", wanted=None), 502
+        return render_upgrade(), 502
     plan_changed()
     flash("You are on Growth now. Enjoy the room.")
+    return redirect(url_for("site.home"))
+
+
+@site.post("/top-up")
+def top_up() -> ResponseReturnValue:
+    customer = signed_in()
+    if customer is None:
+        return redirect(url_for("site.home"))
+    try:
+        guard.guard.api.grant_credits(
+            {
+                "customer_id": customer,
+                "currency_id": "api-credits",
+                "amount": TOP_UP,
+                "grant_type": "PAID",
+                "display_name": "Top-up",
+            }
+        )
+    except ApiError:
+        current_app.logger.exception("the credits of %s were not added", customer)
+        flash("The credits could not be added. Please try again in a moment.", "error")
+        return render_upgrade(), 502
+    plan_changed()
+    flash(f"{TOP_UP:,} credits are yours.")
     return redirect(url_for("site.home"))
 
 

@@ -212,7 +212,7 @@ class Config:
         MappingProxyType({}),
         parse_rates,
         "What a unit of each feature costs that a wallet of credits pays for: ``currency`` and ``rate`` by the "
-        "feature's id; JSON or a mapping.",
+        "feature's id; JSON or a mapping. It goes before what the source tells.",
     )
     timeout: float = _setting(
         1.0,

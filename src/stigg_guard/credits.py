@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 from stigg_guard.amounts import MAX_AMOUNT, quanta, units
 from stigg_guard.entitlements import require_id
 from stigg_guard.foreign import json_value, quoted
-from stigg_guard.ledger import Claim, Entry, UsageKey
+from stigg_guard.ledger import Claim, CreditRate, Entry, UsageKey
 from stigg_guard.ledger.accounting import cost
-
-
-class CreditRate(NamedTuple):
-    """What a unit of a feature costs: ``rate`` units of the currency."""
-
-    currency: str
-    rate: float
-
 
 Rates = Mapping[str, CreditRate]
 """By the ids of the features."""
+NO_RATES: Rates = {}
 
 
 def parse_rates(value: Any) -> Rates:
@@ -29,10 +23,22 @@ def parse_rates(value: Any) -> Rates:
     Raises:
         ValueError: it is no such mapping.
     """
-    table = json_value(value) if isinstance(value, str) else value
+    table = json_value(value) if isinstance(value, (str, bytes)) else value
     if not isinstance(table, Mapping):
         raise ValueError("expected a mapping of feature ids to a currency and a rate")
     return {str(feature): _parsed(feature, told) for feature, told in table.items()}
+
+
+def told_rates(told: bytes) -> Rates:
+    """What a source tells, in the form of the setting, as far as it is a rate: none is that of a formula."""
+    if not told:
+        return NO_RATES
+    rates = {}
+    with suppress(TypeError, ValueError):
+        for feature, rate in dict(json_value(told)).items():
+            with suppress(ValueError):
+                rates[feature] = _parsed(feature, rate)
+    return rates
 
 
 def _parsed(feature: Any, told: Any) -> CreditRate:
@@ -47,9 +53,9 @@ def _parsed(feature: Any, told: Any) -> CreditRate:
     return CreditRate(told["currency"], float(rate))
 
 
-def price(rates: Rates, feature: str, amount: float) -> float:
+def price(rate: CreditRate, amount: float) -> float:
     """What an amount of a feature costs, in units of its currency; nothing for what is given back."""
-    return units(cost(quanta(max(amount, 0.0)), rates[feature].rate))
+    return units(cost(quanta(max(amount, 0.0)), rate.rate))
 
 
 def wallet_claim(rates: Rates, claims: Iterable[Claim], wallet: Claim) -> Claim:
@@ -71,9 +77,8 @@ def repriced(payment: Claim, wanted: Claim, amount: float) -> Claim:
     return payment._replace(amount=units(cost(quanta(amount), rate)))
 
 
-def paid(rates: Rates, report: Entry) -> tuple[UsageKey, float] | None:
+def paid(report: Entry) -> tuple[UsageKey, float] | None:
     """The wallet that has paid for a report that was counted, and how much; None where no wallet is known to pay."""
-    rate = rates.get(report.key.feature_id)
-    if rate is None:
+    if report.rate is None:
         return None
-    return report.key._replace(feature_id=rate.currency), price(rates, report.key.feature_id, report.amount)
+    return report.key._replace(feature_id=report.rate.currency), price(report.rate, report.amount)

@@ -42,7 +42,10 @@ def test_all_is_well(examine: Examine, sidecar: Sidecar, state_folder: Path) -> 
     status, found = examine(SIDECAR=sidecar.address, API_KEY="secret", API_URL=f"http://{sidecar.http_address}")
     assert status == 0
     assert {each["health"] for each in found.values()} == {"ok"}
-    assert found.keys() == {"SIDECAR", "API_KEY", "clock", "LEDGER", "CACHE", "WEBHOOK_SECRET"}
+    assert found.keys() == {"SIDECAR", "API_KEY", "clock", "LEDGER", "CACHE", "CREDIT_RATES", "WEBHOOK_SECRET"}
+    assert "asked about at each use" in found["CREDIT_RATES"]["remedy"]
+    _, found = examine(CREDIT_RATES='{"feature-ai": {"currency": "api-credits", "rate": 2}}')
+    assert found["CREDIT_RATES"]["found"].startswith("set for 1 features")
 
 
 def test_it_is_a_table_for_people(

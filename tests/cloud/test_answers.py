@@ -18,7 +18,7 @@ from stigg_guard.cloud.fields import first_end
 from stigg_guard.errors import SidecarUnauthenticated
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.wire import sidecar_pb2 as pb
-from stigg_guard.wire.validity import set_valid_until, valid_until
+from stigg_guard.wire.beside import set_rates, set_valid_until, valid_until
 
 NOW = datetime(2026, 1, 15, 12, tzinfo=timezone.utc)
 FEATURE = {"refId": "f", "featureType": "NUMBER", "meterType": "Fluctuating"}
@@ -280,11 +280,22 @@ def test_numbers_are_read_as_well() -> None:
     assert first_end([SECONDS, SECONDS * 1000 + 5000, None, 10**400, [], {}], NOW) == SECONDS
 
 
-def test_validity_survives_writing_and_is_no_field_of_the_contract() -> None:
+def test_rates_are_those_of_features_that_credits_pay_for(server: ApiServer, cloud: Cloud) -> None:
+    rate = {"amount": 2.5, "currencyId": "currency", "customCurrencyId": "credits"}
+    paid = {**METERED, "usageLimit": None, "creditRate": rate}
+    limited = {**METERED, "feature": {**FEATURE, "refId": "limited"}, "creditRate": rate}
+    formula = {**paid, "feature": {**FEATURE, "refId": "formula"}, "creditRate": {**rate, "amount": 0}}
+    response = all_told(server, cloud, paid, limited, formula)
+    assert snapshot_of(response, NO_TICKET).rates == {FEATURE["refId"]: ("credits", 2.5)}
+
+
+def test_what_is_beside_the_contract_survives_writing_and_is_no_field_of_it() -> None:
     response = pb.GetEntitlementsStateV2Response(access_denied_reason=pb.ACCESS_DENIED_REASON_REVOKED)
     set_valid_until(response, 12.5)
+    set_rates(response, {"f" * 200: ("credits", 2.0)})
     copy = pb.GetEntitlementsStateV2Response.FromString(response.SerializeToString())
     assert valid_until(copy) == 12.5
+    assert snapshot_of(copy, NO_TICKET).rates == {"f" * 200: ("credits", 2)}
     assert [field.name for field, _ in copy.ListFields()] == ["access_denied_reason"]
     copy.MergeFromString(b"\x80\x80\x06\x01")  # another unknown field
     assert valid_until(copy) == 12.5

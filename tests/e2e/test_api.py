@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import expect
 
 from e2e.visitor import Visitor
@@ -38,6 +40,32 @@ def test_the_part_that_the_plan_lacks_opens_with_the_upgrade(api: Visitor) -> No
     api.press("Upgrade to Growth")
     api.follow("Analytics")
     expect(page.get_by_role("heading", name="Analytics")).to_be_visible()
+
+
+def draft(api: Visitor, title: str) -> None:
+    api.page.get_by_label("Title").fill(title)
+    api.press("Draft with AI")
+
+
+def test_drafts_by_ai_empty_the_wallet_and_a_top_up_fills_it(api: Visitor) -> None:
+    page = api.page
+    api.press("Linus")
+    expect(page.get_by_role("progressbar", name="980 of 2,000 credits used")).to_be_visible()
+    draft(api, "A thank-you")
+    expect(page.get_by_role("status")).to_have_text("A draft is ready: 46 tokens.")
+    expect(page.get_by_label("Text")).to_have_value(re.compile("this is about: A thank-you"))
+    expect(page.get_by_role("progressbar", name="1,072 of 2,000 credits used")).to_be_visible()
+    api.expects("402 /draft")
+    draft(api, "One too many")
+    expect(page.get_by_role("heading", name="There are not enough credits left")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="1,072 of 2,000 credits used")).to_be_visible()
+    api.follow("Get more credits")
+    api.press("Add credits")
+    expect(page.get_by_role("progressbar", name="1,072 of 12,000 credits used")).to_be_visible()
+    draft(api, "A thank-you")
+    expect(page.get_by_role("progressbar", name="1,164 of 12,000 credits used")).to_be_visible()
+    api.press("Save template")
+    expect(page.get_by_role("status")).to_have_text("“A thank-you” is saved.")
 
 
 def test_streamed_letters_are_counted_when_the_page_is_complete(api: Visitor) -> None:

@@ -59,6 +59,26 @@ def shop_denied(shop: Visitor) -> None:
     shop.follow("Analytics")
 
 
+def shop_words(shop: Visitor) -> None:
+    shop.press("Ada's studio")
+    shop.press("Write Jazz night with AI")
+
+
+def shop_credits_denied(shop: Visitor) -> None:
+    shop.press("Linus")
+    shop.press("Write Breakfast with AI")
+    shop.page.get_by_label("Name").fill("Lunch")
+    shop.press("Create template")
+    button = shop.page.get_by_role("button", name="Write Lunch with AI")
+    shop.expects("402 " + button.evaluate("button => new URL(button.form.action).pathname"))
+    shop.press("Write Lunch with AI")
+
+
+def shop_top_up(shop: Visitor) -> None:
+    shop.press("Ada's studio")
+    shop.page.goto("/upgrade/?feature=feature-ai")
+
+
 def shop_upgrade(shop: Visitor) -> None:
     shop.press("Ada's studio")
     shop.page.goto("/upgrade/?feature=feature-analytics")
@@ -121,6 +141,20 @@ def api_denied(api: Visitor) -> None:
     api.follow("Analytics")
 
 
+def api_draft(api: Visitor) -> None:
+    api.press("Ada's studio")
+    api.page.get_by_label("Title").fill("A thank-you")
+    api.press("Draft with AI")
+
+
+def api_credits_denied(api: Visitor) -> None:
+    api.press("Linus")
+    api.expects("402 /draft")
+    for title in ("A thank-you", "One too many"):
+        api.page.get_by_label("Title").fill(title)
+        api.press("Draft with AI")
+
+
 def api_upgrade(api: Visitor) -> None:
     api.press("Ada's studio")
     api.page.goto("/upgrade?feature=feature-templates")
@@ -156,6 +190,9 @@ WAYS_IN_SHOP = [
     shop_limit,
     shop_full,
     shop_denied,
+    shop_words,
+    shop_credits_denied,
+    shop_top_up,
     shop_upgrade,
     shop_analytics,
     shop_empty,
@@ -168,6 +205,8 @@ WAYS_IN_API = [
     api_limit,
     api_full,
     api_denied,
+    api_draft,
+    api_credits_denied,
     api_upgrade,
     api_analytics,
     api_letters,

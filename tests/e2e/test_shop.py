@@ -84,6 +84,32 @@ def test_suggested_names_are_api_calls_and_end_with_the_plan(shop: Visitor) -> N
     expect(page.get_by_role("heading", name="Room to grow")).to_be_visible()
 
 
+def test_words_by_ai_empty_the_wallet_and_a_top_up_fills_it(shop: Visitor) -> None:
+    page = shop.page
+    shop.press("Linus")
+    expect(page.get_by_role("progressbar", name="980 of 2,000 credits used")).to_be_visible()
+    shop.press("Write Breakfast with AI")
+    expect(page.get_by_role("status")).to_have_text("Breakfast has its words: 26 tokens.")
+    expect(page.get_by_text("Bread from next door")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="1,032 of 2,000 credits used")).to_be_visible()
+    create(shop, "Lunch")
+    shop.expects(f"402 {made_last(shop)}")
+    shop.press("Write Lunch with AI")
+    expect(page.get_by_role("heading", name="There are not enough credits left")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="1,032 of 2,000 credits used")).to_be_visible()
+    shop.follow("Get more credits")
+    shop.press("Add credits")
+    expect(page.get_by_role("progressbar", name="1,032 of 12,000 credits used")).to_be_visible()
+    shop.press("Write Lunch with AI")
+    expect(page.get_by_role("progressbar", name="1,080 of 12,000 credits used")).to_be_visible()
+
+
+def made_last(shop: Visitor) -> str:
+    """The path of the first button that writes words."""
+    button = shop.page.get_by_role("button", name="Write").first
+    return str(button.evaluate("button => new URL(button.form.action).pathname"))
+
+
 def test_a_visitor_without_a_plan_is_offered_one(shop: Visitor) -> None:
     shop.press("Edsger")
     expect(shop.page.get_by_text("You have no plan yet")).to_be_visible()

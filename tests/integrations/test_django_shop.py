@@ -121,6 +121,28 @@ def test_a_suggested_name_is_not_taken_and_counts_as_an_api_call(ada: Visitor) -
     assert "422 of 1,000 calls" in ada.get("/").text
 
 
+def test_words_are_written_from_the_wallet_until_it_is_empty_and_again_after_a_top_up(shop: str) -> None:
+    linus = Visitor(shop)
+    assert "980 of 2,000 credits" in linus.post("/sign-in/", user="linus").text
+    written = linus.post("/templates/16/words/").text
+    assert "Breakfast. Bread from next door" in written
+    used = re.search(r"([\d,]+) of 2,000 credits", written)
+    assert used is not None
+    assert 980 < int(used[1].replace(",", "")) < 1_100
+    made = re.search(r"/templates/\d+/words/", linus.post("/templates/", name="Lunch", kind="menu").text)
+    assert made is not None
+    denied = linus.post(made[0])
+    assert (denied.status_code, f"{used[1]} of 2,000 credits" in denied.text) == (402, True)
+    assert 'href="/upgrade/?feature=feature-ai"' in denied.text
+    assert f"{used[1]} of 12,000 credits" in linus.post("/top-up/").text
+    assert "Lunch. Bread from next door" in linus.post(made[0]).text
+
+
+def test_words_for_the_template_of_somebody_else_are_refused_and_take_nothing(ada: Visitor) -> None:
+    assert ada.post("/templates/16/words/").status_code == 404
+    assert "12,500 of 50,000 credits" in ada.get("/").text
+
+
 def test_staff_sign_in_to_the_ledger(shop: str) -> None:
     staff = Visitor(shop)
     assert "Usage ledger" in staff.post("/sign-in/", user="staff").text

@@ -24,14 +24,16 @@ LINUS = {"Authorization": "Bearer demo-token-linus"}
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
+def example() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("flask_api_example", SOURCE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SOURCE.parent)
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        yield module
 
 
 @pytest.fixture
@@ -201,6 +203,27 @@ def test_api_denies_what_exceeds_the_plan_with_the_figures(app: Flask) -> None:
     assert answer.status_code == 402
     assert answer.get_json(force=True)["requested"] == 4
     assert "feature-api-calls" in answer.headers["RateLimit"]
+
+
+def test_a_draft_takes_from_the_wallet_until_it_is_empty_and_again_after_a_top_up(app: Flask) -> None:
+    linus = Visitor(app.test_client())
+    assert "980 of 2,000 credits" in linus.post("/sign-in", customer="customer-demo-03").text
+    drafted = linus.post("/draft", title="A thank-you")
+    assert ("this is about: A thank-you" in drafted.text, "A draft is ready" in drafted.text) == (True, True)
+    used = re.search(r"([\d,]+) of 2,000 credits", drafted.text)
+    assert used is not None
+    assert 980 < int(used[1].replace(",", "")) < 1_100
+    denied = linus.post("/draft", title="One too many")
+    assert (denied.status_code, f"{used[1]} of 2,000 credits" in denied.text) == (402, True)
+    assert 'href="/upgrade?feature=feature-ai"' in denied.text
+    linus.get("/upgrade?feature=feature-ai")
+    assert f"{used[1]} of 12,000 credits" in linus.post("/top-up").text
+    assert "A draft is ready" in linus.post("/draft", title="Now it fits").text
+
+
+def test_a_draft_without_a_title_takes_nothing(ada: Visitor) -> None:
+    assert ada.post("/draft", title=" ").status_code == 400
+    assert "12,500 of 50,000 credits" in ada.get("/").text
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])

@@ -30,8 +30,9 @@ from ledger.steps import (
     used,
 )
 from stigg_guard.clock import microseconds
-from stigg_guard.ledger import Batch, Ledger, State, UsageKey, Use
+from stigg_guard.ledger import Batch, CreditRate, Ledger, State, UsageKey, Use
 
+RATE = CreditRate("credits", 2.5)
 AGENT = {"agent": "a", "tokens": 2.5, "is_new": True}
 
 
@@ -94,10 +95,12 @@ class TestAddingUp:
             [Use(KEY, 1, event=login()), Use(KEY, 1)],
             [Use(KEY, 1), Use(KEY, 1, dimensions=AGENT)],
             [Use(KEY, 1, dimensions=AGENT), Use(KEY, 1, dimensions={**AGENT, "agent": "b"})],
+            [Use(KEY, 1, dimensions=AGENT), Use(KEY, 1, dimensions=AGENT, rate=RATE)],
+            [Use(KEY, 1, rate=RATE), Use(KEY, 1, rate=RATE._replace(rate=3.0))],
         ],
         ids=[
             *("keys", "less", "more", "total after", "total before", "totals", "total between"),
-            *("events", "event", "use", "dimensions", "other dimensions"),
+            *("events", "event", "use", "dimensions", "other dimensions", "rate", "other rate"),
         ],
     )
     def test_keeps_apart_what_is_not_the_same(self, ledger: Ledger, clock: ManualClock, uses: list[Use]) -> None:
@@ -105,7 +108,7 @@ class TestAddingUp:
             ledger.record(use)
             clock.advance(0.001)
         kept = ledger.entries([State.UNSENT], 10)
-        assert [Use(entry.key, entry.amount, entry.is_set, entry.event, entry.dimensions) for entry in kept] == uses
+        assert [Use(one.key, one.amount, one.is_set, one.event, one.dimensions, one.rate) for one in kept] == uses
 
     def test_keeps_the_periods_apart(self, ledger: Ledger, clock: ManualClock) -> None:
         hold = held(ledger, claim(1, period=period(clock, -10, 60)))

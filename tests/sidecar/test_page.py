@@ -127,7 +127,7 @@ def test_requests_are_shown_with_what_became_of_them(sidecar: Sidecar, client: C
         ("ReportUsage", "reported", "feature-templates", "+2, now 5"),
         ("ReloadEntitlements", "listed", "", "nobody of that id"),
         ("GetEntitlements", "denied", "", "NO_ACTIVE_SUBSCRIPTION"),
-        ("GetEntitlementsStateV2", "listed", "", "20 entitlements"),
+        ("GetEntitlementsStateV2", "listed", "", "21 entitlements"),
         ("GetEntitlement", "allowed", "feature-planned", "by a fallback"),
         ("GetEntitlementV2", "allowed", "feature-templates", ""),
         ("GetBooleanEntitlement", "denied", "feature-analytics", "NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION"),

@@ -117,6 +117,7 @@ def test_more_credits_than_remain_are_denied(client: Client) -> None:
 
 ESSENTIALS = {
     "feature-templates",
+    "feature-ai",
     "feature-api-calls",
     "feature-seats",
     "feature-active-users",

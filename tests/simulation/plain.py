@@ -29,7 +29,7 @@ from stigg_guard.ledger import (
     accounting,
 )
 from stigg_guard.ledger.accounting import UNTOLD, Before, Mark, Pending
-from stigg_guard.ledger.entries import Claim, Dimensions, dimensions_text, held_claims, require_free
+from stigg_guard.ledger.entries import Claim, Dimensions, held_claims, require_free
 
 _DECIDABLE = (State.DEAD, State.UNCERTAIN)
 _ON_ITS_WAY = (State.UNSENT, State.SENDING, State.UNCERTAIN)
@@ -312,9 +312,8 @@ class PlainLedger:
         if period is None:
             period = present
         if use.amount or use.is_set:
-            dimensions = dimensions_text(use.dimensions)
             used_at = accounting.stamped(period, self._time_of_use())
-            new = Pending(quanta(use.amount), period, used_at, use.is_set, dimensions=dimensions)
+            new = Pending(quanta(use.amount), period, used_at, use.is_set, dimensions=use.details)
             if use.event is not None or not self._is_added_up(use.key, new, present):
                 line = _Line(next(self._numbers), use.key, new, self._now(), use.event, use.dimensions)
                 self.lines.append(line)

@@ -11,10 +11,13 @@ import pytest
 
 from conftest import ManualClock
 from stigg_guard import Config, ConfigError, Customer, FeatureDenied, Guard, Reason
-from stigg_guard.credits import CreditRate
+from stigg_guard.amounts import units
+from stigg_guard.credits import CreditRate, told_rates
+from stigg_guard.ledger import State, UsageKey, Use
+from stigg_guard.sidecar import entitlement_checks
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.store import Store
-from usage.outage import MakeGuard, WatchedEngine
+from usage.outage import MakeGuard, Outage, WatchedEngine
 
 CATALOG = """
 [currencies.credits]
@@ -51,15 +54,22 @@ def engine(clock: ManualClock) -> Iterator[WatchedEngine]:
     made.close()
 
 
-@pytest.fixture
-def guard(make_guard: MakeGuard) -> Guard:
-    return make_guard(CREDIT_RATES=RATES, SETTLE_GRACE=0)
+@pytest.fixture(params=[RATES, {}], ids=["by the setting", "by the source"])
+def guard(make_guard: MakeGuard, request: pytest.FixtureRequest) -> Guard:
+    return make_guard(CREDIT_RATES=request.param, SETTLE_GRACE=0)
 
 
 def spent(guard: Guard, customer: str | Customer = "c") -> float:
     """What the sidecar has taken from the wallet."""
     guard.reload(customer)
     return guard.entitlements(customer)["credits"].current_usage
+
+
+def used_of_wallet(guard: Guard) -> float:
+    """What the ledger believes to be used of the wallet."""
+    row = guard.ledger.known(UsageKey("c", "", "credits"))
+    assert row is not None
+    return units(row.used)
 
 
 def test_holds_what_it_costs(guard: Guard) -> None:
@@ -156,9 +166,72 @@ def test_what_was_reported_counts_until_the_sidecar_tells_of_it(make_guard: Make
         pytest.fail("oversold")
 
 
-def test_without_a_rate_the_sidecar_is_asked_and_the_log_says_what_is_missing(
-    make_guard: MakeGuard, caplog: pytest.LogCaptureFixture
+def test_rates_come_from_the_sidecar_where_the_setting_names_none(make_guard: MakeGuard) -> None:
+    guard = make_guard(CREDIT_RATES={"images": {"currency": "credits", "rate": 1}})
+    with guard.consume("ai", 8, customer="c"):
+        with guard.consume("images", 4, customer="c"):
+            pass
+        with pytest.raises(FeatureDenied) as denied, guard.consume("ai", 1, customer="c"):
+            pytest.fail("oversold")
+    answer = denied.value.entitlement
+    assert (answer.currency, answer.requested_usage, answer.current_usage) == ("credits", 2, 20)
+    with pytest.raises(FeatureDenied), guard.consume("ai", 1, customer="c"):  # within the grace
+        pytest.fail("oversold")
+
+
+def test_what_is_held_is_paid_at_its_rate_when_that_changes_meanwhile(
+    make_guard: MakeGuard, engine: WatchedEngine
 ) -> None:
+    guard = make_guard()
+    with guard.consume("ai", 4, customer="c"):
+        engine.replace_catalog(parse_catalog(CATALOG.replace("amount = 2 }", "amount = 1 }")))
+        guard.reload("c")
+        with pytest.raises(FeatureDenied), guard.consume("ai", 17, customer="c"):  # at 1 credit each, with 4 held
+            pytest.fail("oversold")
+        with guard.consume("ai", 6, customer="c"):
+            pass
+    assert [(one.amount, one.rate) for one in guard.ledger.entries([State.UNSENT], 9)] == [
+        (6, CreditRate("credits", 1)),
+        (4, CreditRate("credits", 2)),
+    ]
+    assert guard.flush() == 0
+    assert used_of_wallet(guard) == 6 + 8
+
+
+def test_a_process_that_knows_no_rate_notes_what_was_paid(make_guard: MakeGuard) -> None:
+    reporter = make_guard()
+    reporter.ledger.record(Use(UsageKey("c", "", "ai"), 10, rate=CreditRate("credits", 2.0)))
+    assert reporter.flush() == 0
+    assert used_of_wallet(reporter) == 20
+
+
+def test_pages_show_what_was_paid_before_the_sidecar_knows_of_it(guard: Guard, outage: Outage) -> None:
+    with guard.consume("ai", 4, customer="c"):
+        outage.begin()
+    guard.report("images", 3, customer="c")
+    assert guard.entitlements("c")["credits"].current_usage == 9.5
+    outage.end()
+
+
+def test_a_hold_that_travels_takes_its_rate_along(make_guard: MakeGuard) -> None:
+    web, worker = make_guard(TOKEN_SECRET="s" * 16), make_guard(TOKEN_SECRET="s" * 16)
+    with worker.resume(web.hold("ai", 10, customer="c", ttl=60).token):
+        pass
+    assert worker.flush() == 0
+    assert used_of_wallet(worker) == 20
+
+
+def test_what_is_reported_without_a_hold_is_paid_at_the_rate_that_is_known(guard: Guard) -> None:
+    guard.report("ai", 10, customer="c")
+    assert guard.flush() == 0
+    with pytest.raises(FeatureDenied), guard.consume("images", 1, customer="c"):
+        pytest.fail("oversold")
+
+
+def test_without_a_rate_the_sidecar_is_asked_and_the_log_says_what_is_missing(
+    make_guard: MakeGuard, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(entitlement_checks, "set_rates", lambda *_: None)  # as Stigg's own sidecar, which tells none
     guard = make_guard(CREDIT_RATES={"images": RATES["images"]})
     for _ in range(2):
         with guard.consume("ai", 1, customer="c"):
@@ -179,6 +252,21 @@ def test_a_wallet_that_the_plan_has_not_is_no_wallet(make_guard: MakeGuard) -> N
 @pytest.mark.parametrize("told", [RATES, json.dumps(RATES), {"ai": CreditRate("credits", 2.0)}])
 def test_rates_are_a_setting(told: object) -> None:
     assert Config.from_mapping({"CREDIT_RATES": told}).credit_rates["ai"] == ("credits", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "rates"),
+    [
+        (b"", {}),
+        (b"[1]", {}),
+        (b"{", {}),
+        (b"\xff", {}),
+        (json.dumps({"a": {"currency": "credits", "rate": 0}, "ai": RATES["ai"]}).encode(), {"ai": ("credits", 2)}),
+        (json.dumps({"a": {"currency": None, "rate": 1}, "ai": RATES["ai"]}).encode(), {"ai": ("credits", 2)}),
+    ],
+)
+def test_a_source_is_believed_as_far_as_it_tells_rates(told: bytes, rates: object) -> None:
+    assert told_rates(told) == rates
 
 
 @pytest.mark.parametrize(

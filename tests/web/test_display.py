@@ -40,6 +40,7 @@ def feature(kind: Kind | None = None, *, has_access: bool = True, **fields: Any)
         (templates(usage_limit=6, current_usage=6, has_access=False, reason=EXCEEDED), "6 of 6 templates"),
         (templates(usage_limit=6, current_usage=9, has_soft_limit=True), "9 of 6 templates"),
         (templates(current_usage=1), "1 template used"),
+        (templates(current_usage=1, has_access=False, reason=Reason.INSUFFICIENT_CREDITS), "1 template used"),
         (templates(is_unlimited=True, current_usage=40), "unlimited templates"),
         (feature(Kind.METERED, usage_limit=6, current_usage=3), "3 of 6"),
         (feature(Kind.METERED, is_unlimited=True), "unlimited"),

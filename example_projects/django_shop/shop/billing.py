@@ -15,6 +15,8 @@ from stigg_guard.django import get_guard
 
 FIRST_PLAN = "free"
 LARGER_PLAN = "growth"
+TOP_UP = 10_000
+"""Credits."""
 READ_THROUGH_SECONDS = 5.0
 READ_THROUGH_UNTIL = "read_through_until"
 
@@ -39,6 +41,23 @@ def upgrade(customer_id: str) -> None:
         ApiError: it could not be done.
     """
     get_guard().api.provision_subscription({"customer_id": customer_id, "plan_id": LARGER_PLAN})
+
+
+def top_up(customer_id: str) -> None:
+    """Gives the customer more credits; the next check knows of them.
+
+    Raises:
+        ApiError: it could not be done.
+    """
+    get_guard().api.grant_credits(
+        {
+            "customer_id": customer_id,
+            "currency_id": "api-credits",
+            "amount": TOP_UP,
+            "grant_type": "PAID",
+            "display_name": "Top-up",
+        }
+    )
 
 
 def bought(request: HttpRequest) -> None:

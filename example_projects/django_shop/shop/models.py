@@ -34,6 +34,7 @@ class Template(models.Model):
     studio = models.ForeignKey(Studio, on_delete=models.CASCADE, related_name="templates")
     name = models.CharField(max_length=60)
     kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.POSTER)
+    words = models.TextField(blank=True, default="")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -22,6 +22,7 @@ STIGG_GUARD = {
     "RATE_LIMIT_HEADERS": True,
     "ON_OUTAGE": "error",
     "TIMEOUT": 5,  # the machine of a demonstration may be busy with something else
+    "CREDIT_RATES": {"feature-ai": {"currency": "api-credits", "rate": 2}},  # what a token costs
     # In the shop's own database: a template and its use are committed together, or not at all.
     "LEDGER": "django://default",
     # So that the page after a form shows its effect, whichever worker answers. A busy site keeps the defaults.

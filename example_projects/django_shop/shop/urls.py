@@ -16,10 +16,12 @@ urlpatterns = [
     path("sign-out/", views.sign_out, name="sign-out"),
     path("templates/", views.create_template, name="create-template"),
     path("templates/<int:pk>/delete/", views.delete_template, name="delete-template"),
+    path("templates/<int:pk>/words/", views.write_words, name="write-words"),
     path("templates.csv", views.export, name="export"),
     path("suggestion/", views.suggest_name, name="suggest-name"),
     path("analytics/", views.Analytics.as_view(), name="analytics"),
     path("upgrade/", views.upgrade, name="upgrade"),
+    path("top-up/", views.top_up, name="top-up"),
     path("api/", protect(include("shop.api"), "feature-api-calls", 1)),
     path("admin/", admin.site.urls),
 ]

@@ -1,4 +1,4 @@
-"""The shop's pages. What a plan decides is said in the decorators, and nowhere else."""
+"""The shop's pages. What a plan decides is said in the decorators, and around the call of the language model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from django.views.generic import TemplateView
 
-from shop import billing
+from shop import billing, writer
 from shop.customers import customer_of, studio_of
 from shop.forms import StudioForm, TemplateForm
 from shop.models import Studio, Template
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 FEATURES = {
     "feature-templates": "Templates",
     "feature-api-calls": "API calls",
+    "api-credits": "Credits",
     "feature-seats": "Seats",
     "feature-storage": "Storage",
     "feature-regions": "Regions",
@@ -115,6 +116,21 @@ def delete_template(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect("home")
 
 
+@require_POST
+@transaction.non_atomic_requests
+def write_words(request: HttpRequest, pk: int) -> HttpResponse:
+    """Has the language model write a template's words. Credits for all that it may use are held meanwhile, and those
+    for what it has used are counted. No transaction is open while it writes."""
+    template = get_object_or_404(_templates(request), pk=pk)
+    with get_guard().consume("feature-ai", writer.MAX_TOKENS, customer=template.studio.customer_id) as usage:
+        completion = writer.complete(template.kind, template.name, writer.MAX_TOKENS)
+        usage.amount = completion.tokens
+        template.words = completion.text
+        template.save(update_fields=["words"])
+    messages.success(request, f"{template} has its words: {completion.tokens} tokens.")
+    return redirect("home")
+
+
 @require_GET
 @requires_feature("feature-exports")
 def export(request: HttpRequest) -> StreamingHttpResponse:
@@ -154,8 +170,9 @@ def upgrade(request: HttpRequest) -> HttpResponse:
     if customer is None:
         return redirect("home")
     if request.method == "GET":
-        wanted = FEATURES.get(request.GET.get("feature", ""))
-        return render(request, "shop/upgrade.html", {"wanted": wanted, "features": FEATURES.items()})
+        wanted = {**FEATURES, "feature-ai": "Credits"}.get(request.GET.get("feature", ""))
+        context = {"wanted": wanted, "features": FEATURES.items(), "credits": f"{billing.TOP_UP:,}"}
+        return render(request, "shop/upgrade.html", context)
     try:
         billing.upgrade(customer)
     except ApiError as error:
@@ -164,6 +181,24 @@ def upgrade(request: HttpRequest) -> HttpResponse:
         return redirect("upgrade")
     billing.bought(request)
     messages.success(request, "Welcome to Growth. Everything it has is yours from now on.")
+    return redirect("home")
+
+
+@require_POST
+@transaction.non_atomic_requests
+def top_up(request: HttpRequest) -> HttpResponse:
+    """Sells more credits."""
+    customer = customer_of(request)
+    if customer is None:
+        return redirect("home")
+    try:
+        billing.top_up(customer)
+    except ApiError as error:
+        logger.warning("%s got no credits: %s", customer, error)
+        messages.error(request, "Your credits could not be added just now. Please try again in a moment.")
+        return redirect("upgrade")
+    billing.bought(request)
+    messages.success(request, f"{billing.TOP_UP:,} credits are yours.")
     return redirect("home")
 
 

@@ -18,10 +18,11 @@ from typing import Any, Protocol, TypeVar
 
 from cachetools import TTLCache
 
-from stigg_guard.amounts import Amount
+from stigg_guard.amounts import Amount, quanta_used, units
 from stigg_guard.cache.backoff import Backoff
 from stigg_guard.cache.single_flight import SingleFlight
 from stigg_guard.clock import Clock
+from stigg_guard.credits import NO_RATES, Rates, told_rates
 from stigg_guard.entitlements import (
     Customer,
     Entitlement,
@@ -34,7 +35,7 @@ from stigg_guard.entitlements import (
 )
 from stigg_guard.errors import SidecarError
 from stigg_guard.ledger import Ticket
-from stigg_guard.wire.validity import valid_until
+from stigg_guard.wire.beside import rates, valid_until
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ class Snapshot:
     ``messages`` are the wire's entitlements by feature id or currency id, read when they are first asked for;
     ``denial`` is the reason why the customer has none at all. ``ticket`` orders snapshots and reports of a customer: a
     later fetch has a higher one, drawn before it began. ``period_ends`` are the ends of usage periods, and of what the
-    source says to hold for a time, in seconds since the epoch. ``source`` marks the answers: ``CACHE``, or ``OFFLINE``.
+    source says to hold for a time, in seconds since the epoch. ``rates`` are what the source says that features cost
+    which a wallet of credits pays for. ``source`` marks the answers: ``CACHE``, or ``OFFLINE``.
 
     ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
     came. What was asked for alone, because the list lacks it, joins both, or ``missing`` when no such feature exists.
@@ -72,6 +74,7 @@ class Snapshot:
         "messages",
         "missing",
         "period_ends",
+        "rates",
         "response",
         "source",
         "stale_until",
@@ -86,6 +89,7 @@ class Snapshot:
         ticket: Ticket,
         *,
         period_ends: Sequence[float] = (),
+        rates: Rates = NO_RATES,
         source: Source = Source.CACHE,
         response: Any = None,
     ) -> None:
@@ -93,6 +97,7 @@ class Snapshot:
         self.denial = denial
         self.ticket = ticket
         self.period_ends = period_ends
+        self.rates = rates
         self.source = source
         self.response = response
         self.stamp = 0
@@ -138,7 +143,8 @@ def snapshot_of(response: Any, ticket: Ticket, source: Source = Source.CACHE) ->
     if until is not None:
         period_ends.append(until)
     denial = Reason.from_wire(response.access_denied_reason) if denied else None
-    return Snapshot(by_id, denial, ticket, period_ends=period_ends, source=source, response=response)
+    costs = told_rates(rates(response))
+    return Snapshot(by_id, denial, ticket, period_ends=period_ends, rates=costs, source=source, response=response)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +327,14 @@ class SnapshotCache:
             return
         if lower or current_usage > answer.current_usage:
             snapshot.answers[feature_id] = answer.with_usage(current_usage)
+
+    def spend(self, customer: Customer, currency: str, amount: float) -> None:
+        """Lets pages see what was paid from a wallet after the fetch; holds go by the fetch and by the ledger."""
+        snapshot = self.snapshots.get(cache_key(customer))
+        wallet = snapshot.find(currency) if snapshot is not None else None
+        if snapshot is not None and wallet is not None and wallet.kind is Kind.CREDIT:
+            used = units(quanta_used(wallet.current_usage) + quanta_used(amount))
+            snapshot.answers[currency] = wallet.with_usage(used)
 
     def add(self, snapshot: Snapshot, answer: Entitlement) -> None:
         """Keeps the answer to a feature that the list lacks, as long as the snapshot lives, within a bound."""

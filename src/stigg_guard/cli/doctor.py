@@ -32,6 +32,7 @@ ASSUMPTIONS = (
     "isGranted may leave out the limit, so the figures decide",
     "no answer for a feature means that Stigg has none of that id",
     "a missing resource is told by the code RESOURCE_NOT_FOUND",
+    "creditRate.amount is the price of one unit, in the currency customCurrencyId",
     "validUntil is in seconds, milliseconds or ISO 8601",
     "the code of an error stands in its extensions",
     "30 mutations a minute per customer is no limit of reports",
@@ -83,6 +84,7 @@ def _findings(guard: Guard) -> Iterator[Finding]:
         yield from _api(guard)
     yield _ledger(guard)
     yield _cache(config)
+    yield _credit_rates(config)
     yield _webhooks(config)
     if config.sidecar == "cloud":
         yield from (Finding("Stigg's API", Health.UNVERIFIED, f"assumed: {each}") for each in ASSUMPTIONS)
@@ -165,6 +167,15 @@ def _cache(config: Config) -> Finding:
         found = f"Redis does not answer: {home.explained(error)}"
         return Finding("CACHE", Health.BROKEN, found, "start it, or correct CACHE")
     return Finding("CACHE", Health.OK, "Redis answers")
+
+
+def _credit_rates(config: Config) -> Finding:
+    tells = config.sidecar in ("cloud", "local")
+    others = "the source tells the rates" if tells else "a sidecar of Stigg's tells no rates"
+    if config.credit_rates:
+        return Finding("CREDIT_RATES", Health.OK, f"set for {len(config.credit_rates)} features; of others {others}")
+    remedy = "" if tells else "set it, if credits pay for a feature: else it is asked about at each use, one by one"
+    return Finding("CREDIT_RATES", Health.OK, f"not set: {others}", remedy)
 
 
 def _webhooks(config: Config) -> Finding:

@@ -344,7 +344,7 @@ def _seen_ledger(guard: Guard) -> Ledger:
 
 def _fields(entry: Entry) -> Mapping[str, Any]:
     fields = asdict(entry)
-    for internal in ("key", "period", "first_at", "ticket", "before"):
+    for internal in ("key", "period", "first_at", "ticket", "before", "rate"):
         del fields[internal]
     times = {"used_at": _instant(entry.used_at / 1e9), "first_used_at": _instant(entry.first_at / 1e6)}
     return {**entry.key._asdict(), **fields, **times}

@@ -7,7 +7,7 @@ list of what is assumed is in docs/cloud.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -20,14 +20,15 @@ from stigg_guard.api import CreditEntitlement, EntitlementsState, FeatureEntitle
 from stigg_guard.entitlements import entitlement_from_wire
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.wire import sidecar_pb2 as pb
+from stigg_guard.wire.beside import set_rates, set_valid_until
 from stigg_guard.wire.responses import FEATURE_TYPES
-from stigg_guard.wire.validity import set_valid_until
 
 ENTITLEMENT = """
 __typename
 ... on FeatureEntitlement {
   isGranted accessDeniedReason usageLimit hasUnlimitedUsage hasSoftLimit currentUsage enumValues resetPeriod
   usagePeriodAnchor usagePeriodStart usagePeriodEnd validUntil
+  creditRate { amount currencyId customCurrencyId }
   feature { refId featureType meterType featureUnits featureUnitsPlural }
 }
 ... on CreditEntitlement {
@@ -81,6 +82,7 @@ def state_response(state: EntitlementsState, now: datetime) -> pb.GetEntitlement
     until = first_end((getattr(each, "valid_until", None) for each in told), now)
     if until is not None:
         set_valid_until(response, until)
+    set_rates(response, dict(_rates(told)))
     return response
 
 
@@ -196,6 +198,16 @@ def usage_response(measured: UsageMeasurementWithCurrentUsage) -> pb.ReportUsage
         usage_period_start=_moment(measured.usage_period_start),
         usage_period_end=_moment(measured.usage_period_end),
     )
+
+
+def _rates(told: Iterable[object]) -> Iterator[tuple[str, tuple[str, float]]]:
+    """What a unit of each feature costs that credits pay for."""
+    for said in told:
+        rate = getattr(said, "credit_rate", None)
+        if rate is None or not isinstance(said, FeatureEntitlement) or said.feature is None:
+            continue
+        if said.usage_limit is None and not said.has_unlimited_usage:
+            yield said.feature.ref_id, (rate.custom_currency_id or rate.currency_id, rate.amount)
 
 
 def _feature(said: FeatureEntitlement, kind: str) -> Message:

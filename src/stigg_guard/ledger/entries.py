@@ -59,8 +59,16 @@ class Ticket(NamedTuple):
     at: int
 
 
+class CreditRate(NamedTuple):
+    """What a unit of a feature costs: ``rate`` units of the currency."""
+
+    currency: str
+    rate: float
+
+
 class Claim(NamedTuple):
-    """A wish to use ``amount`` units, with what the asker's snapshot says of the key.
+    """A wish to use ``amount`` units, with what the asker's snapshot says of the key, and the ``rate`` that a wallet
+    pays at where one does.
 
     That of a wallet says which keys the wallet ``pays_for``, and how much of its currency a unit of each costs. What is
     held and on its way of those counts against its limit, and it is not held itself.
@@ -70,6 +78,7 @@ class Claim(NamedTuple):
     amount: float
     news: News
     pays_for: tuple[tuple[UsageKey, float], ...] = ()
+    rate: CreditRate | None = None
 
 
 class Once(NamedTuple):
@@ -127,7 +136,7 @@ class Event:
 class Use(NamedTuple):
     """``amount`` units that were used, fewer given back when negative; the new total with ``is_set``.
 
-    ``dimensions`` go with the usage report; those of an event are the event's own.
+    ``dimensions`` go with the usage report; those of an event are the event's own. ``rate`` is that of the claim.
     """
 
     key: UsageKey
@@ -135,6 +144,12 @@ class Use(NamedTuple):
     is_set: bool = False
     event: Event | None = None
     dimensions: Dimensions = NO_DIMENSIONS
+    rate: CreditRate | None = None
+
+    @property
+    def details(self) -> str:
+        """What is written of it beside its amount."""
+        return details_text(self.dimensions, self.rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +160,8 @@ class Entry:
     use in it, in microseconds on the ledger's clock. ``period`` is the usage period in which its units were held.
     ``reason`` says why it is uncertain, dead or waits. ``attempts`` is how often it was sent since it was last known
     not to be counted: from the second on, nobody knows whether the one before was. ``ticket`` is that of the first
-    sending since it was last known not to be counted, and ``before`` what was known of the usage then.
+    sending since it was last known not to be counted, and ``before`` what was known of the usage then. ``rate`` is what
+    its units were held at, where a wallet pays for them.
     """
 
     id: str
@@ -162,12 +178,13 @@ class Entry:
     first_at: int = 0
     ticket: int = 0
     before: Before | None = None
+    rate: CreditRate | None = None
 
     @property
     def pending(self) -> Pending:
         """The entry as the accounting sees it."""
-        amount = quanta(self.amount)
-        return Pending(amount, self.period, self.used_at, self.is_set, self.ticket, dimensions_text(self.dimensions))
+        details = details_text(self.dimensions, self.rate)
+        return Pending(quanta(self.amount), self.period, self.used_at, self.is_set, self.ticket, details)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,20 +372,27 @@ def event_of(text: str | None) -> Event | None:
     return Event(**json.loads(text)) if text else None
 
 
-def dimensions_text(dimensions: Dimensions) -> str:
-    """Dimensions as JSON, the same text for the same ones; empty for none."""
-    return json.dumps(dict(dimensions), sort_keys=True) if dimensions else ""
+_RATE = ""  # the one name that no dimension has
 
 
-def dimensions_of(text: str) -> Dimensions:
-    found: Dimensions = json.loads(text) if text else {}
-    return found
+def details_text(dimensions: Dimensions, rate: CreditRate | None) -> str:
+    """Dimensions and the rate as JSON, the same text for the same ones; empty for none."""
+    if rate is None:
+        return json.dumps(dict(dimensions), sort_keys=True) if dimensions else ""
+    return json.dumps({**dimensions, _RATE: rate}, sort_keys=True)
+
+
+def details_of(text: str) -> tuple[Dimensions, CreditRate | None]:
+    found = json.loads(text) if text else {}
+    rate = found.pop(_RATE, None)
+    return found, rate and CreditRate(*rate)
 
 
 def stored_entry(number: str, state: str, key: UsageKey, stored: Sequence[Any]) -> Entry:
-    """An entry from what a home keeps of it: amount, is_set, used_at, event, reason, attempts, dimensions, period,
+    """An entry from what a home keeps of it: amount, is_set, used_at, event, reason, attempts, details, period,
     first_at, ticket and before."""
-    amount, is_set, used_at, event, reason, attempts, dimensions, period, first_at, ticket, before = stored
+    amount, is_set, used_at, event, reason, attempts, details, period, first_at, ticket, before = stored
+    dimensions, rate = details_of(details)
     return Entry(
         id=number,
         state=State(state),
@@ -379,9 +403,10 @@ def stored_entry(number: str, state: str, key: UsageKey, stored: Sequence[Any]) 
         event=event_of(event),
         reason=reason,
         attempts=attempts,
-        dimensions=dimensions_of(dimensions),
+        dimensions=dimensions,
         period=period_of(period),
         first_at=first_at,
         ticket=ticket,
         before=before_of(before),
+        rate=rate,
     )

@@ -18,7 +18,6 @@ from stigg_guard.ledger.entries import (
     State,
     UsageKey,
     Use,
-    dimensions_text,
     event_text,
     period_of,
     period_text,
@@ -123,7 +122,7 @@ def claim_words(claim: Claim) -> Sequence[Any]:
 
 
 def use_words(use: Use) -> Sequence[Any]:
-    how = int(use.is_set), event_text(use.event), dimensions_text(use.dimensions)
+    how = int(use.is_set), event_text(use.event), use.details
     return name_of(use.key), quanta(use.amount), *how
 
 

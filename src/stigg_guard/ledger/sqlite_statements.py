@@ -36,7 +36,6 @@ from stigg_guard.ledger.entries import (
     UsageKey,
     Use,
     before_text,
-    dimensions_text,
     event_text,
     instant_of,
     instant_text,
@@ -261,15 +260,15 @@ def record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) ->
     if period is None:
         period = present
     if use.amount or use.is_set:
-        dimensions, event = dimensions_text(use.dimensions), event_text(use.event)
-        new = Pending(quanta(use.amount), period, stamped(period, now * 1000), use.is_set, dimensions=dimensions)
+        details, event = use.details, event_text(use.event)
+        new = Pending(quanta(use.amount), period, stamped(period, now * 1000), use.is_set, dimensions=details)
         if found.newest is not None and not event and may_add_up(found.newest[1], new, present):
             _add(db, *found.newest, new)
         else:
             db.execute(
                 "INSERT INTO entries (customer, resource, feature, state, amount, is_set, used_at, first_at, period, "
                 "event, dimensions) VALUES (?, ?, ?, 'unsent', ?, ?, ?, ?, ?, ?, ?)",
-                (*key, new.amount, use.is_set, instant_text(new.used_at), now, period_text(period), event, dimensions),
+                (*key, new.amount, use.is_set, instant_text(new.used_at), now, period_text(period), event, details),
             )
         found.pending.append(new)
     return found.usage()

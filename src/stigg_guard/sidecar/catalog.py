@@ -274,7 +274,7 @@ def _credit_rate(table: Table, currencies: Mapping[str, Currency]) -> CreditRate
     if not quanta(amount or 0.0):
         table.fault("amount", f"must be a number of credits, {1 / QUANTA_PER_UNIT:f} or more")
     table.end()
-    return CreditRate(currency or "", amount or 0.0)
+    return CreditRate(currency or "", float(amount or 0.0))
 
 
 def _currency(id_: str, table: Table) -> Currency:

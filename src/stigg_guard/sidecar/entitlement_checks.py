@@ -22,6 +22,7 @@ from stigg_guard.sidecar.state import State
 from stigg_guard.sidecar.subscriptions import Denied, Offer, Offers, Subscriber, Subscriptions, Window
 from stigg_guard.sidecar.wallets import Wallets
 from stigg_guard.wire import sidecar_pb2 as pb
+from stigg_guard.wire.beside import set_rates
 from stigg_guard.wire.responses import TYPED_METHODS, entitlement_response
 
 _EXCEEDED = {
@@ -165,9 +166,11 @@ def _state(
     offers: Offers, revoked: frozenset[str], usages: tuple[_Usage | None, ...]
 ) -> pb.GetEntitlementsStateV2Response:
     every = zip(offers.every, usages, strict=True)
-    return pb.GetEntitlementsStateV2Response(
+    response = pb.GetEntitlementsStateV2Response(
         entitlements=[_entitlement(offer, revoked, usage, _NO_ASK) for offer, usage in every]
     )
+    set_rates(response, {offer.id: (offer.rate.currency, offer.rate.amount) for offer in offers.every if offer.rate})
+    return response
 
 
 def _entitlement(offer: Offer, revoked: frozenset[str], usage: _Usage | None, ask: _Ask) -> pb.EntitlementV2:

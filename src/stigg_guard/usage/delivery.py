@@ -163,9 +163,7 @@ class Delivery:
         self._acknowledge(answers)
 
     def _acknowledge(self, answers: Sequence[Acknowledged]) -> None:
-        rates = self._config.credit_rates
-        if rates:
-            answers = [replace(answer, paid=paid(rates, answer.report)) for answer in answers]
+        answers = [replace(one, paid=paid(one.report)) if one.report.rate else one for one in answers]
         self._ledger.acknowledge(answers)
         self.counts["acknowledged"] += len(answers)
         for answer in answers:

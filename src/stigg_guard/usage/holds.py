@@ -13,10 +13,10 @@ from time import monotonic, sleep
 from typing import NamedTuple, TypeAlias, cast
 
 from stigg_guard.amounts import quanta, quanta_used, units
-from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
+from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, cache_key
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
-from stigg_guard.credits import price, repriced, wallet_claim
+from stigg_guard.credits import NO_RATES, Rates, price, repriced, wallet_claim
 from stigg_guard.entitlements import Customer, Entitlement, Kind, changed
 from stigg_guard.errors import (
     ClientClosed,
@@ -188,7 +188,8 @@ class Holds:
         """Turns the hold of successful work into usage: it is in the ledger, or on other ways to the sidecar. One that
         has ``travelled`` may be ended by others, too, and counts once."""
         uses = [
-            Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions) for claim in hold.claims
+            Use(claim.key, amounts[claim.key.feature_id], event=event, dimensions=dimensions, rate=claim.rate)
+            for claim in hold.claims
         ]
         if hold.id:
             self._commit(hold, uses, travelled=travelled)
@@ -221,6 +222,7 @@ class Holds:
         for use, usage in zip(uses, counted, strict=bool(counted)):  # none if a use with the same key was counted
             if use.amount >= 0 and not use.is_set:
                 _correct(self._lookup, use.key, usage)
+                _spend(self._lookup, use)
             self.audience.tell(Observer.used, use)
         if any(use.amount or use.is_set for use in uses):
             self.send(whose.customer_id)
@@ -255,17 +257,19 @@ class Holds:
         """
         if not self._lookup.counts:
             return
+        known = self._lookup.cache.snapshots.get(cache_key(Customer(use.key.customer_id, use.key.resource_id or None)))
+        priced = use._replace(rate=self._rates(known).get(use.key.feature_id))
         if once is None:
-            confirm(lambda certain: self._record(use) if certain else None)
+            confirm(lambda certain: self._record(priced) if certain else None)
             return
         try:
             hold = self._key_held(once)
         except UsageRepeated:
             return
         except LedgerUnavailable:
-            confirm(lambda certain: self._record_once([use], once) if certain else None)
+            confirm(lambda certain: self._record_once([priced], once) if certain else None)
             return
-        confirm(lambda certain: self._commit(hold, [use]) if certain else self.release(hold))
+        confirm(lambda certain: self._commit(hold, [priced]) if certain else self.release(hold))
 
     def close(self) -> None:
         """Reports what is unsent, briefly, and ends the threads."""
@@ -316,6 +320,7 @@ class Holds:
             return
         if use.amount > 0 and not use.is_set:
             _correct(self._lookup, use.key, usage)
+            _spend(self._lookup, use)
         self.audience.tell(Observer.used, use)
         self.send(use.key.customer_id)
 
@@ -363,7 +368,7 @@ class Holds:
         for feature, (asked, snapshot) in found.items():
             if not asked.needs_fresh_check:
                 continue
-            rate = self._config.credit_rates.get(feature)
+            rate = self._rates(snapshot).get(feature)
             wallet = snapshot.find(rate.currency) if rate is not None and snapshot is not None else None
             if rate is None or wallet is None or snapshot is None or wallet.kind is not Kind.CREDIT:
                 self._warn_of_rate(feature)
@@ -371,12 +376,21 @@ class Holds:
             wallets[rate.currency] = wallet, snapshot
         return wallets
 
+    def _rates(self, snapshot: Snapshot | None) -> Rates:
+        """What features cost: the setting goes before what the source of the snapshot tells."""
+        told = NO_RATES if snapshot is None else snapshot.rates
+        return {**told, **self._config.credit_rates}
+
+    def _priced(self, asked: Entitlement, snapshot: Snapshot | None, customer: Customer) -> Claim:
+        claim = _claim(asked, snapshot, customer)
+        return claim._replace(rate=self._rates(snapshot).get(asked.feature_id)) if asked.needs_fresh_check else claim
+
     def _warn_of_rate(self, feature: str) -> None:
         if feature not in self._unpriced:
             self._unpriced.add(feature)
             logger.warning(
-                "%r is paid from credits, so the sidecar is asked at each use, one by one: set CREDIT_RATES to "
-                "its currency, which the customer's plan must have, and to what a unit costs",
+                "%r is paid from credits, and nobody tells a rate, so the sidecar is asked at each use, one by one: "
+                "set CREDIT_RATES to its currency, which the customer's plan must have, and to what a unit costs",
                 feature,
             )
 
@@ -388,10 +402,10 @@ class Holds:
                 )
             if not asked and not asked.is_limited:
                 raise FeatureDenied(asked, customer)
-        claims = [_claim(asked, snapshot, customer) for asked, snapshot in found.values()]
-        rates = self._config.credit_rates
+        claims = [self._priced(asked, snapshot, customer) for asked, snapshot in found.values()]
         payments = [
-            wallet_claim(rates, claims, _claim(wallet, snapshot, customer)) for wallet, snapshot in wallets.values()
+            wallet_claim(self._rates(snapshot), claims, _claim(wallet, snapshot, customer))
+            for wallet, snapshot in wallets.values()
         ]
         try:
             held = self._held([*claims, *payments], terms)
@@ -407,9 +421,10 @@ class Holds:
             return held
         if held.claim.pays_for:
             wallet, _ = wallets[held.claim.key.feature_id]
-            paid_for = next(one for one in found if one in rates and rates[one].currency == wallet.feature_id)
-            enough = terms.at_least and price(rates, paid_for, terms.at_least)
-            denied = _exceeded(changed(wallet, feature_id=paid_for), held, enough)
+            currency = wallet.feature_id
+            paid_for, rate = next((one.key, one.rate) for one in claims if one.rate and one.rate.currency == currency)
+            enough = terms.at_least and price(rate, terms.at_least)
+            denied = _exceeded(changed(wallet, feature_id=paid_for.feature_id), held, enough)
         else:
             denied = _exceeded(found[held.claim.key.feature_id][0], held, terms.at_least)
         raise FeatureDenied(denied, customer)
@@ -487,6 +502,12 @@ def _acknowledged(lookup: Lookup, audience: Audience, thresholds: Sequence[float
     audience.tell(Observer.reported, answer)
     if thresholds:
         tell_of_thresholds(thresholds, lookup.shown, audience, answer)
+
+
+def _spend(lookup: Lookup, use: Use) -> None:
+    if use.rate is not None:
+        owner = Customer(use.key.customer_id, use.key.resource_id or None)
+        lookup.cache.spend(owner, use.rate.currency, price(use.rate, use.amount))
 
 
 def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True) -> None:

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from itsdangerous import BadSignature, URLSafeSerializer
 
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import InvalidRequest
-from stigg_guard.ledger import Claim, Hold, News, UsageKey
+from stigg_guard.ledger import Claim, CreditRate, Hold, News, UsageKey
 from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, UNTOLD
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.holds import Holds
@@ -41,7 +42,7 @@ class Tokens:
 
     def token(self, hold: Hold, until: float) -> str:
         """The token of a hold that ends at ``until``, in seconds since the epoch."""
-        told = [hold.id, until, [[*claim.key, claim.amount] for claim in hold.claims]]
+        told = [hold.id, until, [[*claim.key, claim.amount, *(claim.rate or ())] for claim in hold.claims]]
         return str(self._serializer.dumps(told))
 
     def hold(self, token: str, now: float) -> Hold:
@@ -58,7 +59,12 @@ class Tokens:
             ) from None
         if now > until + _KEPT_SECONDS:
             raise InvalidRequest("token", "this hold ended more than a day ago and is forgotten; take another one")
-        return Hold(number, tuple(Claim(UsageKey(*key), amount, _NO_NEWS) for *key, amount in parts))
+        return Hold(number, tuple(_claim(*part) for part in parts))
+
+
+def _claim(customer: str, resource: str, feature: str, amount: float, *rate: Any) -> Claim:
+    key = UsageKey(customer, resource, feature)
+    return Claim(key, amount, _NO_NEWS, rate=CreditRate(*rate) if rate else None)
 
 
 def unheld(amounts: Mapping[str, float], customer: Customer) -> Hold:

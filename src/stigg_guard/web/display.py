@@ -9,7 +9,7 @@ from html import escape
 from types import MappingProxyType
 from typing import TypeVar
 
-from stigg_guard.entitlements import Customer, Entitlement, Kind
+from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason
 from stigg_guard.errors import InvalidRequest, SidecarError
 from stigg_guard.guard import Guard
 from stigg_guard.log import logger
@@ -162,7 +162,7 @@ def line(entitlement: Entitlement, wording: Wording = ENGLISH, name: str | None 
 
 def usage_text(entitlement: Entitlement, wording: Wording = ENGLISH) -> str:
     """What the customer has, in words: "3 of 6 templates", "unlimited seats", "100 GB", "eu, us", "not included"."""
-    if not entitlement.has_access and not entitlement.is_limited:
+    if not entitlement and not entitlement.is_limited and entitlement.reason is not Reason.INSUFFICIENT_CREDITS:
         return wording.say(Text.NOT_INCLUDED)
     if entitlement.is_unlimited:
         units = entitlement.units_plural

@@ -21,7 +21,7 @@ from stigg_guard.django.transactions import follow_transaction
 from stigg_guard.errors import ClientClosed, LedgerUnavailable
 from stigg_guard.ledger import Hold, Period, Use
 from stigg_guard.ledger.accounting import UNTOLD, Pending, stamped
-from stigg_guard.ledger.entries import dimensions_text, event_text, instant_text, period_text
+from stigg_guard.ledger.entries import event_text, instant_text, period_text
 from stigg_guard.log import logger
 
 UNDONE_REMEMBERED = 1000
@@ -250,6 +250,6 @@ def _write(step: Step, hold: Hold | None, uses: Sequence[Use], *, repeated: bool
 
 
 def _columns(key: str, use: Use, one: Pending, now: int, present: Period) -> tuple[object, ...]:
-    event, dimensions = event_text(use.event), dimensions_text(use.dimensions)
+    event, details = event_text(use.event), use.details
     told = key, "unsent", one.amount, one.is_set, instant_text(one.used_at), now, period_text(one.period)
-    return *told, event, dimensions, not event, period_text(present), 0, 0, "", 0, 0, ""
+    return *told, event, details, not event, period_text(present), 0, 0, "", 0, 0, ""
