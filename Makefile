@@ -179,6 +179,7 @@ package: $(READY)
 	@$(BIN)/python -m build --outdir dist
 	@$(BIN)/twine check --strict dist/*
 	@$(BIN)/check-wheel-contents dist/*.whl
+	@$(BIN)/pyroma --quiet --min 10 .
 
 wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist

@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 
 from stigg_guard.cli.arguments import (
     configure_cache_service,
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status. An error of ours is one message on stderr and status 2, or 1 where 2
     means something else."""
     parser = ArgumentParser(prog="stigg-guard", description="Guard views by what a customer has paid for.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('stigg-guard')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     local = commands.add_parser("sidecar", help="run a local Stigg sidecar that needs no account")
@@ -74,9 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = parser.parse_args(argv)
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
     except StiggGuardError as error:
         parser.exit(getattr(options, "error_status", 2), f"{parser.prog}: {error}\n")
+    except BrokenPipeError:  # who reads the output, such as head, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _sidecar(options: Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stigg_guard import __version__
 from stigg_guard.__main__ import main
 from stigg_guard.sidecar.server import Sidecar
 
@@ -19,6 +20,22 @@ CUSTOMER = "customer-demo-01"
 @pytest.fixture(autouse=True)
 def environment(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STIGG_GUARD_SIDECAR", sidecar.address)
+
+
+def test_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"stigg-guard {__version__}\n"
+
+
+def test_a_reader_who_has_enough_sees_no_traceback() -> None:
+    unread, written = os.pipe()
+    os.close(unread)
+    command = [sys.executable, "-m", "stigg_guard", "schema"]
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(written)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_lists_what_a_plan_has(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +89,7 @@ def test_a_question_makes_no_ledger_and_needs_no_place_for_one(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nobody"], "knows no nobody"),
+        (["nobody"], "knows no customer 'nobody'"),
         ([CUSTOMER, "--requested-usage", "2"], "name it"),
         (["a\udcff"], "valid Unicode"),
     ],

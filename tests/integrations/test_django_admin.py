@@ -299,7 +299,9 @@ class TestEntitlements:
         page = text_of(boss.get(ENTITLEMENTS, {"customer": "customer-demo-04"}))
         assert "This customer has no active subscription." in page
 
-    @pytest.mark.parametrize(("customer", "told"), [("nobody", "knows no nobody"), (" ", "This field is required.")])
+    @pytest.mark.parametrize(
+        ("customer", "told"), [("nobody", "knows no customer 'nobody'"), (" ", "This field is required.")]
+    )
     def test_of_nobody_says_so(self, boss: Client, ledger: Ledger, customer: str, told: str) -> None:
         assert told in text_of(boss.get(ENTITLEMENTS, {"customer": customer}))
 

@@ -208,6 +208,12 @@ def test_a_ledger_in_memory_is_found_before_deployment(settings: Any, tmp_path: 
     assert ids(deploy=True) == ["stigg_guard.W003"]
 
 
+def test_a_local_sidecar_is_found_before_deployment_whatever_the_ledger(settings: Any, tmp_path: Path) -> None:
+    settings.STIGG_GUARD = {**DEPLOYABLE, "SIDECAR": "local", "LEDGER": f"sqlite:///{tmp_path}/ledger.sqlite3"}
+    (warning,) = run_checks(tags=["stigg_guard"], include_deployment_checks=True)
+    assert (warning.id, str(warning.hint).split(" is ")[0]) == ("stigg_guard.W003", "SIDECAR = 'local'")
+
+
 def test_a_database_that_refuses_to_turn_to_writing_is_found(
     settings: Any, django_db_blocker: DjangoDbBlocker, tmp_path: Path
 ) -> None:

@@ -115,7 +115,7 @@ class TestCheck:
         assert error.value.returncode == 2
 
     def test_an_error_is_a_command_error_with_status_2(self, run: Run) -> None:
-        with pytest.raises(CommandError, match="the sidecar knows no nobody") as error:
+        with pytest.raises(CommandError, match="the sidecar knows no customer 'nobody'") as error:
             run("stigg_check", "nobody")
         assert error.value.returncode == 2
 

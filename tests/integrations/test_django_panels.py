@@ -105,7 +105,7 @@ def test_an_outage_shows_what_went_wrong(client: Client, site: Any) -> None:
 def test_a_request_without_a_check_says_so_and_notes_nothing_of_others(client: Client) -> None:
     get_guard().check(TEMPLATES, customer=DEMO)
     _, words = shown(client, client.get("/plain").content)
-    assert words == "This request asked for no entitlement."
+    assert words == "This request checked no entitlement."
 
 
 def test_an_async_view_shows_its_checks(client: Client) -> None:

@@ -91,7 +91,7 @@ def test_entitlements_shows_all_that_the_plan_has(run: Run) -> None:
 
 def test_an_error_is_told_with_status_2(run: Run) -> None:
     answer = run("entitlements", "nobody")
-    assert (answer.exit_code, answer.stderr) == (2, "Error: customer_id: the sidecar knows no nobody\n")
+    assert (answer.exit_code, answer.stderr) == (2, "Error: customer_id: the sidecar knows no customer 'nobody'\n")
 
 
 @pytest.mark.parametrize(("value", "used"), [("2", 5), ("-1", 2)])

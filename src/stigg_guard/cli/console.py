@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from stigg_guard.foreign import printable
 
+WIDEST = 60
+
 
 def on_standard_output(text: str) -> None:
     """Prints a result. Whoever reads it may close it when they have seen enough; the command goes on all the same."""
@@ -46,9 +48,12 @@ class Console:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows under their heads, in columns; a cell is one line, whatever is in it."""
+    """The rows under their heads, in columns; a cell is one line, whatever is in it.
+
+    A cell of more than ``WIDEST`` characters goes on past its column, which is as wide as the others need.
+    """
     cells = [head, *(list(map(printable, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(len(text) for text in column if len(text) <= WIDEST) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )

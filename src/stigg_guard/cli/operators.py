@@ -62,7 +62,7 @@ def entitlements_of(guard: Guard, customer: Customer) -> Sequence[Entitlement]:
     """
     answers = list(guard.entitlements(customer).values())
     if not answers and not guard.reload(customer):
-        raise InvalidRequest("customer_id", f"the sidecar knows no {customer}")
+        raise InvalidRequest("customer_id", f"the sidecar knows no customer {str(customer)!r}")
     return answers
 
 

@@ -10,7 +10,7 @@
 ``stigg_guard.E007``       the two ways to the ledger's database lead to different tables (``--database``)
 ``stigg_guard.W001``       the middleware stands above the one that tells who is signed in
 ``stigg_guard.W002``       ``ON_OUTAGE`` is not decided (``--deploy``)
-``stigg_guard.W003``       the ledger is in memory (``--deploy``)
+``stigg_guard.W003``       the ledger is in memory, or the sidecar is local (``--deploy``)
 ``stigg_guard.W004``       the ledger's SQLite database refuses transactions that turn to writing
 ``stigg_guard.W005``       a feature is named that the catalog does not have (``--deploy``)
 ``stigg_guard.W006``       a rule meets no view
@@ -131,11 +131,16 @@ def check_outage_policy(**_: Any) -> Sequence[CheckMessage]:
 
 def check_workers(**_: Any) -> Sequence[CheckMessage]:
     """What one worker process has sold, another one does not see in its memory."""
-    hint = "Name a ledger that all processes share: LEDGER = 'sqlite:///…', 'redis://…' or 'django://default'."
+    sidecar = "SIDECAR = 'local' is for development, with one for each process: name host:port of Stigg's."
+    ledger = "Name a ledger that all processes share: LEDGER = 'sqlite:///…', 'redis://…' or 'django://default'."
+    hints = [
+        (place, sidecar if config.sidecar == "local" else ledger)
+        for place, config in _configs()
+        if config.enabled and (config.sidecar == "local" or config.ledger == "memory://")
+    ]
     return [
         Warning("Several workers sell the same units.", hint=hint, obj=place, id="stigg_guard.W003")
-        for place, config in _configs()
-        if config.ledger == "memory://" and config.enabled
+        for place, hint in hints
     ]
 
 
