@@ -79,17 +79,19 @@ def in_redis() -> Iterator[Comparison]:
 
 
 def in_postgres() -> Iterator[Comparison]:
-    """A hold and its commit in Django's database, and two transactions of one statement each. The server does not wait
-    for the disk, which would hide both."""
+    """A hold and its commit in Django's database, and two transactions of one statement each, all on connections that
+    are kept. The server does not wait for the disk, which would hide both."""
     from django.db import connections, transaction
     from tests.postgres_server import PostgresServer
 
     set_up_django()
     from tests.django_databases import django_database, make_ledger_tables, open_ledger
 
-    with PostgresServer() as server, django_database("postgres", server.database("bench")) as alias:
+    with ExitStack() as open_:
+        database = {**open_.enter_context(PostgresServer()).database("bench"), "CONN_MAX_AGE": None}
+        alias = open_.enter_context(django_database("postgres", database))
         make_ledger_tables(alias)
-        ledger = open_ledger(f"django://{alias}", Clock())
+        ledger = open_.enter_context(closing(open_ledger(f"django://{alias}", Clock())))
         with connections[alias].cursor() as cursor:
             cursor.execute("CREATE TABLE bare (customer text PRIMARY KEY, used float)")
             cursor.execute("INSERT INTO bare VALUES (%s, 0)", [CUSTOMER])
