@@ -56,8 +56,8 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, figures on the right."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
+    """A table in Markdown."""
+    rule = ["---"] * len(head)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
 
 
