@@ -61,7 +61,7 @@ def main() -> None:
     if given.json:
         write_json(given.json, _joined(rows, names), **run)
     if given.publish:
-        where = f"{run['machine']}; {run['method']}:\n"
+        where = f"`make bench`: {run['machine']}; {run['method']}:\n"
         publish("floors", f"{where}\n{markdown(_joined(rows, FLOORS))}")
         publish("peers", f"{where}\n{markdown(_joined(rows, PEERS))}")
 

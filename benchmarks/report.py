@@ -102,5 +102,9 @@ def _amount(row: Row, value: float) -> str:
     return {"s": duration(value), "/s": f"{value:,.0f}/s", "B": f"{value:,.0f} B"}[row.unit]
 
 
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def _added(row: Row) -> str:
     return {"s": f"{row.added * 1e6:+,.2f} us", "/s": "", "B": f"{row.added:+,.0f} B"}[row.unit]
