@@ -5,6 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_E2E := .venv/.ready-e2e
 READY_DOCS := .venv/.ready-docs
+BENCH := .venv-bench
 OLD := .venv-django42
 LOWEST := .venv-lowest
 EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,openfeature,otel,prometheus,redis,sidecar,sqlalchemy,sqs
@@ -15,7 +16,7 @@ WORKERS ?= 3
 COVERAGE ?=
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench bench-loaded bench-ledgers faults wire api package wheel clean
+.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench bench-quick bench-growth bench-loaded bench-ledgers faults wire api package wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -29,7 +30,8 @@ help:
 	@echo "make lint    ruff, mypy --strict, bandit, and zizmor for the workflows"
 	@echo "make audit   look for known faults of what this package needs; asks the package index"
 	@echo "make docs    build the site of the manuals in site/; make docs-serve shows it while it is written"
-	@echo "make bench   measure the hot paths against their floors"
+	@echo "make bench   measure the hot paths against their floors, and beside other SDKs; bench-quick in a minute"
+	@echo "make bench-growth   measure how costs grow with customers, features, threads, processes and backlogs; plots"
 	@echo "make bench-loaded   measure servers under load: gunicorn, asked by wrk"
 	@echo "make bench-ledgers   measure how many uses a second each home of a ledger carries"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
@@ -147,8 +149,18 @@ lint: $(READY)
 audit: $(READY)
 	@$(BIN)/python -m pip_audit --skip-editable
 
-bench: $(READY)
-	@$(BIN)/python -m benchmarks $(ARGS)
+# With the other SDKs, which no test needs.
+$(BENCH)/.ready: pyproject.toml
+	$(call install,$(PYTHON),--group bench)
+
+bench: $(BENCH)/.ready
+	@$(BENCH)/bin/python -m benchmarks --json build/bench.json $(ARGS)
+
+bench-quick: $(BENCH)/.ready
+	@$(BENCH)/bin/python -m benchmarks --quick --json build/bench-quick.json $(ARGS)
+
+bench-growth: $(BENCH)/.ready
+	@$(BENCH)/bin/python -m benchmarks.growth $(ARGS)
 
 bench-loaded: $(READY)
 	$(call debian,wrk,wrk)
@@ -185,4 +197,4 @@ wheel: $(READY)
 	@$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	@rm -rf .venv .venv-3.* .venv-peers $(OLD) $(LOWEST) dist site screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*
+	@rm -rf .venv .venv-3.* .venv-peers $(BENCH) $(OLD) $(LOWEST) dist site build screenshots .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
-from tempfile import mkdtemp
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from benchmarks import api, checks, large, usage, views
-from benchmarks.measure import CONTROL_RANGE, LAPS, ROUNDS, Comparison, Result, measure
+from benchmarks import api, checks, large, memory, peers, usage, views
+from benchmarks.measure import FULL, QUICK, Comparison, Effort, Row, measure
+from benchmarks.report import HEAD, LINE, line, machine, markdown, method, publish, write_json
 from benchmarks.servers import CORES, pin
 
-BENCHMARKS: Mapping[str, Callable[[], Iterator[Comparison]]] = {
+FLOORS: Mapping[str, Callable[[], Iterator[Comparison | Row]]] = {
+    "control": checks.control,
     "cached": checks.cached,
     "uncached": checks.uncached,
     "django": views.in_django,
@@ -22,62 +23,60 @@ BENCHMARKS: Mapping[str, Callable[[], Iterator[Comparison]]] = {
     "large": large.check,
     "sqlite": usage.in_sqlite,
     "redis": usage.in_redis,
+    "postgres": usage.in_postgres,
     "consume": usage.in_request,
     "drain": usage.drain,
     "api": api.answer,
+    "memory": memory.of_customers,
 }
-PACKAGES = ("grpcio", "protobuf", "cachetools", "Django", "Flask")
-ROW = "{:<50} {:>12} {:>12} {:>7} {:>10}  {:<14} {:<9} {:>5}"
+PEERS: Mapping[str, Callable[[], Iterator[Comparison | Row]]] = {
+    "peer-checks": peers.checks,
+    "peer-uses": peers.uses,
+    "peer-reports": peers.reports,
+}
+BENCHMARKS = {**FLOORS, **PEERS}
 
 
 def main() -> None:
     """Runs the named benchmarks, or all."""
     parser = ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"one of: {', '.join(BENCHMARKS)} (default: all)")
-    names = parser.parse_args().names or list(BENCHMARKS)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds of the same rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the rows there, too")
+    parser.add_argument(
+        "--publish", action="store_true", help="puts the tables into docs/performance.md; of all rows only"
+    )
+    given = parser.parse_args()
+    names = given.names or list(BENCHMARKS)
     if unknown := set(names) - BENCHMARKS.keys():
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
-    print_machine()
-    os.environ["XDG_STATE_HOME"] = mkdtemp(prefix="stigg-guard-bench-")
+    if given.publish and (given.names or given.quick):
+        parser.error("--publish is for all rows at full length")
+    effort = QUICK if given.quick else FULL
+    run = {"machine": machine(), "method": method(effort)}
+    print(run["machine"], run["method"], "", LINE.format(*HEAD), sep="\n", flush=True)
     pin(CORES[-1:])
-    print(ROW.format("ours / floor", "ours", "floor", "ratio", "adds", "aim", "reached", "A/A"))
-    for result in results(names):
-        print(row(result), flush=True)
+    with TemporaryDirectory(prefix="stigg-guard-bench-") as folder:
+        os.environ["XDG_STATE_HOME"] = folder
+        rows = {name: list(_rows(name, effort)) for name in names}
+    if given.json:
+        write_json(given.json, _joined(rows, names), **run)
+    if given.publish:
+        where = f"`make bench`: {run['machine']}; {run['method']}:\n"
+        publish("floors", f"{where}\n{markdown(_joined(rows, FLOORS))}")
+        publish("peers", f"{where}\n{markdown(_joined(rows, PEERS))}")
 
 
-def results(names: Iterable[str]) -> Iterator[Result]:
-    """The result of each comparison of the benchmarks, as it is measured."""
-    for name in names:
-        for comparison in BENCHMARKS[name]():
-            yield measure(comparison)
+def _rows(name: str, effort: Effort) -> Iterator[Row]:
+    """The lines of a benchmark, each printed as soon as it is measured."""
+    for found in BENCHMARKS[name]():
+        row = found if isinstance(found, Row) else measure(found, effort)
+        print(line(row), flush=True)
+        yield row
 
 
-def print_machine() -> None:
-    """Prints what the figures depend on, and how they come about."""
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    print(f"{python}, {platform.system()} {platform.machine()}, {len(CORES) or os.cpu_count()} cores", end=", ")
-    print(f"load {os.getloadavg()[0]:.1f}, " + ", ".join(f"{package} {version(package)}" for package in PACKAGES))
-    low, high = CONTROL_RANGE
-    print(f"medians of {ROUNDS} rounds of {LAPS} laps, floor - ours - floor; ", end="")
-    print(f"A/A is the floor over itself, and outside {low:g}-{high:g} a row says nothing\n")
-
-
-def row(result: Result) -> str:
-    """A line of the table."""
-    comparison = result.comparison
-    aim = comparison.aim.text if comparison.aim else "-"
-    shown = _per_second if comparison.per_second else _time
-    adds = "" if comparison.per_second else f"{result.added * 1e6:+.2f} us"
-    figures = (shown(result.ours), shown(result.floor), f"{result.ratio:.2f}", adds)
-    return ROW.format(comparison.name, *figures, aim, result.verdict, f"{result.control:.2f}")
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:.3g} us" if seconds >= 1e-6 else f"{seconds * 1e9:.0f} ns"
-
-
-def _per_second(seconds: float) -> str:
-    return f"{1 / seconds:,.0f}/s"
+def _joined(rows: Mapping[str, list[Row]], names: Iterable[str]) -> list[Row]:
+    return [row for name in names for row in rows[name]]
 
 
 if __name__ == "__main__":

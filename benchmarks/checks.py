@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from threading import Lock
 from timeit import Timer
 
 import grpc
 from cachetools import TTLCache
 
-from benchmarks.measure import Comparison, ratio_at_least, ratio_at_most
+from benchmarks.measure import WITHIN_NOISE, Comparison, ratio_at_least, ratio_at_most
 from benchmarks.servers import local_sidecar, noop_server
 from stigg_guard import Config, Guard
 from stigg_guard.wire import METHODS
@@ -25,6 +26,13 @@ REQUEST = wire.GetEntitlementsStateV2Request(customer_id=CUSTOMER)
 
 CLIENT_THREADS = 8
 CALLS_OF_A_THREAD = 10
+
+
+def control() -> Iterator[Comparison]:
+    """A check beside itself: how far from 1 a ratio of this run can be for no reason."""
+    with local_sidecar() as address, Guard(Config(sidecar=address)) as guard:
+        check = partial(guard.check, FEATURE, customer=CUSTOMER)
+        yield Comparison(name="control: cached check / itself", ours=Timer(check), floor=Timer(check), aim=WITHIN_NOISE)
 
 
 def cached() -> Iterator[Comparison]:

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 from tests.redis_server import RedisServer
 
-from benchmarks.__main__ import print_machine
+from benchmarks.report import machine
 from benchmarks.servers import CORES, free_port, local_sidecar, pin
 
 ROUNDS, SECONDS = 5, 3
@@ -41,7 +41,7 @@ def main() -> None:
     """Prints a line for each home of the ledger, with one worker and with two."""
     if shutil.which("wrk") is None:
         sys.exit("wrk is not on the PATH; install it, then run this again")
-    print_machine()
+    print(machine(), end="\n\n")
     print(
         ROW.format(
             "gunicorn sync",

@@ -13,6 +13,7 @@ from timeit import Timer
 import grpc
 
 from benchmarks.measure import Comparison, ratio_at_most
+from benchmarks.project import set_up_django
 from benchmarks.servers import local_sidecar
 from stigg_guard import Clock, Config, Guard
 from stigg_guard.ledger import Claim, Hold, Ledger, News, Period, UsageKey, Use, ledger_from_url
@@ -74,6 +75,36 @@ def in_redis() -> Iterator[Comparison]:
             name="hold and commit, Redis / bare PING",
             ours=Timer(lambda: hold_and_commit(ledger)),
             floor=Timer(server.client.ping),
+        )
+
+
+def in_postgres() -> Iterator[Comparison]:
+    """A hold and its commit in Django's database, and two transactions of one statement each, all on connections that
+    are kept. The server does not wait for the disk, which would hide both."""
+    from django.db import connections, transaction
+    from tests.postgres_server import PostgresServer
+
+    set_up_django()
+    from tests.django_databases import django_database, make_ledger_tables, open_ledger
+
+    with ExitStack() as open_:
+        database = {**open_.enter_context(PostgresServer()).database("bench"), "CONN_MAX_AGE": None}
+        alias = open_.enter_context(django_database("postgres", database))
+        make_ledger_tables(alias)
+        ledger = open_.enter_context(closing(open_ledger(f"django://{alias}", Clock())))
+        with connections[alias].cursor() as cursor:
+            cursor.execute("CREATE TABLE bare (customer text PRIMARY KEY, used float)")
+            cursor.execute("INSERT INTO bare VALUES (%s, 0)", [CUSTOMER])
+
+        def bare() -> None:
+            for _ in range(2):
+                with transaction.atomic(alias), connections[alias].cursor() as cursor:
+                    cursor.execute("UPDATE bare SET used = used + 1 WHERE customer = %s", [CUSTOMER])
+
+        yield Comparison(
+            name="hold and commit, Django on PostgreSQL / 2 bare transactions",
+            ours=Timer(lambda: hold_and_commit(ledger)),
+            floor=Timer(bare),
         )
 
 

@@ -3,13 +3,14 @@ requests through the framework's WSGI application."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from tempfile import TemporaryDirectory
 from timeit import Timer
 from typing import Any, TypeAlias
 
 from benchmarks.measure import Comparison, adds_at_most
+from benchmarks.project import set_up_django
 from benchmarks.servers import local_sidecar
 
 Settings: TypeAlias = "dict[str, Any]"
@@ -21,14 +22,11 @@ METER = "feature-api-calls"
 
 def in_django() -> Iterator[Comparison]:
     """Each call has a request of its own, so that what is kept on a request does not flatter us."""
-    import django
-    from django.conf import settings
+    set_up_django()
     from django.http import HttpRequest, HttpResponse
     from django.test import override_settings
     from django.urls import path
 
-    settings.configure(INSTALLED_APPS=["stigg_guard.django"], ALLOWED_HOSTS=["*"])
-    django.setup()
     from stigg_guard.django import consumes_usage, get_guard, requires_feature
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -46,7 +44,7 @@ def in_django() -> Iterator[Comparison]:
             floor=Timer("view(Request())", nothing_unsent, globals=names),
         )
 
-    with _settings() as (in_memory, in_file):
+    with ledger_settings() as (in_memory, in_file):
         with override_settings(STIGG_GUARD=in_memory):
             yield Comparison(
                 name="Django view, requires_feature / bare view",
@@ -74,19 +72,22 @@ def _django_requests() -> Comparison:
 
 
 def _requests(name: str, guarded: Any, bare: Any) -> Comparison:
+    ours, floor = request_of(guarded, "/guarded"), request_of(bare, "/bare")
+    return Comparison(name=name, ours=Timer(ours), floor=Timer(floor))
+
+
+def request_of(app: Any, path: str) -> Callable[[], None]:
+    """A request through a WSGI application, whose body is read."""
     from werkzeug.test import EnvironBuilder
 
-    def get(app: Any, path: str) -> Timer:
-        environ = EnvironBuilder(path).get_environ()
+    environ = EnvironBuilder(path).get_environ()
 
-        def request() -> None:
-            body = app(dict(environ), lambda _status, _headers, _error=None: None)
-            b"".join(body)
-            body.close()
+    def request() -> None:
+        body = app(dict(environ), lambda _status, _headers, _error=None: None)
+        b"".join(body)
+        body.close()
 
-        return Timer(request)
-
-    return Comparison(name=name, ours=get(guarded, "/guarded"), floor=get(bare, "/bare"))
+    return request
 
 
 def in_flask() -> Iterator[Comparison]:
@@ -118,7 +119,7 @@ def in_flask() -> Iterator[Comparison]:
             floor=Timer("view()", nothing_unsent, globals=names),
         )
 
-    with _settings() as (in_memory, in_file):
+    with ledger_settings() as (in_memory, in_file):
         with app(in_memory).test_request_context(), closing(guard.guard):
             yield Comparison(
                 name="Flask view, requires_feature / bare view",
@@ -136,7 +137,7 @@ def in_flask() -> Iterator[Comparison]:
 
 
 @contextmanager
-def _settings() -> Iterator[tuple[Settings, Settings]]:
+def ledger_settings() -> Iterator[tuple[Settings, Settings]]:
     """Settings with a ledger in memory, and the same with a ledger in a file."""
     with local_sidecar() as address, TemporaryDirectory() as folder:
         # Finding the customer is the user's own code, and free here.

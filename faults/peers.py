@@ -18,12 +18,7 @@ from faults.sink import Sink
 from faults.workers import drain
 
 ENVIRONMENT = Path(".venv-peers")
-PACKAGES = (
-    "schematichq==1.4.6",
-    "launchdarkly-server-sdk==9.18.2",
-    "segment-analytics-python==2.4.0",
-    "posthog==7.91.1",
-)
+GROUP = f"{Path(__file__).parents[1] / 'pyproject.toml'}:peers"
 OURS = "stigg_guard"
 PEERS = [name for name in peer_client.SDKS if name != OURS]
 FORKED = peer_client.PARENT_CALLS + peer_client.CHILDREN * peer_client.CALLS_OF_CHILD
@@ -64,7 +59,8 @@ def _environment() -> str:
     python = ENVIRONMENT / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "--quiet", "--group", GROUP], check=True)
     return str(python)
 
 

@@ -22,6 +22,7 @@ from stigg_guard.entitlements import (
     Reason,
     ResetPeriod,
     Source,
+    changed,
     entitlement_from_wire,
 )
 from stigg_guard.errors import InvalidRequest
@@ -205,6 +206,13 @@ def test_remaining_is_what_is_left_and_never_negative(used: float, left: float) 
 )
 def test_explanation_has_the_reason_and_its_figures(answer: Entitlement, text: str) -> None:
     assert answer.explanation == text
+
+
+def test_changed_answer_is_as_replaced() -> None:
+    answer = Entitlement(feature_id="f", kind=Kind.METERED, has_access=True, usage_limit=3.0, units="seat")
+    made = changed(answer, current_usage=3.0, has_access=False)
+    assert made == replace(answer, current_usage=3.0, has_access=False)
+    assert answer.has_access
 
 
 def test_entitlement_cannot_be_changed() -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from enum import Enum
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from stigg_guard.amounts import (
@@ -123,7 +125,7 @@ class Customer:
         return f"{self.id}/{self.resource}" if self.resource else self.id
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entitlement:
     """One answer: may this customer use this feature, why not, and by which figures. Falsy when access is denied.
 
@@ -251,10 +253,18 @@ class Entitlement:
         return changed(self, has_access=fits, reason=None if fits else exceeded, **figures)
 
 
+_NAMES = tuple(field.name for field in fields(Entitlement))
+_VALUES = attrgetter(*_NAMES)
+_SETTERS = {name: getattr(Entitlement, name).__set__ for name in _NAMES}
+
+
 def changed(answer: Entitlement, **changes: Any) -> Entitlement:
     """As ``dataclasses.replace``, in a fraction of its time: most answers are made of others."""
     made = object.__new__(Entitlement)
-    vars(made).update(vars(answer), **changes)
+    for setter, value in zip(_SETTERS.values(), _VALUES(answer), strict=False):
+        setter(made, value)
+    for name, value in changes.items():
+        _SETTERS[name](made, value)
     return made
 
 
@@ -275,33 +285,36 @@ def entitlement_from_wire(message: Any, *, feature_id: str = "", source: Source 
     """
     kind = message.WhichOneof("entitlement")
     body = getattr(message, kind) if kind else None
-    fields = _FIELDS_OF[kind](body) if kind else {}
-    if fields.get("feature_id") in (None, ""):
-        fields["feature_id"] = feature_id
-    access = _access(message, fields)
-    if "current_usage" in fields:
-        fields["current_usage"] = units(quanta_used(fields["current_usage"]))
-    return Entitlement(kind=Kind(kind) if kind else None, source=source, **access, **fields)
+    told = _FIELDS_OF[kind](body) if kind else {}
+    if told.get("feature_id") in (None, "", feature_id):
+        told["feature_id"] = feature_id
+    access = _access(message, told)
+    if "current_usage" in told:
+        told["current_usage"] = units(quanta_used(told["current_usage"]))
+    return Entitlement(kind=Kind(kind) if kind else None, source=source, **access, **told)
 
 
-def entitlements_by_id(messages: Iterable[Any]) -> tuple[dict[str, Any], list[float]]:
-    """Wire entitlements by feature id or currency id, and when their usage periods end, in seconds since the epoch.
+@lru_cache(maxsize=1_024)
+def _shared(value: Any) -> Any:
+    """The same object for equal values, which is kept once: limits and periods are those of many."""
+    return value
 
-    Those of a kind that this version does not know are left out.
-    """
-    by_id: dict[str, Any] = {}
-    ends: list[float] = []
+
+def ids_and_period_ends(messages: Iterable[Any]) -> tuple[list[str], set[float]]:
+    """The feature id or currency id of each wire entitlement, empty for a kind that this version does not know, and
+    when their usage periods end, in seconds since the epoch."""
+    ids: list[str] = []
+    ends: set[float] = set()
     for message in messages:
         kind = message.WhichOneof("entitlement")
         if kind is None:
+            ids.append("")
             continue
         body = getattr(message, kind)
-        named = body.currency.currency_id if kind == "credit" else body.feature.id
-        if named:
-            by_id[named] = message
+        ids.append(body.currency.currency_id if kind == "credit" else body.feature.id)
         if kind in ("metered", "credit") and body.HasField("usage_period_end"):
-            ends.append(body.usage_period_end.seconds)
-    return by_id, ends
+            ends.add(body.usage_period_end.seconds)
+    return ids, ends
 
 
 def _access(message: Any, fields: dict[str, Any]) -> dict[str, Any]:
@@ -342,7 +355,7 @@ def _enum_fields(body: Any) -> dict[str, Any]:
 def _metered_fields(body: Any) -> dict[str, Any]:
     return {
         **_feature_fields(body),
-        "usage_limit": body.usage_limit if body.HasField("usage_limit") else None,
+        "usage_limit": _shared(body.usage_limit) if body.HasField("usage_limit") else None,
         "is_unlimited": body.is_unlimited,
         "current_usage": body.current_usage,
         "has_soft_limit": body.has_soft_limit,
@@ -350,7 +363,7 @@ def _metered_fields(body: Any) -> dict[str, Any]:
         "usage_period_anchor": _instant(body, "usage_period_anchor"),
         "usage_period_start": _instant(body, "usage_period_start"),
         "usage_period_end": _instant(body, "usage_period_end"),
-        "usage_period_ns": period_from_wire(body),
+        "usage_period_ns": _shared(period_from_wire(body)),
     }
 
 
@@ -390,7 +403,8 @@ def _instant(body: Any, field: str) -> datetime | None:
         return None
     stamp = getattr(body, field)
     try:
-        return datetime.fromtimestamp(stamp.seconds + stamp.nanos / 1e9, timezone.utc)
+        told: datetime = _shared(datetime.fromtimestamp(stamp.seconds + stamp.nanos / 1e9, timezone.utc))
+        return told
     except (ValueError, OverflowError, OSError):
         return None  # no instant that a calendar has
 

@@ -13,9 +13,9 @@ import pytest
 
 from conftest import ManualClock, in_child
 from stigg_guard.cache.backoff import BACK_OFF_SECONDS
-from stigg_guard.cache.snapshots import EXTRAS_KEPT, Snapshot, SnapshotCache
+from stigg_guard.cache.snapshots import EXTRAS_KEPT, Listed, Snapshot, SnapshotCache, snapshot_of
 from stigg_guard.clock import Clock
-from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, entitlements_by_id
+from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source
 from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable
 from stigg_guard.ledger import Ticket
 from stigg_guard.wire import sidecar_pb2 as wire
@@ -67,8 +67,7 @@ class Origin:
         self.before()
         if fault is not None:
             raise fault
-        by_id, ends = entitlements_by_id([answer])
-        return Snapshot(by_id, None, ticket, period_ends=ends)
+        return snapshot_of(wire.GetEntitlementsStateV2Response(entitlements=[answer]), ticket)
 
 
 @pytest.fixture
@@ -352,6 +351,31 @@ class TestCorrection:
         cache.correct(ANN, "f", 6)
         cache.correct(ANN, "g", 6)
         assert usage(cache.get(ANN)[0]) == 0
+
+
+class TestMemory:
+    def test_message_is_kept_as_its_bytes(self, cache: SnapshotCache, origin: Origin) -> None:
+        listed = cache.get(ANN)[0].messages
+        assert isinstance(listed, Listed)
+        assert listed.payload == wire.GetEntitlementsStateV2Response(entitlements=[origin.answer]).SerializeToString()
+        assert dict(listed) == {"f": origin.answer}
+
+    def test_entitlement_is_made_when_it_is_asked_for(self, cache: SnapshotCache) -> None:
+        snapshot, _ = cache.get(ANN)
+        assert snapshot.answers == {}
+        answer = snapshot.find("f")
+        assert snapshot.answers == {"f": answer}
+        assert snapshot.find("f") is answer
+
+    def test_customers_share_limits_and_periods(self, cache: SnapshotCache, origin: Origin, clock: ManualClock) -> None:
+        origin.answer = metered(3, clock.now() + timedelta(days=1))
+        ann, bob = (cache.get(Customer(name))[0].find("f") for name in ("ann", "bob"))
+        assert ann is not None
+        assert bob is not None
+        assert ann is not bob
+        assert ann.usage_limit is bob.usage_limit
+        assert ann.usage_period_end is bob.usage_period_end
+        assert ann.usage_period_ns is bob.usage_period_ns
 
 
 class TestSingleAnswers:

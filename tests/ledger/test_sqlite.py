@@ -15,6 +15,7 @@ from conftest import ManualClock
 from ledger.steps import KEY, LEASE, OTHER, WAIT, Make, answers, claim, commit, held, said, taken, told
 from stigg_guard.errors import ConfigError, LedgerUnavailable
 from stigg_guard.ledger import Acknowledged, Ledger, LimitExceeded, Use, ledger_from_url, sqlite_database
+from stigg_guard.ledger.sqlite_statements import BRING_BACK
 
 RECORDS_ON_A_FULL_DISK = """
 import resource, sys
@@ -233,3 +234,11 @@ class TestWallClockThatIsSetAnew:
         assert isinstance(one.hold([claim(1)], 60), LimitExceeded)
         clock.advance(2)
         assert held(another, claim(7))
+
+
+def test_batch_does_not_look_through_all_that_waits(tmp_path: Path, clock: ManualClock) -> None:
+    ledger_from_url(f"sqlite:///{tmp_path}/ledger", clock).record(Use(KEY, 1))
+    with sqlite3.connect(tmp_path / "ledger") as db:
+        plan = db.execute(f"EXPLAIN QUERY PLAN {BRING_BACK}", (1, 1, 1)).fetchall()
+    db.close()
+    assert [step for *_, step in plan] == ["SEARCH entries USING INDEX entries_by_end (until>?)"]

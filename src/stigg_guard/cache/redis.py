@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import quote, unquote
 
-from stigg_guard.cache.snapshots import AllOf, Snapshot, snapshot_of
+from stigg_guard.cache.snapshots import AllOf, Listed, Snapshot, snapshot_of
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
@@ -204,10 +204,11 @@ class RedisSnapshots:
         return snapshot, now, is_under_way
 
     def store(self, customer: Customer, snapshot: Snapshot) -> bool:
-        if snapshot.response is None or not snapshot.stamp:
+        listed = snapshot.messages
+        if not isinstance(listed, Listed) or not snapshot.stamp:
             return True
         keys = (*self._keys(customer), self._under_way(customer))
-        name, payload = snapshot.response.DESCRIPTOR.name, snapshot.response.SerializeToString()
+        name, payload = listed.kind.DESCRIPTOR.name, listed.payload
         ticket = snapshot.ticket
         head = f"2 {snapshot.stamp} {ticket.number} {ticket.at} {self._ledger} {name}".encode()
         value = b"%b %b\n%b" % (head, _digest(keys[0], head, payload), payload)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
@@ -31,7 +31,7 @@ from stigg_guard.entitlements import (
     Source,
     changed,
     entitlement_from_wire,
-    entitlements_by_id,
+    ids_and_period_ends,
 )
 from stigg_guard.errors import SidecarError
 from stigg_guard.ledger import Ticket
@@ -43,8 +43,50 @@ AMOUNTS_KEPT = 100
 EXTRAS_KEPT = 1_000
 LOOK_AGAIN_SECONDS = 0.003
 """While another process fetches, after so long it is looked whether it has."""
+LISTS_KEPT = 256
+READ_KEPT = 16
 NO_TICKET = Ticket(0, 0)
 """Of a snapshot that counts as no newer than any other."""
+
+
+class Listed(Mapping[str, Any]):
+    """The entitlements of a sidecar's answer by feature id or currency id. What is kept is the bytes of the answer, and
+    each entitlement is read from them when it is asked for.
+
+    ``kind`` is the answer's message class, ``ids`` are those of its entitlements in their order, empty for one that is
+    left out.
+    """
+
+    __slots__ = ("_places", "kind", "payload")
+
+    def __init__(self, response: Any, ids: Sequence[str]) -> None:
+        self.kind: Any = type(response)
+        self.payload: bytes = response.SerializeToString()
+        self._places = _places(tuple(ids))
+
+    def __getitem__(self, named: str) -> Any:
+        return _read(self.kind, self.payload).entitlements[self._places[named]]
+
+    def __contains__(self, named: object) -> bool:
+        return named in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+@lru_cache(maxsize=READ_KEPT)
+def _read(kind: Any, payload: bytes) -> Any:
+    """The message, which nobody changes; the last ones are kept for who asks for one entitlement after another."""
+    return kind.FromString(payload)
+
+
+@lru_cache(maxsize=LISTS_KEPT)
+def _places(ids: tuple[str, ...]) -> Mapping[str, int]:
+    """Where each is in the list; customers of the same plan share it."""
+    return {named: place for place, named in enumerate(ids) if named}
 
 
 class Snapshot:
@@ -56,11 +98,11 @@ class Snapshot:
     source says to hold for a time, in seconds since the epoch. ``rates`` are what the source says that features cost
     which a wallet of credits pays for. ``source`` marks the answers: ``CACHE``, or ``OFFLINE``.
 
-    ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are the same as they
-    came. What was asked for alone, because the list lacks it, joins both, or ``missing`` when no such feature exists.
-    ``begun_at`` is when its fetch began, in seconds since the epoch; ``fetched_at``, ``fresh_until`` and
-    ``stale_until`` are on the monotonic clock. ``response`` is what other processes can read the same from, None when
-    there is no such message; ``stamp`` is when the fetch began for them, 0 when they do not know.
+    ``answers`` are what checks are answered from: with our own usage since the fetch. ``fetched`` are those with such
+    usage as they came. What was asked for alone, because the list lacks it, joins the answers, or ``missing`` when no
+    such feature exists. ``begun_at`` is when its fetch began, in seconds since the epoch; ``fetched_at``,
+    ``fresh_until`` and ``stale_until`` are on the monotonic clock. ``stamp`` is when the fetch began for other
+    processes, 0 when they do not know.
     """
 
     __slots__ = (
@@ -75,7 +117,6 @@ class Snapshot:
         "missing",
         "period_ends",
         "rates",
-        "response",
         "source",
         "stale_until",
         "stamp",
@@ -91,7 +132,6 @@ class Snapshot:
         period_ends: Sequence[float] = (),
         rates: Rates = NO_RATES,
         source: Source = Source.CACHE,
-        response: Any = None,
     ) -> None:
         self.messages = messages
         self.denial = denial
@@ -99,7 +139,6 @@ class Snapshot:
         self.period_ends = period_ends
         self.rates = rates
         self.source = source
-        self.response = response
         self.stamp = 0
         self.answers: dict[str, Entitlement] = {}
         self.fetched: dict[str, Entitlement] = {}
@@ -130,7 +169,6 @@ class Snapshot:
         answer = self.answers.get(feature_id)
         if answer is None and feature_id in self.messages:
             answer = entitlement_from_wire(self.messages[feature_id], feature_id=feature_id, source=self.source)
-            self.fetched.setdefault(feature_id, answer)
             answer = self.answers.setdefault(feature_id, answer)
         return answer
 
@@ -138,13 +176,14 @@ class Snapshot:
 def snapshot_of(response: Any, ticket: Ticket, source: Source = Source.CACHE) -> Snapshot:
     """The snapshot of a sidecar's answer: ``GetEntitlementsStateV2Response`` or ``GetEntitlementsResponse``."""
     denied = response.HasField("access_denied_reason") and response.access_denied_reason
-    by_id, period_ends = entitlements_by_id(response.entitlements)
+    ids, period_ends = ids_and_period_ends(response.entitlements)
     until = valid_until(response)
     if until is not None:
-        period_ends.append(until)
+        period_ends.add(until)
     denial = Reason.from_wire(response.access_denied_reason) if denied else None
     costs = told_rates(rates(response))
-    return Snapshot(by_id, denial, ticket, period_ends=period_ends, rates=costs, source=source, response=response)
+    ends = sorted(period_ends)
+    return Snapshot(Listed(response, ids), denial, ticket, period_ends=ends, rates=costs, source=source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +365,7 @@ class SnapshotCache:
         if snapshot is None or answer is None or answer.kind is not Kind.METERED:
             return
         if lower or current_usage > answer.current_usage:
+            snapshot.fetched.setdefault(feature_id, answer)
             snapshot.answers[feature_id] = answer.with_usage(current_usage)
 
     def spend(self, customer: Customer, currency: str, amount: float) -> None:
@@ -334,6 +374,7 @@ class SnapshotCache:
         wallet = snapshot.find(currency) if snapshot is not None else None
         if snapshot is not None and wallet is not None and wallet.kind is Kind.CREDIT:
             used = units(quanta_used(wallet.current_usage) + quanta_used(amount))
+            snapshot.fetched.setdefault(currency, wallet)
             snapshot.answers[currency] = wallet.with_usage(used)
 
     def add(self, snapshot: Snapshot, answer: Entitlement) -> None:
@@ -347,7 +388,6 @@ class SnapshotCache:
         if answer.usage_period_end is not None:
             end = self._first_after(self._clock.now().timestamp(), [answer.usage_period_end.timestamp()])
             snapshot.fresh_until = min(snapshot.fresh_until, end)
-        snapshot.fetched.setdefault(answer.feature_id, kept)
         snapshot.answers.setdefault(answer.feature_id, kept)
 
     def once(self, key: Hashable, ask: Callable[[], T]) -> T:

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from stigg_guard.amounts import is_figure
-from stigg_guard.cache.snapshots import Snapshot, cache_key
+from stigg_guard.cache.snapshots import Listed, Snapshot, cache_key
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.cloud.answers import asked_for, enveloped, exists, of_kind, older_list
@@ -145,8 +145,8 @@ def _customer(request: Any) -> Customer:
 
 def _state_of(snapshot: Snapshot) -> pb.GetEntitlementsStateV2Response:
     """What was fetched, with the usage that was reported since."""
-    state = pb.GetEntitlementsStateV2Response()
-    state.CopyFrom(snapshot.response)
+    assert isinstance(snapshot.messages, Listed)  # the API lists
+    state = pb.GetEntitlementsStateV2Response.FromString(snapshot.messages.payload)
     for each in state.entitlements:
         _correct(each, snapshot)
     return state

@@ -39,7 +39,8 @@ UPDATE stigg_guard_ledger_entries SET amount = column2, used_at = column3, fresh
 FROM (VALUES %(rows)s) AS sums WHERE id = column1
 """
 _BRING_BACK = """
-UPDATE stigg_guard_ledger_entries SET until = %(now)s + lasts WHERE until > %(now)s AND until > %(now)s + lasts
+UPDATE stigg_guard_ledger_entries SET until = %(now)s + lasts
+WHERE until > 0 AND until > %(now)s AND until > %(now)s + lasts
 """
 _DUE_BATCH = """
 SELECT batch FROM stigg_guard_ledger_entries AS one WHERE state = 'sending' AND until <= %(now)s AND NOT EXISTS (
