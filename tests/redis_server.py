@@ -215,9 +215,20 @@ class RedisSentinels:
         self.master.client.set("copied", 1)
         assert self.master.client.wait(1, int(1000 * SETTLE_SECONDS)) == 1
         self.sentinel.client.sentinel_failover(SERVICE)
+        self._change_places()
+        self._follow()
+
+    def kill_master(self) -> None:
+        """Kills the master, and starts it again as a replica of the one that took its place."""
+        self.master.kill()
+        self._change_places()
+        self.replica.start()
+        self._follow()
+
+    def _change_places(self) -> None:
         self.master, self.replica = self.replica, self.master
         until(lambda: self._master_as_told()["port"] == self.master.port)
-        self._follow()
+        until(lambda: self.master.client.info("replication")["role"] == "master")
 
     def _master_as_told(self) -> Any:
         return self.sentinel.client.sentinel_master(SERVICE)
