@@ -22,7 +22,7 @@ from faults.promise import Promise, Scale
 from faults.sidecars import LocalSidecar
 from faults.workers import CONTEXT, PATIENCE, drain, make_guard, processes
 from stigg_guard import FeatureDenied
-from stigg_guard.errors import LedgerUnavailable
+from stigg_guard.errors import LedgerUnavailable, SidecarUnavailable
 
 PROCESSES = 8
 THREADS = 8
@@ -152,6 +152,8 @@ def _work(address: str, ledger: str, together: Any, results: Any, _number: int) 
                 made.put(Attempt(began, time.monotonic(), amount, "refused"))
             except LedgerUnavailable:  # nobody told whether the units were taken
                 made.put(Attempt(began, inf, amount, "unknown"))
+            except SidecarUnavailable:  # on a busy machine; nothing was taken
+                made.put(Attempt(began, time.monotonic(), amount, "failed"))
 
         with ThreadPoolExecutor(THREADS) as threads:
             together.wait()

@@ -30,7 +30,7 @@ try:
     )
     from redis.exceptions import ConnectionError as NotReached
     from redis.retry import Retry
-    from redis.sentinel import Sentinel
+    from redis.sentinel import MasterNotFoundError, Sentinel
 except ImportError as error:
     raise MissingExtra("redis", "Redis") from error
 
@@ -138,6 +138,8 @@ class _SentinelHome(_FoundHome):
         sentinels = Sentinel(self.url.hosts, sentinel_kwargs=fields)
         try:
             host, port = sentinels.discover_master(self.url.service)
+        except MasterNotFoundError:  # its text is pages of settings
+            raise NotReached(f"no sentinel that answers knows a running master {self.url.service!r}") from None
         finally:
             for sentinel in sentinels.sentinels:
                 sentinel.close()
