@@ -20,21 +20,23 @@ from faults.workers import drain
 
 TIMES = 2
 BETWEEN = 1.0
+DEAD = 1.0
+"""After how many seconds without an answer a replica takes over."""
 
 
 def cluster(scale: Scale) -> Iterator[Promise]:
     """3 masters with 2 replicas each; and one with a replica and a sentinel."""
     yield from _on(scale, "cluster, its slot moved", "", _move)
     yield from _on(scale, "cluster, its master killed, wait=1", "?wait=1&socket_timeout=1", _kill)
-    with redis_nodes(scale.folder / "cluster-lossy", replicas=6, durable=True) as nodes:
+    with redis_nodes(scale.folder / "cluster-lossy", replicas=6, durable=True, dead=DEAD) as nodes:
         yield from _without_wait(scale, nodes)
-    with redis_sentinels(scale.folder / "sentinels") as group:
+    with redis_sentinels(scale.folder / "sentinels", dead=DEAD) as group:
         url = f"{group.url}?wait=1&socket_timeout=1"
         yield from oversell_on(scale, "sentinel, its master killed, wait=1", url, partial(_kill_masters, group))
 
 
 def _on(scale: Scale, home: str, options: str, meanwhile: Callable[[RedisNodes], None]) -> Iterator[Promise]:
-    with redis_nodes(scale.folder / home, replicas=6, durable=True) as nodes:
+    with redis_nodes(scale.folder / home, replicas=6, durable=True, dead=DEAD) as nodes:
         yield from oversell_on(scale, home, f"{nodes.url}{options}", partial(meanwhile, nodes))
 
 
