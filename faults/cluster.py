@@ -1,4 +1,4 @@
-"""A Redis Cluster whose slots move and whose masters are killed while many processes use one limit.
+"""A Redis Cluster and a Redis with sentinels, whose masters are killed while many processes use one limit.
 
 Replication is asynchronous: what a master took and its replica had not yet is gone with the master, a hold as well as
 usage. With ``?wait=1`` a step is answered once a replica has it, so that nothing is gone that anybody was told of.
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.redis_server import RedisNodes, redis_nodes, until
+from tests.redis_server import RedisNodes, RedisSentinels, redis_nodes, redis_sentinels, until
 
 from faults.oversell import CUSTOMER, FEATURE, LIMIT, all_attempts, oversell_on
 from faults.promise import Promise, Scale
@@ -20,18 +20,23 @@ from faults.workers import drain
 
 TIMES = 2
 BETWEEN = 1.0
+DEAD = 1.0
+"""After how many seconds without an answer a replica takes over."""
 
 
 def cluster(scale: Scale) -> Iterator[Promise]:
-    """3 masters with 2 replicas each."""
+    """3 masters with 2 replicas each; and one with a replica and a sentinel."""
     yield from _on(scale, "cluster, its slot moved", "", _move)
     yield from _on(scale, "cluster, its master killed, wait=1", "?wait=1&socket_timeout=1", _kill)
-    with redis_nodes(scale.folder / "cluster-lossy", replicas=6, durable=True) as nodes:
+    with redis_nodes(scale.folder / "cluster-lossy", replicas=6, durable=True, dead=DEAD) as nodes:
         yield from _without_wait(scale, nodes)
+    with redis_sentinels(scale.folder / "sentinels", dead=DEAD) as group:
+        url = f"{group.url}?wait=1&socket_timeout=1"
+        yield from oversell_on(scale, "sentinel, its master killed, wait=1", url, partial(_kill_masters, group))
 
 
 def _on(scale: Scale, home: str, options: str, meanwhile: Callable[[RedisNodes], None]) -> Iterator[Promise]:
-    with redis_nodes(scale.folder / home, replicas=6, durable=True) as nodes:
+    with redis_nodes(scale.folder / home, replicas=6, durable=True, dead=DEAD) as nodes:
         yield from oversell_on(scale, home, f"{nodes.url}{options}", partial(meanwhile, nodes))
 
 
@@ -49,6 +54,13 @@ def _without_wait(scale: Scale, nodes: RedisNodes) -> Iterator[Promise]:
         f"{used} of {LIMIT} sold, {counted:g} counted, {unknown} tried without an answer",
         counted <= used + unknown,
     )
+
+
+def _kill_masters(group: RedisSentinels) -> None:
+    until(lambda: bool(group.master.client.keys(f"*customer/{CUSTOMER}*:book")))
+    for _ in range(TIMES):
+        time.sleep(BETWEEN)
+        group.kill_master()
 
 
 def _book(nodes: RedisNodes) -> str:

@@ -22,12 +22,14 @@ from faults.promise import Promise, Scale
 from faults.sidecars import LocalSidecar
 from faults.workers import CONTEXT, PATIENCE, drain, make_guard, processes
 from stigg_guard import FeatureDenied
-from stigg_guard.errors import LedgerUnavailable
+from stigg_guard.errors import LedgerUnavailable, SidecarUnavailable
 
 PROCESSES = 8
 THREADS = 8
 ATTEMPTS = 60
 LIMIT = 6_000
+BACK_OFF = 0.5
+"""How long a thread waits after a try without an answer, so that tries are left for when the ledger is back."""
 CUSTOMER = "customer"
 FEATURE = "feature-units"
 
@@ -152,6 +154,9 @@ def _work(address: str, ledger: str, together: Any, results: Any, _number: int) 
                 made.put(Attempt(began, time.monotonic(), amount, "refused"))
             except LedgerUnavailable:  # nobody told whether the units were taken
                 made.put(Attempt(began, inf, amount, "unknown"))
+                time.sleep(BACK_OFF)
+            except SidecarUnavailable:  # on a busy machine; nothing was taken
+                made.put(Attempt(began, time.monotonic(), amount, "failed"))
 
         with ThreadPoolExecutor(THREADS) as threads:
             together.wait()

@@ -28,7 +28,8 @@ BUS = 10_000
 START_SECONDS = 10.0
 RETRY_SECONDS = 0.02
 SLOTS = 16_384
-NODE_TIMEOUT = 1_000
+DEAD_SECONDS = 30.0
+"""After how long without an answer a master counts as dead; a busy machine is no outage."""
 SETTLE_SECONDS = 30.0
 SERVICE = "shop"
 FAST = ("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
@@ -163,6 +164,19 @@ class RedisNodes:
         for node in (to, source, *self.masters()):
             node.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(to))
 
+    def take_over(self) -> None:
+        """Has a replica take its master's place once it has the same."""
+        replica = next(node for node in self.nodes if node not in self.masters())
+        master = next(node for node in self.nodes if node.port == replica.client.info("replication")["master_port"])
+
+        def is_copied() -> bool:
+            offset = replica.client.info("replication")["slave_repl_offset"]
+            return bool(offset == master.client.info("replication")["master_repl_offset"])
+
+        until(is_copied)
+        replica.client.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+        until(lambda: replica in self.masters() and master not in self.masters())
+
     def has_taken_over(self, killed: RedisServer) -> bool:
         """Whether a replica has the slots of a master that was killed, and all know."""
         running = [node for node in self.nodes if node is not killed]
@@ -203,10 +217,11 @@ class RedisSentinels:
         self.sentinel = sentinel
         self.url = f"redis+sentinel://127.0.0.1:{sentinel.port}/{SERVICE}"
 
-    def form(self) -> None:
+    def form(self, dead: float) -> None:
+        """Lets the sentinel watch both; a master counts as dead after so many seconds without an answer."""
         self._follow()
         self.sentinel.client.sentinel_monitor(SERVICE, "127.0.0.1", self.master.port, 1)
-        for name, value in (("down-after-milliseconds", 300), ("failover-timeout", 2_000)):
+        for name, value in (("down-after-milliseconds", int(1000 * dead)), ("failover-timeout", 2_000)):
             self.sentinel.client.execute_command("SENTINEL", "SET", SERVICE, name, value)
         until(lambda: self._master_as_told()["num-slaves"] == 1)
 
@@ -215,9 +230,20 @@ class RedisSentinels:
         self.master.client.set("copied", 1)
         assert self.master.client.wait(1, int(1000 * SETTLE_SECONDS)) == 1
         self.sentinel.client.sentinel_failover(SERVICE)
+        self._change_places()
+        self._follow()
+
+    def kill_master(self) -> None:
+        """Kills the master, and starts it again as a replica of the one that took its place."""
+        self.master.kill()
+        self._change_places()
+        self.replica.start()
+        self._follow()
+
+    def _change_places(self) -> None:
         self.master, self.replica = self.replica, self.master
         until(lambda: self._master_as_told()["port"] == self.master.port)
-        self._follow()
+        until(lambda: self.master.client.info("replication")["role"] == "master")
 
     def _master_as_told(self) -> Any:
         return self.sentinel.client.sentinel_master(SERVICE)
@@ -228,9 +254,11 @@ class RedisSentinels:
 
 
 @contextmanager
-def redis_nodes(folder: Path, masters: int = 3, replicas: int = 0, *, durable: bool = False) -> Iterator[RedisNodes]:
+def redis_nodes(
+    folder: Path, masters: int = 3, replicas: int = 0, *, durable: bool = False, dead: float = DEAD_SECONDS
+) -> Iterator[RedisNodes]:
     """A cluster that answers."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT), *FAST)
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(int(1000 * dead)), *FAST)
     with ExitStack() as running:
         nodes = [_running(running, folder / str(i), options, durable=durable) for i in range(masters + replicas)]
         cluster = RedisNodes(nodes, masters)
@@ -239,7 +267,7 @@ def redis_nodes(folder: Path, masters: int = 3, replicas: int = 0, *, durable: b
 
 
 @contextmanager
-def redis_sentinels(folder: Path) -> Iterator[RedisSentinels]:
+def redis_sentinels(folder: Path, *, dead: float = DEAD_SECONDS) -> Iterator[RedisSentinels]:
     """A master, a replica, and a sentinel that knows both."""
     folder.mkdir(exist_ok=True)
     conf = folder / "sentinel.conf"
@@ -248,7 +276,7 @@ def redis_sentinels(folder: Path) -> Iterator[RedisSentinels]:
         master, replica = (_running(running, folder / name, FAST) for name in ("master", "replica"))
         sentinel = running.enter_context(RedisServer(folder, durable=False, sentinel=conf))
         group = RedisSentinels(master, replica, sentinel)
-        group.form()
+        group.form(dead)
         yield group
 
 

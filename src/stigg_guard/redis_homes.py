@@ -30,7 +30,7 @@ try:
     )
     from redis.exceptions import ConnectionError as NotReached
     from redis.retry import Retry
-    from redis.sentinel import Sentinel
+    from redis.sentinel import MasterNotFoundError, Sentinel
 except ImportError as error:
     raise MissingExtra("redis", "Redis") from error
 
@@ -90,14 +90,22 @@ class Home:
 
     def explained(self, error: BaseException) -> str:
         """What an error of a server says. A node of a cluster or a sentinel is told as that, and how to write it."""
-        scheme = "rediss" if issubclass(self._made, SSLConnection) else "redis"
         if isinstance(error, MovedError | ClusterCrossSlotError) or "not allowed in cluster mode" in str(error):
-            remedy = f"write {scheme}+cluster://{self.address}"
-            return f"it is a node of a Redis Cluster, and other nodes have other keys; {remedy}"
+            return self.as_node
         if _UNKNOWN_TO_SENTINELS.search(str(error)):
-            remedy = f"write {scheme}+sentinel://{self.address}/ and the name of its master, often mymaster"
+            remedy = f"write {self._scheme}+sentinel://{self.address}/ and the name of its master, often mymaster"
             return f"it is a Redis Sentinel, which keeps no data; {remedy}"
         return str(error)
+
+    @property
+    def as_node(self) -> str:
+        """What is wrong where the server is a node of a cluster."""
+        remedy = f"write {self._scheme}+cluster://{self.address}"
+        return f"it is a node of a Redis Cluster, and other nodes have other keys; {remedy}"
+
+    @property
+    def _scheme(self) -> str:
+        return "rediss" if issubclass(self._made, SSLConnection) else "redis"
 
 
 class _FoundHome(Home):
@@ -130,6 +138,8 @@ class _SentinelHome(_FoundHome):
         sentinels = Sentinel(self.url.hosts, sentinel_kwargs=fields)
         try:
             host, port = sentinels.discover_master(self.url.service)
+        except MasterNotFoundError:  # its text is pages of settings
+            raise NotReached(f"no sentinel that answers knows a running master {self.url.service!r}") from None
         finally:
             for sentinel in sentinels.sentinels:
                 sentinel.close()

@@ -126,6 +126,8 @@ def of_two(ledger: str, other_ledger: str, **other: object) -> dict[str, Any]:
         ("sqlite:///shared.sqlite3", f"sqlite:///{os.getcwd()}/./sh%61red.sqlite3"),
         ("redis://redis.example", "redis://someone:secret@redis.example:6379/0"),
         ("redis://redis.example/2", "rediss://redis.example?db=2"),
+        ("redis+cluster://a.example,b.example:6379", "rediss+cluster://b.example,a.example:6379"),
+        ("redis+sentinel://a.example/shop", "redis+sentinel://:secret@a.example/shop?db=0"),
         ("django://default", "django://default"),
     ],
 )
@@ -163,6 +165,7 @@ def test_catalogs_of_local_sidecars_do_not_share_a_ledger(settings: Any, tmp_pat
     [
         ("sqlite:///us.sqlite3", "sqlite:///eu.sqlite3", {}),
         ("redis://redis.example/1", "redis://redis.example/2", {}),
+        ("redis+sentinel://a.example/shop", "redis+sentinel://a.example/other", {}),
         ("memory://", "memory://", {}),
         ("redis://redis.example", "redis://redis.example", {"SIDECAR": "sidecar-us"}),
         ("redis://redis.example", "redis://redis.example", {"ENABLED": False}),

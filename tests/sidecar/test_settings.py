@@ -116,6 +116,18 @@ def test_what_makes_no_address_of_redis_is_refused_by_its_name(variable, text, s
     assert "secret" not in str(refused.value)
 
 
+def test_the_url_of_redis_goes_before_its_other_variables():
+    url = "redis+sentinel://:secret@a:1,b:2/shop?db=3"
+    given = {**REDIS, "STIGG_SIDECAR_REDIS": url, "REDIS_HOST": "elsewhere"}
+    assert Settings.read(given).redis_url == url
+    assert "secret" not in repr(Settings.read(given)) + "".join(described(given))
+    with pytest.raises(ConfigError, match="STIGG_SIDECAR_REDIS: set REDIS_ENVIRONMENT_PREFIX, too"):
+        Settings.read({"STIGG_SIDECAR_REDIS": url})
+    with pytest.raises(ConfigError, match="STIGG_SIDECAR_REDIS: expected redis://") as caught:
+        Settings.read({**REDIS, "STIGG_SIDECAR_REDIS": "redis+sentinel://:secret@a:1"})
+    assert "secret" not in str(caught.value)
+
+
 def test_without_its_prefix_redis_is_not_used_and_its_variables_not_read(caplog):
     of_a_container = {"REDIS_PORT": "tcp://10.0.0.1:6379"}
     assert Settings.read(of_a_container).redis_url is None

@@ -44,9 +44,9 @@ class RedisClusterLedger:
     """A ledger in a Redis Cluster, exact among all hosts whose URLs lead to it, as :class:`RedisLedger` is in one
     Redis.
 
-    While a master is away, customers of its parts are refused and all others are served. What is written while a slot
-    is moved to another master may be refused, too; it is over when the slot has moved. Usage of one customer is
-    reported in the order in which it was written, that of several in any order.
+    While a master is away, customers of its parts are refused, and all others are served if the cluster does. What
+    is written while a slot is moved to another master may be refused, too, until it has moved. Usage of one customer
+    is reported in the order in which it was written, that of several in any order.
 
     Raises:
         MissingExtra: on import, when redis-py is not installed.

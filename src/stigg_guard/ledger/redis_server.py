@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -243,19 +244,18 @@ class Server:
             _disconnect(idle)
 
     def _check(self, place: Place) -> None:
-        if self._keeps_nothing(place):
+        told, saves, nodes = self._sent(
+            place, [("INFO", "persistence"), ("CONFIG", "GET", "save"), ("CLUSTER", "INFO")]
+        )
+        if not self._home.url.kind and _is_one_of_several(nodes):
+            raise LedgerUnavailable(f"the Redis ledger at {self._home.address} cannot be used: {self._home.as_node}")
+        if _keeps_nothing(told, saves):
             logger.warning(
                 "the Redis ledger at %s writes nothing to disk: holds and unreported usage are lost when it stops; "
                 "set appendonly yes",
                 f"{place[0]}:{place[1]}" if place else self._home.address,
             )
         self._checked.add(place)
-
-    def _keeps_nothing(self, place: Place) -> bool:
-        told, saves = self._sent(place, [("INFO", "persistence"), ("CONFIG", "GET", "save")])
-        if isinstance(told, RedisError) or isinstance(saves, RedisError):  # hosted servers do not tell
-            return False
-        return "aof_enabled:1" not in told and not saves[1]
 
     def _unavailable(self, error: RedisError, kind: type[LedgerUnavailable] = LedgerUnavailable) -> LedgerUnavailable:
         return kind(f"the Redis ledger at {self._home.address} cannot be used: {self._home.explained(error)}")
@@ -297,6 +297,18 @@ class Part:
 def _key_of(command: Command) -> str:
     """A key of a command; all that it has are in one place."""
     return str(command[2] if isinstance(command[0], Script) else command[1])
+
+
+def _keeps_nothing(told: Any, saves: Any) -> bool:
+    if isinstance(told, RedisError) or isinstance(saves, RedisError):  # hosted servers do not tell
+        return False
+    return "aof_enabled:1" not in told and not saves[1]
+
+
+def _is_one_of_several(told: Any) -> bool:
+    """Whether what a server told of its cluster, or that it has none, names other masters."""
+    size = re.search(r"^cluster_size:(\d+)", told, re.MULTILINE) if isinstance(told, str) else None
+    return size is not None and int(size[1]) > 1
 
 
 def _disconnect(idle: deque[_Connection]) -> None:
