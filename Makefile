@@ -157,7 +157,7 @@ bench: $(BENCH)/.ready
 	@$(BENCH)/bin/python -m benchmarks --json build/bench.json $(ARGS)
 
 bench-quick: $(BENCH)/.ready
-	@$(BENCH)/bin/python -m benchmarks --quick --json build/bench-quick.json $(ARGS)
+	@BENCH_CUSTOMERS=1000 $(BENCH)/bin/python -m benchmarks --quick --json build/bench-quick.json $(ARGS)
 
 bench-growth: $(BENCH)/.ready
 	@$(BENCH)/bin/python -m benchmarks.growth $(ARGS)
