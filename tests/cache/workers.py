@@ -79,9 +79,15 @@ def evals(redis: RedisServer) -> int:
 
 def until(holds: Callable[[], bool]) -> None:
     """Waits for it; a test that waits in vain fails."""
+    if not comes(holds, PATIENCE):
+        pytest.fail("it never came")
+
+
+def comes(holds: Callable[[], bool], patience: float) -> bool:
+    """Whether it comes within so many seconds."""
     pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
+    for _ in range(int(patience / 0.01)):
         if holds():
-            return
+            return True
         pause.wait(0.01)
-    pytest.fail("it never came")
+    return False
