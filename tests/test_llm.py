@@ -25,6 +25,8 @@ from stigg_guard.django import get_guard
 from stigg_guard.flask import StiggGuard
 from stigg_guard.sidecar.server import Sidecar
 
+pytestmark = pytest.mark.django_db  # Django closes its connections after a response
+
 PAGE = (Path(__file__).parents[1] / "docs" / "llm.md").read_text(encoding="utf-8")
 CUSTOMER = "customer-demo-01"
 WALLET = 12_500

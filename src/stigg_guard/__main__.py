@@ -76,14 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = parser.parse_args(argv)
     try:
-        status = int(options.run(options))
-        sys.stdout.flush()
+        return int(options.run(options))
     except StiggGuardError as error:
         parser.exit(getattr(options, "error_status", 2), f"{parser.prog}: {error}\n")
-    except BrokenPipeError:  # who reads the output, such as head, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return status
 
 
 def _sidecar(options: Namespace) -> int:
