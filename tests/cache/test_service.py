@@ -102,7 +102,7 @@ def site(
 
 def age(service: CacheService, customer: str = CUSTOMER) -> float:
     """How old what is shared is."""
-    snapshot, now = service._shared.find(Customer(customer))
+    snapshot, now = service._shared.find(Customer(customer), to_use=False)
     return (now - snapshot.stamp) / 1e6 if snapshot is not None else float("inf")
 
 
@@ -285,7 +285,7 @@ class TestStamps:
         for name in ("a", "b/c", "ä"):
             clock.advance(1)
             room.find(Customer(name, "r"))
-        room.snapshots.find(Customer("d"))
+        room.snapshots.find(Customer("d"), to_use=False)
         assert room.snapshots.in_use(60) == [Customer("ä", "r"), Customer("b/c", "r"), Customer("a", "r")]
         assert room.snapshots.in_use(0.5) == [Customer("ä", "r")]
 

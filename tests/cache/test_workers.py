@@ -22,11 +22,11 @@ from cache.workers import (
     evals,
     fetched,
     until,
-    usage,
 )
 from conftest import ManualClock, in_child
 from redis_server import RedisServer
 from stigg_guard import Config, Customer, Guard, InvalidRequest, SidecarError, SidecarUnavailable, Source
+from stigg_guard.cache.snapshots import AllOf, Fetch
 from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
@@ -222,7 +222,7 @@ class TestAtOnce:
 
     def test_do_not_wait_for_one_whose_fetch_failed(self, engine: HeldUp, workers: list[Guard]) -> None:
         engine.fault = InvalidRequest("", "not today")
-        first, second, *_ = workers
+        first, second, third, *_ = workers
         with ThreadPoolExecutor(2) as threads:
             failing = threads.submit(first.check, TEMPLATES, customer=CUSTOMER)
             assert engine.asked.wait(PATIENCE)
@@ -231,27 +231,48 @@ class TestAtOnce:
             assert isinstance(failing.exception(), SidecarError | InvalidRequest)
             assert isinstance(waiting.exception(), SidecarError | InvalidRequest)
         engine.fault = None
-        assert workers[2].check(TEMPLATES, customer=CUSTOMER).source is Source.SIDECAR
+        assert third.check(TEMPLATES, customer=CUSTOMER).source is Source.SIDECAR
 
-    def test_wait_no_longer_than_a_fetch_may_take_for_one_that_was_killed(
+    def test_do_not_wait_for_another_while_they_leave_the_sidecar_alone(
+        self, make_worker: MakeGuard, room: Room, redis: RedisServer
+    ) -> None:
+        worker = make_worker(SIDECAR=NOBODY_LISTENS, TIMEOUT=PATIENCE)
+        with pytest.raises(SidecarUnavailable):
+            worker.check(TEMPLATES, customer="somebody-else")
+        assert room.snapshots.begin(Customer(CUSTOMER), 0) is Fetch.OURS
+        before = evals(redis)
+        with pytest.raises(SidecarUnavailable, match="is not asked"):
+            worker.check(TEMPLATES, customer=CUSTOMER)
+        assert evals(redis) <= before + 2  # it has looked, and given nothing up that is not its own
+        assert room.snapshots.begin(Customer(CUSTOMER), 0) is Fetch.OURS
+
+    def test_take_over_from_one_that_was_killed(
         self, engine: HeldUp, workers: list[Guard], make_room: Callable[..., Room]
     ) -> None:
         engine.clear.set()
-        killed = make_room(TIMEOUT=0.05).snapshots
-        assert killed.find_or_begin(Customer(CUSTOMER), 30)[2] is False
-        assert make_room().snapshots.find_or_begin(Customer(CUSTOMER), 30)[2] is True
+        killed, other = make_room(TIMEOUT=0.2).snapshots, make_room().snapshots
+        customer = Customer(CUSTOMER)
+        assert [killed.begin(customer, 0), other.begin(customer, 0)] == [Fetch.OURS, Fetch.THEIRS]
         assert workers[0].check(TEMPLATES, customer=CUSTOMER).source is Source.SIDECAR
 
-    def test_a_copy_that_is_too_old_for_one_is_young_enough_for_another(
+    def test_fetch_what_is_newer_than_they_have_seen_and_no_more(
         self, make_room: Callable[..., Room], clock: ManualClock
     ) -> None:
-        room, other = make_room(), make_room()
-        room.store(fetched(room.stamp()))
-        clock.advance(5)
-        asked = [other.snapshots.find_or_begin(ANN, max_age) for max_age in (6, 4, 4, 6)]
-        assert [(usage(found), is_under_way) for found, _, is_under_way in asked] == [
-            (3, False),
-            (3, False),  # this one is to fetch it
-            (3, True),
-            (3, False),
+        one, other = make_room(), make_room()
+        one.store(fetched(one.stamp()))
+        stored = one.stamp()
+        assert [room.snapshots.begin(ANN, seen) for room, seen in ((other, 0), (other, stored), (one, stored))] == [
+            Fetch.DONE,
+            Fetch.OURS,
+            Fetch.THEIRS,
         ]
+        one.snapshots.give_up(ANN)  # it is not its own
+        assert one.snapshots.begin(ANN, stored) is Fetch.THEIRS
+        other.snapshots.give_up(ANN)
+        assert one.snapshots.begin(ANN, stored) is Fetch.OURS
+        clock.advance(1)
+        one.store(fetched(one.stamp()))
+        assert other.snapshots.begin(ANN, stored) is Fetch.DONE
+        clock.advance(1)
+        one.snapshots.invalidate(AllOf(ANN.id))
+        assert other.snapshots.begin(ANN, 0) is Fetch.OURS

@@ -48,7 +48,7 @@ class Room:
         return self.snapshots.store(customer, snapshot)
 
     def find(self, customer: Customer = ANN) -> Snapshot | None:
-        return self.snapshots.find_or_begin(customer, 30)[0]
+        return self.snapshots.find(customer)[0]
 
     def stamp(self) -> int:
         """The present stamp."""

@@ -20,6 +20,11 @@ class Backoff:
         self._asleep_until = 0.0
         self._last_fault = ""
 
+    @property
+    def is_asleep(self) -> bool:
+        """Whether nothing is asked at present."""
+        return self._monotonic() < self._asleep_until
+
     def ask(self, ask: Callable[[], T]) -> T:
         """Returns what ``ask`` returns.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import quote, unquote
 
-from stigg_guard.cache.snapshots import AllOf, Listed, Snapshot, snapshot_of
+from stigg_guard.cache.snapshots import WAIT_PART, AllOf, Fetch, Listed, Snapshot, snapshot_of
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
@@ -85,8 +86,7 @@ local function set(value, ttl)
 end
 """
 
-# Who is looked for to be used is marked under KEYS[4]. Where there is nothing as young as that use wants, whoever comes
-# first marks KEYS[5] and fetches. A Redis that cannot write at the moment finds all the same.
+# Each lookup for a use is noted under KEYS[4]. A Redis that cannot write at the moment finds all the same.
 _FIND = f"""{_NOW}
 local stamp = string.format('%.0f', now())
 if KEYS[4] then
@@ -97,16 +97,20 @@ end
 local value = redis.pcall('GET', KEYS[1])
 if type(value) == 'table' then value = '' end  -- a key of another type
 local fetched = value and tonumber(string.match(value, '^2 (%d+)'))
-if fetched and outdated(fetched) then value, fetched = false, nil end
-local is_under_way = 0
-if KEYS[5] then
-    local age = fetched and stamp - fetched
-    if not age or age < 0 or age > tonumber(ARGV[4]) then
-        if not redis.pcall('SET', KEYS[5], '', 'NX', 'PX', ARGV[5]) then is_under_way = 1 end
-    end
-end
-return {{stamp, value, is_under_way}}
+if fetched and outdated(fetched) then value = false end
+return {{stamp, value}}
 """
+
+# KEYS[4] has the process that fetches. What is newer than the stamp in ARGV[2] need not be fetched.
+_BEGIN = f"""{_NOW}
+local value = redis.pcall('GET', KEYS[1])
+local fetched = type(value) == 'string' and tonumber(string.match(value, '^2 (%d+)'))
+if fetched and fetched > tonumber(ARGV[2]) and fetched <= now() and not outdated(fetched) then return 'done' end
+local begun = redis.pcall('SET', KEYS[4], ARGV[3], 'NX', 'PX', ARGV[4])  -- false if somebody else has
+return (begun or redis.call('GET', KEYS[4]) == ARGV[3]) and 'ours' or 'theirs'
+"""
+
+_GIVE_UP = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 # A stamp that is still to come was made before the server's clock was set back, or by nobody of us.
 _STORE = f"""{_NOW}
@@ -151,6 +155,7 @@ class RedisSnapshots:
         ConfigError: ``CACHE`` is no URL of a Redis.
     """
 
+    _me: str
     _redis: Redis
     _listener: Listener
 
@@ -164,7 +169,7 @@ class RedisSnapshots:
         self._home = cache_home(config.cache)
         self._prefix = prefix_at(config.cache, config.redis_environment_prefix)
         self._keys_ttl = config.redis_keys_ttl
-        self._patience = max(1, round(config.timeout * 1000))
+        self._patience = max(1, round(WAIT_PART * config.timeout * 1000))
         self._clock = clock
         self._ticket = ticket
         self._expire = expire
@@ -175,33 +180,30 @@ class RedisSnapshots:
         self._starting: dict[int, threading.Lock] = {}
         self._ledger = _ledger_beside(self._home, config.ledger or "")
 
-    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
-        return self._found(customer, (), ())[:2]
-
-    def find_or_begin(self, customer: Customer, max_age: float) -> tuple[Snapshot | None, int, bool]:
-        marks = (self._uses, self._under_way(customer))
-        kept = _name(customer), USES_KEPT_SECONDS * 1_000_000
-        return self._found(customer, marks, (*kept, f"{max_age * 1e6:.0f}", self._patience))
-
-    def give_up(self, customer: Customer) -> None:
-        self._ask(lambda redis: redis.delete(self._under_way(customer)))
-
-    def _found(
-        self, customer: Customer, marks: tuple[str, ...], wanted: tuple[str | int, ...]
-    ) -> tuple[Snapshot | None, int, bool]:
+    def find(self, customer: Customer, *, to_use: bool = True) -> tuple[Snapshot | None, int]:
         keys, asked_at = self._keys(customer), self._clock.monotonic()
-        asked, given = (*keys, *marks), (self._given_time(), *wanted)
+        asked = (*keys, self._uses) if to_use else keys
+        given = (self._given_time(), _name(customer), USES_KEPT_SECONDS * 1_000_000)
         answer = self._ask(lambda redis: redis.eval(_FIND, len(asked), *asked, *given))
         if answer is None:
-            return None, 0, False
-        now, is_under_way = int(answer[0]), bool(answer[2])
+            return None, 0
+        now = int(answer[0])
         snapshot = self._snapshot(keys[0], answer[1], customer, now)
         if snapshot is None or snapshot.stamp > now:
-            return None, now, is_under_way
+            return None, now
         age = (now - snapshot.stamp) / 1e6
         snapshot.fetched_at = asked_at - age
         snapshot.begun_at = self._clock.now().timestamp() - age
-        return snapshot, now, is_under_way
+        return snapshot, now
+
+    def begin(self, customer: Customer, seen: int) -> Fetch:
+        keys = (*self._keys(customer), self._under_way(customer))
+        given = (self._given_time(), seen)
+        turn = self._ask(lambda redis: redis.eval(_BEGIN, len(keys), *keys, *given, self._me, self._patience))
+        return Fetch.OURS if turn is None else Fetch(turn.decode())
+
+    def give_up(self, customer: Customer) -> None:
+        self._ask(lambda redis: redis.eval(_GIVE_UP, 1, self._under_way(customer), self._me))
 
     def store(self, customer: Customer, snapshot: Snapshot) -> bool:
         listed = snapshot.messages
@@ -333,6 +335,7 @@ class RedisSnapshots:
     def _start_process(self) -> None:
         self._failing = False
         self._rests_until = 0.0
+        self._me = secrets.token_hex(8)
         self._redis = self._client()
         self._listener = Listener(self._client(), (self.invalidated,), self._heard)
         start(self._listener)

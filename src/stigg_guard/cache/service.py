@@ -116,7 +116,7 @@ class CacheService:
         """Notes a change of now, as soon as Redis tells the time."""
         made = threading.Event()
         while not self._over.is_set():
-            _, stamp = self._shared.find(Customer(customer))
+            _, stamp = self._shared.find(Customer(customer), to_use=False)
             if stamp:
                 self._note_change(AllOf(customer), _Change(stamp, stamp, [made]))
                 self._something.set()

@@ -11,6 +11,7 @@ import random
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache, partial
 from math import inf
 from time import monotonic, sleep
@@ -41,8 +42,10 @@ T = TypeVar("T")
 
 AMOUNTS_KEPT = 100
 EXTRAS_KEPT = 1_000
-LOOK_AGAIN_SECONDS = 0.003
-"""While another process fetches, after so long it is looked whether it has."""
+FETCH_PAUSES = (0.002, 0.05)
+"""The first and the longest pause, in seconds, before it is looked again whether another process has fetched."""
+WAIT_PART = 0.5
+"""Which part of the time that a fetch may take another process is waited for; then this one fetches, too."""
 LISTS_KEPT = 256
 READ_KEPT = 16
 NO_TICKET = Ticket(0, 0)
@@ -193,21 +196,33 @@ class AllOf:
     customer: str | None
 
 
+class Fetch(Enum):
+    """Whose turn it is to fetch what several processes miss."""
+
+    OURS = "ours"
+    THEIRS = "theirs"
+    DONE = "done"
+    """Another process has just fetched it."""
+
+
 class SharedSnapshots(Protocol):
     """Snapshots that all processes share. Nothing here raises: what is away finds nothing and keeps nothing.
 
     *Stamps* are instants of the one clock that these processes share; 0 stands for one that nobody knows.
     """
 
-    def find(self, customer: Customer) -> tuple[Snapshot | None, int]:
-        """The newest snapshot that any process fetched, with the times of its fetch, and the present stamp."""
+    def find(self, customer: Customer, *, to_use: bool = True) -> tuple[Snapshot | None, int]:
+        """The newest snapshot that any process fetched, with the times of its fetch, and the present stamp.
+
+        It is kept in mind that it was asked for, unless it is not ``to_use``.
+        """
         ...
 
-    def find_or_begin(self, customer: Customer, max_age: float) -> tuple[Snapshot | None, int, bool]:
-        """The same for a use, which is kept in mind, and whether another process is fetching it.
+    def begin(self, customer: Customer, seen: int) -> Fetch:
+        """Who is to fetch a customer of whom this process has seen the snapshot with this stamp, 0 for none.
 
-        Where it is older than ``max_age`` seconds, who asks first is to fetch it. The others are told so until
-        :meth:`store` or :meth:`give_up`, or for as long as a fetch may take.
+        Who begins first; the others are told so until :meth:`store` or :meth:`give_up`, and at most for the part
+        ``WAIT_PART`` of ``TIMEOUT``.
         """
         ...
 
@@ -234,11 +249,11 @@ class SharedSnapshots(Protocol):
 class _NotShared:
     """The processes share nothing."""
 
-    def find(self, _customer: Customer) -> tuple[None, int]:
+    def find(self, _customer: Customer, *, to_use: bool = True) -> tuple[None, int]:
         return None, 0
 
-    def find_or_begin(self, _customer: Customer, _max_age: float) -> tuple[None, int, bool]:
-        return None, 0, False
+    def begin(self, _customer: Customer, _seen: int) -> Fetch:
+        return Fetch.OURS
 
     def give_up(self, _customer: Customer) -> None:
         pass
@@ -307,7 +322,7 @@ class SnapshotCache:
             return snapshot, Source.CACHE
         load = partial(self._loaded, customer, max_age)
         try:
-            return load() if self.shared is NOT_SHARED else self._flights.load((key, max_age), load)
+            return load() if self.shared is NOT_SHARED else self._loads.load((key, max_age), load)
         except SidecarError:
             snapshot = self.snapshots.get(key)
             if snapshot is not None and self._clock.monotonic() < snapshot.stale_until:
@@ -327,7 +342,7 @@ class SnapshotCache:
         """What is shared if it was fetched at the stamp ``since`` or later and is no older than ``max_age`` seconds;
         else it is fetched, for all processes. That is no use of it."""
         self._enter_process()
-        copy, stamp = self.shared.find(customer)
+        copy, stamp = self.shared.find(customer, to_use=False)
         if copy is not None:
             self._keep(customer, copy)
             if copy.stamp >= since and self._serves(copy, max_age):
@@ -405,6 +420,7 @@ class SnapshotCache:
     def _start_process(self) -> None:
         self._lock = threading.Lock()
         self._flights = SingleFlight(self._patience)
+        self._loads = SingleFlight((1 + WAIT_PART) * self._patience)
         self.backoff = Backoff(self._clock.monotonic)
         self._forgotten = 0
         for snapshot in list(self.snapshots.values()):
@@ -415,22 +431,41 @@ class SnapshotCache:
         return self._clock.monotonic() < snapshot.fresh_until and self.age(snapshot) <= max_age
 
     def _loaded(self, customer: Customer, max_age: float) -> tuple[Snapshot, Source]:
-        deadline = monotonic() + self._patience
-        while True:
-            copy, stamp, is_under_way = self.shared.find_or_begin(customer, min(max_age, self._ttl))
-            known = self.snapshots.get(cache_key(customer))
-            if copy is not None and (known is None or known.fetched_at < copy.fetched_at):
-                self._keep(customer, copy)
-                if self._serves(copy, max_age):
-                    return copy, Source.CACHE
-            if not is_under_way or monotonic() >= deadline:
-                break
-            sleep(LOOK_AGAIN_SECONDS)
+        served, seen, stamp = self._found(customer, max_age)
+        if served is not None:
+            return served, Source.CACHE
+        if self._turn(customer, seen) is Fetch.DONE:
+            served, _, stamp = self._found(customer, max_age)
+            if served is not None:
+                return served, Source.CACHE
         try:
             return self.once(cache_key(customer), lambda: self._fetched(customer, stamp)), Source.SIDECAR
         except BaseException:
             self.shared.give_up(customer)
             raise
+
+    def _found(self, customer: Customer, max_age: float) -> tuple[Snapshot | None, int, int]:
+        """What is shared, if it serves; the stamp of what was found, and the present one."""
+        copy, stamp = self.shared.find(customer)
+        if copy is None:
+            return None, 0, stamp
+        known = self.snapshots.get(cache_key(customer))
+        if known is None or known.fetched_at < copy.fetched_at:
+            self._keep(customer, copy)
+            if self._serves(copy, max_age):
+                return copy, copy.stamp, stamp
+        return None, copy.stamp, stamp
+
+    def _turn(self, customer: Customer, seen: int) -> Fetch:
+        """Waits while another process fetches, unless nothing is asked at present anyway."""
+        deadline, (pause, longest) = monotonic() + WAIT_PART * self._patience, FETCH_PAUSES
+        while not self.backoff.is_asleep:
+            turn = self.shared.begin(customer, seen)
+            if turn is not Fetch.THEIRS or monotonic() >= deadline:
+                return turn
+            sleep(pause)
+            pause = min(2 * pause, longest)
+        return Fetch.THEIRS
 
     def _fetched(self, customer: Customer, stamp: int) -> Snapshot:
         begun_at, forgotten = self._clock.now().timestamp(), self._forgotten
