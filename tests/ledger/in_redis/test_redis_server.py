@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -37,48 +37,6 @@ from stigg_guard.ledger.redis import RedisLedger
 from stigg_guard.sidecar.server import Sidecar
 
 Make = Callable[[str], RedisLedger]
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: RedisServer) -> RedisServer:
-    shared_server.client.flushall()
-    return shared_server
-
-
-@pytest.fixture
-def patient_url(server: RedisServer) -> str:
-    return f"{server.url}?socket_timeout=30"  # a busy machine is no outage
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that the test may kill."""
-    with RedisServer(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def make_ledger() -> Iterator[Make]:
-    made: list[RedisLedger] = []
-
-    def make(url: str) -> RedisLedger:
-        made.append(RedisLedger(url, Clock()))
-        return made[-1]
-
-    yield make
-    for ledger in made:
-        ledger.close()
-
-
-@pytest.fixture
-def ledger(make_ledger: Make, patient_url: str) -> RedisLedger:
-    return make_ledger(patient_url)
 
 
 class TestServer:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -50,48 +49,6 @@ from stigg_guard.ledger.redis_fields import PREFIX
 from stigg_guard.ledger.redis_steps import CUSTOMERS_AT_ONCE
 
 Make = Callable[[str], RedisLedger]
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: RedisServer) -> RedisServer:
-    shared_server.client.flushall()
-    return shared_server
-
-
-@pytest.fixture
-def patient_url(server: RedisServer) -> str:
-    return f"{server.url}?socket_timeout=30"  # a busy machine is no outage
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that the test may kill."""
-    with RedisServer(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def make_ledger() -> Iterator[Make]:
-    made: list[RedisLedger] = []
-
-    def make(url: str) -> RedisLedger:
-        made.append(RedisLedger(url, Clock()))
-        return made[-1]
-
-    yield make
-    for ledger in made:
-        ledger.close()
-
-
-@pytest.fixture
-def ledger(make_ledger: Make, patient_url: str) -> RedisLedger:
-    return make_ledger(patient_url)
 
 
 class TestCustomers:
