@@ -177,8 +177,10 @@ def consumes_usage(
     Raises:
         InvalidRequest: ``n`` is a number, and negative or not finite. As a callable it is judged at each call. Or the
             feature's id is empty.
-        ConfigError: ``on_repeat`` is neither ``"refuse"`` nor ``"run"``.
+        ConfigError: ``key`` is a text, or ``on_repeat`` is neither ``"refuse"`` nor ``"run"``.
     """
+    if not (key is None or key is PER_DOWNLOAD or callable(key)):
+        raise ConfigError(f"key is a callable that finds the key of a call, not {key!r}, which all calls would share")
     if on_repeat not in get_args(OnRepeat):
         raise ConfigError(f'on_repeat is "refuse" or "run", not {on_repeat!r}')
     if feature is not None:

@@ -258,7 +258,7 @@ class Guard:
         """Reports usage that already happened: ``value`` units more, fewer when negative, or with ``set_total`` in all.
 
         It is in the ledger when this returns, and reported by the time that ``REPORT`` says. ``dimensions`` go with the
-        report. What is reported or consumed of the feature with the same ``key`` within a day counts once.
+        report. What is reported or consumed of this feature alone with the same ``key`` within a day counts once.
 
         Raises:
             InvalidRequest: the value is not a finite number, an id is empty, or a dimension or the key is wrong.

@@ -285,3 +285,57 @@ def test_a_source_is_believed_as_far_as_it_tells_rates(told: bytes, rates: objec
 def test_wrong_rates_are_told(told: object, fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
         Config.from_mapping({"CREDIT_RATES": told})
+
+
+TENTHS = CATALOG.replace("amount = 2 }", "amount = 0.1 }").replace(
+    "credits = { amount = 20 }", "credits = { amount = 10 }"
+)
+
+
+class TestTenths:
+    """A price that no binary fraction tells."""
+
+    @pytest.fixture
+    def engine(self, clock: ManualClock) -> Iterator[WatchedEngine]:
+        made = WatchedEngine(parse_catalog(TENTHS), Store(None), now=clock.now)
+        yield made
+        made.close()
+
+    @pytest.fixture
+    def guard(self, make_guard: MakeGuard) -> Guard:
+        return make_guard(SETTLE_GRACE=0)
+
+    @pytest.mark.parametrize("left", range(1, 30))
+    def test_what_is_left_is_had_whole_and_in_part(self, guard: Guard, left: int) -> None:
+        guard.report("ai", 100 - left, customer="c")
+        assert guard.flush() == 0
+        guard.reload("c")
+        for at_least in (1, left):
+            with guard.consume("ai", left + 5, customer="c", at_least=at_least) as usage:
+                assert usage.amount == left
+                usage.cancel()
+        with pytest.raises(FeatureDenied) as denied, guard.consume("ai", 100, customer="c", at_least=left + 1):
+            pytest.fail("oversold")
+        assert denied.value.entitlement.reason is Reason.INSUFFICIENT_CREDITS
+
+
+def test_what_the_plan_pays_for_costs_no_credits(make_guard: MakeGuard) -> None:
+    rates = {**RATES, "seats": {"currency": "credits", "rate": 5}}
+    guard = make_guard(CREDIT_RATES=rates, SETTLE_GRACE=30, REPORT="inline")
+    with guard.consume("seats", 2, customer="c"), guard.consume("ai", 10, customer="c") as usage:
+        usage.cancel()
+    guard.report("seats", 1, customer="c")
+    with guard.consume("ai", 10, customer="c"):
+        pass
+    assert spent(guard) == 20
+
+
+def test_a_repeat_enters_though_the_wallet_is_empty(guard: Guard) -> None:
+    for _ in range(2):
+        with guard.consume("ai", 10, customer="c", key="order-42") as usage:
+            pass
+        assert guard.flush() == 0
+        assert spent(guard) == 20
+    assert usage.is_repeat
+    with pytest.raises(FeatureDenied), guard.consume("ai", 10, customer="c", key="order-43"):
+        pytest.fail("oversold")

@@ -146,7 +146,9 @@ class TestConsume:
         with guard.consume("seats", customer="c", key=BoundKey(ORDER, "POST /orders")) as usage:
             assert usage.is_repeat
 
-    @pytest.mark.parametrize("key", ["", "x" * 256, "\ud800", 42, BoundKey("", "POST /")])
+    @pytest.mark.parametrize(
+        "key", ["", "x" * 256, "\ud800", 42, BoundKey("", "POST /"), BoundKey(ORDER, None), BoundKey(ORDER, b"POST /")]
+    )
     def test_refuses_what_is_no_key(self, guard: Guard, key: str) -> None:
         with pytest.raises(InvalidRequest, match="key: "):
             guard.consume("seats", customer="c", key=key)
@@ -244,6 +246,10 @@ class TestDecorator:
         assert [work("a"), work("a")] == ["done a", "done a"]
         guard.flush()
         assert engine.used("seats") == 2
+
+    def test_refuses_a_text_which_all_calls_would_share(self, guard: Guard) -> None:
+        with pytest.raises(ConfigError, match="all calls would share"):
+            guard.consumes_usage(1, "seats", customer="c", key="Idempotency-Key")
 
     def test_refuses_what_is_no_answer_to_a_repeat(self, guard: Guard) -> None:
         with pytest.raises(ConfigError, match="on_repeat"):

@@ -181,6 +181,14 @@ def cost(amount: int, rate: float) -> int:
     return math.ceil(amount * rate - 1e-6)
 
 
+def affordable(left: int, rate: float, step: int) -> int:
+    """The largest multiple of ``step``, in quanta, that costs no more than what is left in a wallet."""
+    amount = (int(left / rate) // step + 1) * step
+    while amount > 0 and cost(amount, rate) > left:
+        amount -= step
+    return max(amount, 0)
+
+
 def priced(report: Pending, rate: float) -> Pending:
     """A report under way as its wallet sees it."""
     return report._replace(amount=cost(max(report.amount, 0), rate), is_set=False)

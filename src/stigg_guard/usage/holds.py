@@ -16,12 +16,13 @@ from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, cache_key
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
-from stigg_guard.credits import NO_RATES, Rates, price, repriced, wallet_claim
+from stigg_guard.credits import Rates, price, repriced, wallet_claim
 from stigg_guard.entitlements import Customer, Entitlement, Kind, changed
 from stigg_guard.errors import (
     ClientClosed,
     FeatureDenied,
     InvalidRequest,
+    KeyReused,
     LedgerUnavailable,
     SidecarError,
     SidecarTimeout,
@@ -42,6 +43,7 @@ from stigg_guard.ledger import (
     UsageKey,
     Use,
 )
+from stigg_guard.ledger.accounting import affordable
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
 from stigg_guard.observer import Audience, Observer
@@ -152,6 +154,8 @@ class Holds:
             with self.audience.timed(Observer.held, customer, tuple(amounts)):
                 answers, hold = self._hold(amounts, customer, terms)
         except FeatureDenied as error:
+            if self._was_counted(once):
+                return {error.entitlement.feature_id: error.entitlement}, REPEATED
             self.audience.tell(Observer.checked, error.entitlement, customer)
             self.audience.tell(Observer.denied, error)
             raise
@@ -308,6 +312,18 @@ class Holds:
         """Takes usage that does not hold its key, unless a use with the same one was counted."""
         self._commit(Hold(secrets.token_hex(8), (), once), uses)
 
+    def _was_counted(self, once: Once | None) -> bool:
+        """Whether a use with this key was counted: then a repeat may enter, whatever is left."""
+        if once is None:
+            return False
+        try:
+            self.release(self._key_held(once))
+        except UsageRepeated:
+            return True
+        except (LedgerUnavailable, UsageInProgress, KeyReused):
+            return False
+        return False
+
     def _key_held(self, once: Once) -> Hold:
         """A hold of the key alone."""
         return cast(Hold, self._ledger.hold((), self._config.hold_ttl, once))  # without a claim there is no limit
@@ -377,9 +393,17 @@ class Holds:
         return wallets
 
     def _rates(self, snapshot: Snapshot | None) -> Rates:
-        """What features cost: the setting goes before what the source of the snapshot tells."""
-        told = NO_RATES if snapshot is None else snapshot.rates
-        return {**told, **self._config.credit_rates}
+        """What features cost: the setting goes before what the source of the snapshot tells. Those that the plan itself
+        pays for cost nothing."""
+        if snapshot is None:
+            return self._config.credit_rates
+        rates = {**snapshot.rates, **self._config.credit_rates}
+        answers = {feature: snapshot.find(feature) for feature in rates}
+        return {
+            feature: rate
+            for feature, rate in rates.items()
+            if (answer := answers[feature]) is None or answer.needs_fresh_check
+        }
 
     def _priced(self, asked: Entitlement, snapshot: Snapshot | None, customer: Customer) -> Claim:
         claim = _claim(asked, snapshot, customer)
@@ -472,10 +496,8 @@ def _fewer(claims: Sequence[Claim], held: LimitExceeded, at_least: float) -> Seq
     """Claims on what is left of the one feature, if that is enough: whole units where such are wanted."""
     wanted, *payments = claims
     rate = dict(held.claim.pays_for).get(wanted.key, 1.0)
-    left = (held.limit - held.counted) / rate
-    if wanted.amount.is_integer() and at_least.is_integer():
-        left = left // 1
-    fewer = units(quanta(left))
+    step = quanta(1) if wanted.amount.is_integer() and at_least.is_integer() else 1
+    fewer = units(affordable(quanta(held.limit) - quanta_used(held.counted), rate, step))
     if fewer < at_least or fewer >= wanted.amount:
         return None
     return [wanted._replace(amount=fewer), *(repriced(payment, wanted, fewer) for payment in payments)]

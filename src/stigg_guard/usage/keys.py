@@ -56,7 +56,7 @@ def once_of(key: Key | None, customer: Customer, features: Iterable[str]) -> Onc
     """By what a use of these features, held together, counts once; None without a key.
 
     Raises:
-        InvalidRequest: the key is no text, empty or too long.
+        InvalidRequest: the key is no text, empty or too long, or what it is bound to is none.
     """
     if key is None:
         return None
@@ -64,6 +64,8 @@ def once_of(key: Key | None, customer: Customer, features: Iterable[str]) -> Onc
         return Once(customer.id, _digest(customer.id, customer.resource or "", *sorted(features), *key), "", FILES_KEPT)
     text, binding = key if isinstance(key, BoundKey) else (key, "")
     require_id(text, "key")
+    if not isinstance(binding, str):
+        raise InvalidRequest("key", f"what a key is bound to is a text, not {binding!r}")
     if len(text) > MAX_LENGTH:
         raise InvalidRequest("key", f"a key has at most {MAX_LENGTH} characters, not {len(text)}")
     told = _digest(customer.id, customer.resource or "", *sorted(features), text)
