@@ -233,7 +233,7 @@ def _write(step: Step, hold: Hold | None, uses: Sequence[Use], *, repeated: bool
         return _Written([found[text_of(use.key)].usage() for use in uses], True, [])
     if (is_ended or sees_all) and any(key not in parts or parts[key].until <= now for key in held):
         step.run("INSERT INTO stigg_guard_ledger_late DEFAULT VALUES")
-    if once is not None and (mark or is_ended or sees_all or not held) and not keys.count(step, once, mark, now):
+    if once is not None and (mark or is_ended or sees_all or not held) and not keys.count(step, once, now):
         return _Written([], True, [])
     usages, rows = [], []
     for use in uses:
