@@ -66,6 +66,9 @@ class TestConsume:
                 assert usage.entitlement.feature_id == "seats"
                 assert guard.stats()["held"] == 0
                 usage.amount = 4
+                assert usage.amounts == {"seats": 0}
+                with pytest.raises(InvalidRequest):
+                    usage.amount = -1
         guard.flush()
         assert engine.used("seats") == 6
 
@@ -103,6 +106,12 @@ class TestConsume:
         ]:
             with guard.consume(feature, customer=customer, key=key) as usage:
                 assert not usage.is_repeat
+
+    def test_of_a_file_is_apart_from_one_of_more_features(self, guard: Guard) -> None:
+        with guard.consume("calls", customer="c", key=FileKey("seats", ORDER)):
+            pass
+        with guard.consume({"calls": 1, "seats": 1}, customer="c", key=ORDER) as usage:
+            assert not usage.is_repeat
 
     def test_of_several_features_is_one_use(self, guard: Guard, engine: WatchedEngine) -> None:
         for wanted in ({"seats": 2, "calls": 3}, {"calls": 3, "seats": 2}):

@@ -75,8 +75,8 @@ class ConfirmSince(ABC):
 
 
 class Terms(NamedTuple):
-    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), by what
-    the use counts once, and whether it may go on beside another one, of which then one counts."""
+    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), and by
+    what the use counts once. ``is_shared``: it may run while another use has the key, and one of them is counted."""
 
     ttl: float
     at_least: float | None = None
