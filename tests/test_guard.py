@@ -34,6 +34,7 @@ from stigg_guard import (
 )
 from stigg_guard.cache.snapshots import AMOUNTS_KEPT
 from stigg_guard.ledger import UsageKey, Use
+from stigg_guard.observer import Observer
 from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
@@ -370,6 +371,21 @@ class TestReport:
         guard.report(TEMPLATES, 5, customer=CUSTOMER, set_total=True)
         assert guard.flush() == 0
         assert used(sidecar) == 5
+
+    @pytest.mark.parametrize("amount", [0, 1])
+    def test_never_lowers_what_is_shown(self, guard: Guard, amount: int) -> None:
+        """The ledger has heard of no other usage of the feature."""
+        shown = [guard.check(TEMPLATES, customer=CUSTOMER).current_usage]
+
+        class Page(Observer):
+            def used(self, use: Use) -> None:
+                shown.append(guard.check(TEMPLATES, customer=CUSTOMER).current_usage)
+
+        guard.observe(Page())
+        guard.report(TEMPLATES, amount, customer=CUSTOMER)
+        assert shown == [3, 3]
+        assert guard.flush() == 0
+        assert guard.check(TEMPLATES, customer=CUSTOMER).current_usage == 3 + amount
 
     def test_reports_for_a_resource(self, guard: Guard) -> None:
         site = Customer(CUSTOMER, resource="site-01")

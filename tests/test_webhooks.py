@@ -16,7 +16,7 @@ import pytest
 from google.protobuf.message import Message
 
 from redis_server import RedisServer
-from stigg_guard import Config, Customer, Entitlement, Guard, Reason, SidecarUnavailable, Stigg
+from stigg_guard import Config, Customer, Entitlement, Guard, InvalidRequest, Reason, SidecarUnavailable, Stigg
 from stigg_guard.entitlements import Source
 from stigg_guard.observer import Observer
 from stigg_guard.sidecar.catalog import demo_catalog
@@ -150,6 +150,12 @@ def watcher() -> Watcher:
 
 
 class TestThreshold:
+    @pytest.mark.parametrize("part", [0.5, 0.8])
+    def test_of_no_customer_is_refused(self, make: MakeGuard, part: float) -> None:
+        guard = make(THRESHOLDS=[0.8])
+        with pytest.raises(InvalidRequest, match="customer_id"):
+            guard.tell_of_threshold(part, Entitlement(feature_id=TEMPLATES, has_access=True), customer="")
+
     def test_that_stigg_watches_is_told_to_observers_once(self, guard: Guard, watcher: Watcher) -> None:
         guard.observe(watcher)
         assert [post(guard, EXCEEDED), post(guard, EXCEEDED)] == [HTTPStatus.NO_CONTENT] * 2

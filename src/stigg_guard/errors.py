@@ -12,7 +12,7 @@
     │   ├── UsageInProgress             the use that it came with before goes on
     │   ├── UsageRepeated               that use was counted
     │   └── KeyReused                   that use was another one
-    ├── LedgerUnavailable               the ledger can neither be read nor written; nothing happened in it
+    ├── LedgerUnavailable               the ledger cannot be read or written, or did not answer
     ├── SignInRequired                  the request comes from nobody that we know
     ├── SidecarError                    the sidecar did not answer the question
     │   ├── SidecarUnavailable          nothing answers there, and there is neither data nor fallback
@@ -158,7 +158,10 @@ class KeyReused(KeyTaken):
 
 
 class LedgerUnavailable(StiggGuardError):
-    """The ledger can neither be read nor written: its disk is full, its server is away. Nothing happened in it.
+    """The ledger can neither be read nor written: its disk is full, its server is away.
+
+    Nothing happened in it, unless a server was asked and did not answer, or too few replicas have what it did
+    (``?wait=``): then units, and a key with them, may be held until ``HOLD_TTL`` is over.
 
     ``retry_after`` is the number of seconds after which it is worth trying again. Where the answer may only have been
     lost on its way, ``repeat`` makes the step again, for ``repeatable`` seconds without doing it twice.

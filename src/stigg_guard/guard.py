@@ -238,12 +238,15 @@ class Guard:
     def tell_of_threshold(self, part: float, entitlement: Entitlement, *, customer: str | Customer) -> None:
         """Tells the observers that usage has come to this part of its limit, as somebody else noticed, say Stigg.
 
-        Parts that ``THRESHOLDS`` names are not told: the report that brings usage there has told of them.
+        ``part`` is a fraction from 0, 0.8 for 80 %. Parts that ``THRESHOLDS`` names are not told: the report that
+        brings usage there has told of them.
+
+        Raises:
+            InvalidRequest: the customer's id is empty.
         """
+        whose = Customer.of(customer)
         if part not in self.config.thresholds:
-            self._audience.tell(
-                Observer.threshold_reached, Customer.of(customer), entitlement.feature_id, part, entitlement
-            )
+            self._audience.tell(Observer.threshold_reached, whose, entitlement.feature_id, part, entitlement)
 
     def report(
         self,
@@ -402,6 +405,14 @@ class Guard:
         ``key`` is a callable of the arguments, too: calls with the same key count once within a day, and with None it
         is an ordinary use. A call whose use was counted before raises ``UsageRepeated``, or with ``on_repeat="run"`` it
         runs and nothing is counted.
+
+        Raises:
+            ConfigError: ``on_repeat`` is neither ``"refuse"`` nor ``"run"``; or, at a call, no feature is named.
+            InvalidRequest: ``n`` is negative or not finite, or the feature's id is empty; a callable's are judged at
+                a call.
+            FeatureDenied, SidecarUnavailable, LedgerUnavailable, KeyReused: at a call, as from :meth:`consume`.
+            UsageInProgress: at a call, when a use with the same key goes on.
+            UsageRepeated: at a call, when a use with the same key was counted.
         """
         return decorators.consumes_usage(
             n,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from stigg_guard import PER_DOWNLOAD, Guard
 
@@ -70,6 +70,9 @@ class Skin(Protocol):
 
     def part(self, etag: str, parts: Iterator[str] | None = None) -> Any:
         """A response with a part of a file, which may be made while it is sent."""
+
+    def file(self, etag: str, file: BinaryIO) -> Any:
+        """A response with a part of an open file."""
 
     def redirect(self, to: str = "/elsewhere") -> Any:
         """A response that leads there."""

@@ -10,12 +10,12 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import flask
 from asgiref.sync import sync_to_async
 from django.core.handlers.wsgi import WSGIHandler
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.test import AsyncClient
 from django.urls import include, path
 from werkzeug.datastructures import Headers
@@ -90,6 +90,9 @@ class FlaskSkin:
     def part(self, etag: str, parts: Iterator[str] | None = None) -> Any:
         return flask.Response("made" if parts is None else parts, 206, {"ETag": etag})
 
+    def file(self, etag: str, file: BinaryIO) -> Any:
+        return flask.Response(file, 206, {"ETag": etag})
+
     def redirect(self, to: str = "/elsewhere") -> Any:
         return flask.redirect(to)
 
@@ -155,6 +158,9 @@ class DjangoSkin:
         response = self.text(status=206) if parts is None else self.stream(parts, status=206)
         response["ETag"] = etag
         return response
+
+    def file(self, etag: str, file: BinaryIO) -> Any:
+        return FileResponse(file, status=206, headers={"ETag": etag})
 
     def redirect(self, to: str = "/elsewhere") -> Any:
         return HttpResponseRedirect(to)

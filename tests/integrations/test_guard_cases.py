@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,16 @@ def test_ranges_of_a_file_that_are_sent_at_once_are_one_use(serve: Serve, make_g
     assert [(answer.status, answer.body) for answer in answers] == [(206, "one two")] * 3
     site.guard.flush()
     assert counted(guard)[TEMPLATES] - before == 3
+
+
+def test_a_file_that_is_denied_is_closed(serve: Serve) -> None:
+    """The view has opened it already."""
+    files: list[BytesIO] = []
+
+    def answer(skin: Skin) -> Any:
+        files.append(BytesIO(b"one two"))
+        return skin.file('"1"', files[-1])
+
+    site = serve(Case(guards=consuming(4, key=PER_DOWNLOAD), answers=answer, method="GET"))
+    assert site.ask().status == 402
+    assert [file.closed for file in files] == [True]

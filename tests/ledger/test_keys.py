@@ -180,6 +180,14 @@ def test_commit_that_is_repeated_counts_once(ledger: Ledger) -> None:
     assert counts(ledger) == 4
 
 
+def test_repeated_use_that_holds_nothing_counts_once(ledger: Ledger) -> None:
+    unheld = Hold("unheld", (), ORDER)
+    for _ in range(2):
+        assert ledger.commit(unheld, [Use(KEY, 1)], repeated=True) == [1]
+    assert ledger.commit(Hold("another", (), ORDER), [Use(KEY, 1)], repeated=True) == [1]
+    assert ledger.outstanding(KEY) == 1
+
+
 def test_key_without_claims_holds_no_units(ledger: Ledger, clock: ManualClock) -> None:
     hold = held_once(ledger)
     ledger.release(hold)

@@ -146,7 +146,9 @@ class PlainLedger:
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         now = self._now()
         ended, had_key = self._end(hold), self._free(hold)
-        if repeated and not ended and not had_key:
+        key = hold.sole_key
+        is_open = key is not None and not accounting.is_counted(self.marks.get(key.digest), now)
+        if repeated and not ended and not had_key and not is_open:
             return [self._usage(use.key) for use in uses]
         lasted = {part.key for part in ended if part.until > now}
         if len(lasted) < len({claim.key for claim in hold.claims}):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -20,9 +23,11 @@ from stigg_guard import (
     UsageInProgress,
     UsageRepeated,
 )
+from stigg_guard.ledger.sqlite import SqliteLedger
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.store import Store
 from stigg_guard.testing import override_entitlements
+from stigg_guard.usage.keys import FileKey
 from usage.outage import CATALOG, MakeGuard, WatchedEngine
 
 CREDITS = """
@@ -61,6 +66,9 @@ class TestConsume:
                 assert usage.entitlement.feature_id == "seats"
                 assert guard.stats()["held"] == 0
                 usage.amount = 4
+                assert usage.amounts == {"seats": 0}
+                with pytest.raises(InvalidRequest):
+                    usage.amount = -1
         guard.flush()
         assert engine.used("seats") == 6
 
@@ -98,6 +106,12 @@ class TestConsume:
         ]:
             with guard.consume(feature, customer=customer, key=key) as usage:
                 assert not usage.is_repeat
+
+    def test_of_a_file_is_apart_from_one_of_more_features(self, guard: Guard) -> None:
+        with guard.consume("calls", customer="c", key=FileKey("seats", ORDER)):
+            pass
+        with guard.consume({"calls": 1, "seats": 1}, customer="c", key=ORDER) as usage:
+            assert not usage.is_repeat
 
     def test_of_several_features_is_one_use(self, guard: Guard, engine: WatchedEngine) -> None:
         for wanted in ({"seats": 2, "calls": 3}, {"calls": 3, "seats": 2}):
@@ -223,6 +237,52 @@ def test_uses_that_an_outage_of_the_ledger_allows_count_once_when_it_is_back(
         usage.end(succeeded=True)
     guard.flush()
     assert engine.used("seats") == 1
+
+
+class Struck(BaseException):
+    """What comes from outside, as from a time-out of a server."""
+
+
+@contextmanager
+def struck_before_the_commit() -> Iterator[None]:
+    """An exception from outside as the block comes to commit in the ledger."""
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is SqliteLedger.commit.__code__:
+            sys.settrace(before)
+            raise Struck
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(Struck):
+            yield
+    finally:
+        sys.settrace(before)
+
+
+class TestInterruptedEnd:
+    def test_of_a_range_beside_another_counts(self, guard: Guard, engine: WatchedEngine) -> None:
+        file = FileKey("/manual.pdf", '"1"')
+        whole, part = (guard.consume("seats", 2, customer="c", key=file).begin() for _ in range(2))
+        whole.end(succeeded=False)
+        with struck_before_the_commit():
+            part.end(succeeded=True)
+        assert guard.flush() == 0
+        assert engine.used("seats") == 2
+
+    def test_of_a_use_that_an_outage_allowed_counts_once(
+        self, make_guard: MakeGuard, ledger: Path, engine: WatchedEngine
+    ) -> None:
+        guard = make_guard(ON_OUTAGE="allow")
+        guard.stats()
+        with full_disk(ledger):
+            first, second = (guard.consume("seats", customer="c", key=ORDER).begin() for _ in range(2))
+        with struck_before_the_commit():
+            first.end(succeeded=True)
+        assert (guard.flush(), engine.used("seats")) == (0, 1)
+        second.end(succeeded=True)
+        assert (guard.flush(), engine.used("seats")) == (0, 1)
 
 
 class TestDecorator:

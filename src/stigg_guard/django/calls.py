@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial, wraps
 from inspect import isawaitable, unwrap
 from typing import Any, ParamSpec, TypeVar, cast
@@ -24,7 +25,7 @@ from stigg_guard.usage.asynchronous import AsyncSettlingStream
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.keys import FileKey, file_key
 from stigg_guard.usage.streams import SettlingStream
-from stigg_guard.web.views import ViewCalls, leads_back, leads_to, private_unless_said, succeeded
+from stigg_guard.web.views import ViewCalls, begin_or_drop, leads_back, leads_to, private_unless_said, succeeded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,7 +68,8 @@ class DjangoCalls(ViewCalls):
         def settle(response: Any, passed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if isinstance(response, HttpResponseBase) and not succeeded(response.status_code):
                 return passed()
-            return self.settle_after(passed, begin(_file(self.request(*args, **kwargs), response)))(*args, **kwargs)
+            begin_file = begin(_file(self.request(*args, **kwargs), response))
+            return self.settle_after(passed, begin_or_drop(begin_file, partial(_drop, response)))(*args, **kwargs)
 
         def blocking(*args: Any, **kwargs: Any) -> Any:
             response = function(*args, **kwargs)
@@ -145,6 +147,13 @@ def _file(request: HttpRequest, response: Any) -> FileKey | None:
     """The key of the file that a response delivers a part of."""
     headers = response.headers if isinstance(response, HttpResponseBase) else {}
     return file_key(request.get_full_path(), headers.get("ETag"), headers.get("Last-Modified"))
+
+
+def _drop(response: Any) -> None:
+    """Closes what a response was to deliver. Its own ``close`` would tell that the request has ended."""
+    for close in vars(response)["_resource_closers"] if isinstance(response, HttpResponseBase) else ():
+        with suppress(Exception):
+            close()
 
 
 def _private(response: R) -> R:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial, wraps
 from inspect import isgenerator, unwrap
 from typing import Any, ParamSpec, TypeAlias, TypeVar
@@ -23,7 +24,7 @@ from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.keys import FileKey, file_key
 from stigg_guard.usage.streams import SettlingStream
-from stigg_guard.web.views import ViewCalls, leads_to, succeeded
+from stigg_guard.web.views import ViewCalls, begin_or_drop, leads_to, succeeded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,7 +76,8 @@ class FlaskCalls(ViewCalls):
                 passed = partial(_returned, answer)
             except HTTPException as error:
                 answer, passed = error, partial(_raised, error)
-            settling: Callable[[], R] = self.settle_after(passed, begin(_file(answer)))
+            begin_file = begin_or_drop(begin(_file(answer)), partial(_drop, answer))
+            settling: Callable[[], R] = self.settle_after(passed, begin_file)
             return settling() if _is_success(answer) else passed()
 
         return settled
@@ -177,6 +179,15 @@ def _header(returned: Any, name: str) -> str:
 def _file(returned: Any) -> FileKey | None:
     """The key of the file that it delivers a part of."""
     return file_key(request.full_path, _header(returned, "ETag"), _header(returned, "Last-Modified"))
+
+
+def _drop(returned: Any) -> None:
+    """Closes what was to be delivered."""
+    answer = returned[0] if _has_parts(returned) else returned
+    response = answer.response if isinstance(answer, HTTPException) else answer
+    if isinstance(response, (Response, Generator)):
+        with suppress(Exception):
+            response.close()
 
 
 def _generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) -> Generator[Any, Any, R]:

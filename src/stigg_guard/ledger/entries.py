@@ -99,6 +99,12 @@ class Hold(NamedTuple):
     claims: tuple[Claim, ...]
     once: Once | None = None
 
+    @property
+    def sole_key(self) -> Once | None:
+        """The caller's key where it holds no units: then its use counts unless another one with that key was counted,
+        and it need not hold the key."""
+        return None if self.claims else self.once
+
 
 def held_claims(claims: Iterable[Claim]) -> tuple[Claim, ...]:
     """Those of the claims that are held: what a wallet pays is held by the claims that it pays for."""
@@ -239,7 +245,8 @@ class Ledger(Protocol):
 
         A hold that expired is recorded all the same, and counted as late; but if another use with the same ``once`` was
         counted meanwhile, the hold is ended, and nothing is recorded or told. Uses of 0 units leave nothing to report.
-        ``repeated`` says that this commit may have been made before: then it is made only if the hold is still there.
+        ``repeated`` says that this commit may have been made before: then it is made only if the hold is still there,
+        or if no use with its ``sole_key`` was counted.
         """
         ...
 

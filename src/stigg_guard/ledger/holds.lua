@@ -205,7 +205,8 @@ function steps.commit()
     if not is_made then
         periods, late = end_hold(9, last)
         local was_here = free_key(KEYS[4], ARGV[3]) or next(periods) ~= nil
-        is_made = ARGV[5] == '1' and not was_here
+        local is_open = KEYS[4] and ARGV[8] == '0' and not is_counted(mark_of(KEYS[4]), now)
+        is_made = ARGV[5] == '1' and not was_here and not is_open
     end
     local answer = {late and not is_made and 1 or 0}
     if KEYS[4] and not is_made and not count_once(KEYS[4], tonumber(ARGV[7]), ARGV[6]) then last = #ARGV end

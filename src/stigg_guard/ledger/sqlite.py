@@ -14,6 +14,7 @@ from stigg_guard.ledger.accounting import (
     Row,
     believed,
     counted,
+    is_counted,
     is_free,
     is_perhaps_free,
     key_state,
@@ -97,7 +98,8 @@ class SqliteLedger(SqliteDatabase):
     def commit(self, hold: Hold, uses: Sequence[Use], *, repeated: bool = False) -> Sequence[float]:
         def step(db: sqlite3.Connection, now: int) -> list[float]:
             periods, was_here, is_late = end(db, hold, now)
-            if repeated and not was_here:
+            key = hold.sole_key
+            if repeated and not was_here and (key is None or is_counted(mark_of(db, key), now)):
                 return [usage_of(db, use.key) for use in uses]
             if is_late:
                 db.execute("UPDATE numbers SET late = late + 1")

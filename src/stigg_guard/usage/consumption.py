@@ -87,14 +87,16 @@ class Consumption:
         return MappingProxyType(self._amounts)
 
     def settle(self, feature: str, amount: Amount) -> None:
-        """Reports ``amount`` units of one of the features instead of those held.
+        """Reports ``amount`` units of one of the features instead of those held; of a repeat nothing, as before.
 
         Raises:
             InvalidRequest: it is no amount, or the feature is not one of those held.
         """
         if feature not in self._amounts:
             raise InvalidRequest("feature_id", f"{feature!r} is not held here; held are {', '.join(self._amounts)}")
-        self._amounts[feature] = usage_amount(amount)
+        settled = usage_amount(amount)
+        if not self.is_repeat:
+            self._amounts[feature] = settled
 
     def cancel(self) -> None:
         """Gives the held units back now; nothing will be reported."""

@@ -77,8 +77,8 @@ class ConfirmSince(ABC):
 
 
 class Terms(NamedTuple):
-    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), by what
-    the use counts once, and whether it may go on beside another one, of which then one counts."""
+    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), and by
+    what the use counts once. ``is_shared``: it may run while another use has the key, and one of them is counted."""
 
     ttl: float
     at_least: float | None = None
@@ -224,9 +224,7 @@ class Holds:
             raise
         self.keeper.unwatch(hold)
         for use, usage in zip(uses, counted, strict=bool(counted)):  # none if a use with the same key was counted
-            if use.amount >= 0 and not use.is_set:
-                _correct(self._lookup, use.key, usage)
-                _spend(self._lookup, use)
+            _show(self._lookup, use, usage)
             self.audience.tell(Observer.used, use)
         if any(use.amount or use.is_set for use in uses):
             self.send(whose.customer_id)
@@ -334,9 +332,7 @@ class Holds:
         except LedgerUnavailable as error:
             self._rescue([use], error)
             return
-        if use.amount > 0 and not use.is_set:
-            _correct(self._lookup, use.key, usage)
-            _spend(self._lookup, use)
+        _show(self._lookup, use, usage)
         self.audience.tell(Observer.used, use)
         self.send(use.key.customer_id)
 
@@ -526,13 +522,21 @@ def _acknowledged(lookup: Lookup, audience: Audience, thresholds: Sequence[float
         tell_of_thresholds(thresholds, lookup.shown, audience, answer)
 
 
+def _show(lookup: Lookup, use: Use, usage: float) -> None:
+    """Lets pages see a use and what it cost. It never lowers what they see: of a feature that was never held here the
+    ledger knows only what it was told to record."""
+    if use.amount >= 0 and not use.is_set:
+        _correct(lookup, use.key, usage, lower=False)
+        _spend(lookup, use)
+
+
 def _spend(lookup: Lookup, use: Use) -> None:
     if use.rate is not None:
         owner = Customer(use.key.customer_id, use.key.resource_id or None)
         lookup.cache.spend(owner, use.rate.currency, price(use.rate, use.amount))
 
 
-def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool = True) -> None:
+def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool) -> None:
     lookup.cache.correct(Customer(key.customer_id, key.resource_id or None), key.feature_id, usage, lower=lower)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
@@ -60,17 +60,17 @@ def once_of(key: Key | None, customer: Customer, features: Iterable[str]) -> Onc
     """
     if key is None:
         return None
+    whose = customer.id, customer.resource or "", sorted(features)
     if isinstance(key, FileKey):
-        return Once(customer.id, _digest(customer.id, customer.resource or "", *sorted(features), *key), "", FILES_KEPT)
+        return Once(customer.id, _digest("file", *whose, key), "", FILES_KEPT)
     text, binding = key if isinstance(key, BoundKey) else (key, "")
     require_id(text, "key")
     if not isinstance(binding, str):
         raise InvalidRequest("key", f"what a key is bound to is a text, not {binding!r}")
     if len(text) > MAX_LENGTH:
         raise InvalidRequest("key", f"a key has at most {MAX_LENGTH} characters, not {len(text)}")
-    told = _digest(customer.id, customer.resource or "", *sorted(features), text)
-    return Once(customer.id, told, binding and _digest(binding))
+    return Once(customer.id, _digest("key", *whose, [text]), binding and _digest(binding))
 
 
-def _digest(*texts: str) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+def _digest(*parts: str | Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from stigg_guard.config import Config
-from stigg_guard.decorators import Calls, Guarding
+from stigg_guard.decorators import Begin, Calls, Ending, Guarding
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, InvalidRequest
 from stigg_guard.log import logger
@@ -34,6 +34,19 @@ class ResponseHeaders(Protocol):
 
     def setdefault(self, name: str, value: str, /) -> Any:
         """Sets the header unless it is there."""
+
+
+def begin_or_drop(begin: Begin, drop: Callable[[], None]) -> Begin:
+    """Begins as ``begin`` does; if that fails, drops what the view has answered, as something else is sent."""
+
+    def begun(*args: Any, **kwargs: Any) -> Ending | None:
+        try:
+            return begin(*args, **kwargs)
+        except BaseException:
+            drop()
+            raise
+
+    return begun
 
 
 class ViewCalls(Calls, ABC):

@@ -17,7 +17,7 @@ import stigg_guard
 from integrations.django_ledger.helpers import KEY, claim, commit, elsewhere, held, sell, sold, unsent
 from stigg_guard.django.ledger.ledger import DjangoLedger
 from stigg_guard.errors import LedgerUnavailable
-from stigg_guard.ledger import Hold, Use
+from stigg_guard.ledger import Hold, Once, Use
 
 PACKAGE = str(Path(stigg_guard.__file__).parent)
 EVERY = 11  # of so many moments one is tried
@@ -54,10 +54,24 @@ def is_interrupted(work: Callable[[], object], moment: int) -> bool:
     return left <= 0
 
 
-def test_an_interrupted_commit_can_be_repeated(ledger: DjangoLedger) -> None:
+def with_units(ledger: DjangoLedger, _number: int) -> Hold:
+    return held(ledger, claim(limit=None))
+
+
+def without_any(_ledger: DjangoLedger, number: int) -> Hold:
+    """What holds nothing, and counts by its key."""
+    return Hold(f"hold-{number}", (), Once("ann", f"order-{number}"))
+
+
+EITHER_HOLD = pytest.mark.parametrize("take", [with_units, without_any])
+Take = Callable[[DjangoLedger, int], Hold]
+
+
+@EITHER_HOLD
+def test_an_interrupted_commit_can_be_repeated(ledger: DjangoLedger, take: Take) -> None:
     for done, moment in enumerate(count(1, EVERY), start=1):
-        hold = held(ledger, claim(limit=None))
-        is_hit = is_interrupted(lambda hold=hold: commit(ledger, hold), moment)
+        hold = take(ledger, done)
+        is_hit = is_interrupted(lambda hold=hold: ledger.commit(hold, [Use(KEY, 1)]), moment)
         ledger.commit(hold, [Use(KEY, 1)], repeated=True)
         assert unsent(ledger) == done
         if not is_hit:
@@ -86,13 +100,14 @@ def test_an_interrupted_transaction_that_is_rolled_back_has_no_usage(ledger: Dja
             break
 
 
-def test_an_interrupted_transaction_that_goes_on_has_the_usage(ledger: DjangoLedger, alias: str) -> None:
+@EITHER_HOLD
+def test_an_interrupted_transaction_that_goes_on_has_the_usage(ledger: DjangoLedger, alias: str, take: Take) -> None:
     others_may_write = connections[alias].vendor == "postgresql"
     for done, moment in enumerate(count(3, EVERY), start=1):
         with transaction.atomic(using=alias):
-            hold = held(ledger, claim(limit=None))
+            hold = take(ledger, done)
             sell(alias)
-            is_hit = is_interrupted(lambda hold=hold: commit(ledger, hold), moment)
+            is_hit = is_interrupted(lambda hold=hold: ledger.commit(hold, [Use(KEY, 1)]), moment)
             if others_may_write:
                 with suppress(LedgerUnavailable):  # which knows that the transaction is open
                     elsewhere(lambda hold=hold: ledger.commit(hold, [Use(KEY, 1)], repeated=True))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from time import monotonic
 
 import pytest
 from django.db import connections, transaction
@@ -137,3 +138,34 @@ def test_of_two_transactions_with_one_key_one_counts(
         assert other.result(WAIT) == []
         pool_of_second.shutdown()
     assert on_postgres.counts() == {**NOTHING, "unsent": 1, "late": 1}
+
+
+def test_of_two_transactions_with_a_key_that_nobody_has_one_counts(
+    on_postgres: DjangoLedger, postgres_alias: str
+) -> None:
+    """Both use what a third one held, which failed: neither finds the key, and the second waits for the first."""
+    on_postgres.release(held_once(on_postgres, claim()))
+
+    def count_second() -> Sequence[float]:
+        try:
+            return on_postgres.commit(Hold("second", (), ORDER), USES)
+        finally:
+            connections[postgres_alias].close()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic(using=postgres_alias):
+            on_postgres.commit(Hold("first", (), ORDER), USES)
+            other = pool.submit(count_second)
+            wait_for_a_waiting_transaction(postgres_alias)
+        assert other.result(WAIT) == []
+    assert on_postgres.counts() == {**NOTHING, "unsent": 1}
+
+
+def wait_for_a_waiting_transaction(alias: str) -> None:
+    deadline = monotonic() + WAIT
+    with connections[alias].cursor() as cursor:
+        while monotonic() < deadline:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+            if cursor.fetchone()[0]:
+                return
+    pytest.fail("nobody waits")

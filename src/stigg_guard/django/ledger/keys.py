@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stigg_guard.django.ledger.step import Step
 from stigg_guard.ledger import Hold, Once
-from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, KeyState, Mark, is_counted, key_state
+from stigg_guard.ledger.accounting import EXPIRED_HOLDS_KEPT, KeyState, Mark, key_state
 
 FORGOTTEN_AT_ONCE = 10_000
 _MARK = "SELECT hold, until, binding FROM stigg_guard_ledger_keys WHERE digest = %(digest)s"
@@ -17,6 +17,7 @@ INSERT INTO stigg_guard_ledger_keys AS mark (digest, hold, until, binding) VALUE
 ON CONFLICT (digest) DO UPDATE SET hold = excluded.hold, until = excluded.until, binding = excluded.binding
 """
 _TAKE = f"{_NOTE} WHERE mark.until <= %(now)s RETURNING digest"
+_COUNT = f"{_NOTE} WHERE mark.hold <> '' OR mark.until <= %(now)s RETURNING digest"
 _RENEW = """
 UPDATE stigg_guard_ledger_keys SET until = %(now)s + %(lasts)s WHERE digest IN (
     SELECT digest FROM stigg_guard_ledger_keys
@@ -69,12 +70,9 @@ def mark_of(step: Step, once: Once) -> Mark | None:
     return Mark(*found[0]) if found else None
 
 
-def count(step: Step, once: Once, mark: Mark | None, now: int) -> bool:
-    """Notes that a use with the key is counted; False if one was."""
-    if is_counted(mark, now):
-        return False
-    step.run(_NOTE, rows=[(once.digest, "", now + once.kept, once.binding)])
-    return True
+def count(step: Step, once: Once, now: int) -> bool:
+    """Notes that a use with the key is counted; False if one was, be it in a transaction that this one waited for."""
+    return bool(step.run(_COUNT, rows=[(once.digest, "", now + once.kept, once.binding)], now=now))
 
 
 def clear(step: Step, now: int) -> None:

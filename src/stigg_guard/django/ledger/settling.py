@@ -20,7 +20,7 @@ from stigg_guard.django.ledger.usages import standings
 from stigg_guard.django.transactions import follow_transaction
 from stigg_guard.errors import ClientClosed, LedgerUnavailable
 from stigg_guard.ledger import Hold, Period, Use
-from stigg_guard.ledger.accounting import UNTOLD, Pending, stamped
+from stigg_guard.ledger.accounting import UNTOLD, Pending, is_counted, stamped
 from stigg_guard.ledger.entries import event_text, instant_text, period_text
 from stigg_guard.log import logger
 
@@ -228,11 +228,12 @@ def _write(step: Step, hold: Hold | None, uses: Sequence[Use], *, repeated: bool
     has_key = hold is not None and mark is not None and mark.hold == hold.id
     is_ended = bool(parts) or has_key or hold is None
     now, found = standings(step, held.union(text_of(use.key) for use in uses))
-    if repeated and not is_ended:
+    is_open = hold is not None and hold.sole_key is not None and not is_counted(mark, now)
+    if repeated and not is_ended and not is_open:
         return _Written([found[text_of(use.key)].usage() for use in uses], True, [])
     if (is_ended or sees_all) and any(key not in parts or parts[key].until <= now for key in held):
         step.run("INSERT INTO stigg_guard_ledger_late DEFAULT VALUES")
-    if once is not None and (mark or is_ended or sees_all or not held) and not keys.count(step, once, mark, now):
+    if once is not None and (mark or is_ended or sees_all or not held) and not keys.count(step, once, now):
         return _Written([], True, [])
     usages, rows = [], []
     for use in uses:
