@@ -231,7 +231,8 @@ class TestDiscovery:
         assert ledger._server._home._places  # type: ignore[attr-defined]
 
     def test_goes_on_where_another_thread_forgets(self, nodes: RedisNodes) -> None:
-        home = home_of(nodes.url, "LEDGER", {"socket_timeout": 30.0}, {}, of_ledger=True)
+        timeouts = {"socket_timeout": 30.0, "socket_connect_timeout": 30.0}
+        home = home_of(nodes.url, "LEDGER", timeouts, {}, of_ledger=True)
         home.place("key")
 
         class Moved(MovedError):
