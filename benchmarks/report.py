@@ -90,7 +90,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.name,
         _amount(row, row.ours),
         _amount(row, row.floor),
-        f"{row.ratio:.2f}",
+        _ratio(row.ratio),
         _added(row),
         row.aim,
         row.reached,

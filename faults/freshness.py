@@ -93,9 +93,12 @@ def _service(settings: dict[str, Any]) -> Iterator[None]:
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as service:
         assert service.stdout is not None
         http = service.stdout.readline().strip().partition("http=")[2]
-        while not requests.get(f"http://{http}/readyz", timeout=PATIENCE).ok:
-            time.sleep(0.05)
         try:
+            deadline = time.monotonic() + PATIENCE
+            while not requests.get(f"http://{http}/readyz", timeout=PATIENCE).ok:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the cache service at {http} was not ready within {PATIENCE:g} s")
+                time.sleep(0.05)
             yield
         finally:
             service.kill()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import count
 
 import pytest
 from redis.crc import key_slot
+from redis.exceptions import MovedError
 
 from cache.workers import ANN, Room, fetched, usage
 from redis_ledgers import KEY, claim, drained, held, persisting
@@ -14,6 +19,7 @@ from redis_server import RedisNodes, RedisSentinels, redis_nodes, redis_sentinel
 from stigg_guard.clock import Clock
 from stigg_guard.errors import LedgerUnavailable
 from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
+from stigg_guard.redis_homes import home_of
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.redis_store import RedisStore
 from stigg_guard.sidecar.state import CounterKey, StateUnavailable
@@ -113,7 +119,7 @@ class TestRedisUrl:
         self, sentinels: RedisSentinels, ledger_at: Open
     ) -> None:
         ledger = ledger_at(f"redis+cluster://127.0.0.1:{sentinels.master.port}?{PATIENT}")
-        with pytest.raises(LedgerUnavailable, match="Cluster mode is not enabled on this node"):
+        with pytest.raises(LedgerUnavailable, match="cluster support disabled"):
             ledger.hold([claim()], 60)
 
 
@@ -160,6 +166,85 @@ class TestSentinels:
         ledger = ledger_at(f"redis+sentinel://127.0.0.1:{sentinels.sentinel.port}/other?{PATIENT}")
         with pytest.raises(LedgerUnavailable, match=r"no sentinel that answers knows a running master 'other'$"):
             ledger.hold([claim()], 60)
+
+
+class Silent:
+    """Servers that accept connections and answer nothing."""
+
+    def __init__(self, count: int) -> None:
+        self._sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+        self.hosts = ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in self._sockets)
+
+    @property
+    def asked(self) -> int:
+        """How many connections were opened since the last time."""
+        return sum(self._accepted(one) for one in self._sockets)
+
+    def close(self) -> None:
+        for one in self._sockets:
+            one.close()
+
+    def _accepted(self, one: socket.socket) -> int:
+        one.settimeout(0)
+        for number in count():
+            try:
+                one.accept()[0].close()
+            except BlockingIOError:
+                return number
+        return 0
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    servers = Silent(6)
+    yield servers
+    servers.close()
+
+
+class TestDiscovery:
+    def test_is_of_one_thread_while_others_wait(self, silent: Silent, ledger_at: Open) -> None:
+        ledger = ledger_at(f"redis+cluster://{silent.hosts}?socket_timeout=1")
+        together = threading.Barrier(8)
+
+        def hold() -> None:
+            together.wait()
+            with pytest.raises(LedgerUnavailable):
+                ledger.hold([claim()], 60)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: hold(), range(8)))
+        assert silent.asked == 6
+
+    def test_asks_those_first_that_answered(self, nodes: RedisNodes, silent: Silent, ledger_at: Open) -> None:
+        host = f"127.0.0.1:{nodes.nodes[0].port}"
+        ledger = ledger_at(f"redis+cluster://{silent.hosts},{host}?socket_timeout=1")
+        persisting(lambda: ledger.record(Use(KEY, 1)))
+        assert silent.asked > 0
+        ledger._server._home.forget()  # type: ignore[attr-defined]
+        ledger.record(Use(KEY, 1))
+        assert silent.asked == 0
+
+    def test_is_not_repeated_where_replicas_are_lacking(self, nodes: RedisNodes, ledger_at: Open) -> None:
+        ledger = ledger_at(f"{nodes.url}?wait=2&socket_timeout=2")
+        with pytest.raises(LedgerUnavailable, match="of 2 replicas have the step"):
+            ledger.hold([claim()], 60)
+        assert ledger._server._home._places  # type: ignore[attr-defined]
+
+    def test_goes_on_where_another_thread_forgets(self, nodes: RedisNodes) -> None:
+        timeouts = {"socket_timeout": 30.0, "socket_connect_timeout": 30.0}
+        home = home_of(nodes.url, "LEDGER", timeouts, {}, of_ledger=True)
+        home.place("key")
+
+        class Moved(MovedError):
+            @property
+            def host(self) -> str:
+                home.forget()
+                return "127.0.0.1"
+
+            @host.setter
+            def host(self, _: str) -> None: ...
+
+        assert home.follow(Moved(f"1 127.0.0.1:{nodes.nodes[0].port}"))
 
 
 class TestCluster:

@@ -1,36 +1,37 @@
 """Where a Redis is: one server, the master that sentinels name, or the nodes of a cluster.
 
-Which server is the master and which node has a key is asked of redis-py's own clients for sentinels and clusters. One
-is made for each question and closed after it, so nothing here has a lock that a fork or an exception from outside could
-leave taken.
+Which server is the master and which node has a key is asked on connections that are made for the question and closed
+after it. Where there are several to ask, all together have the time of one answer.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from time import monotonic
 from typing import Any, TypeAlias
 
+from stigg_guard.cache.single_flight import SingleFlight
 from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.urls import REDIS_FORM, RedisUrl, redis_url
 
 try:
-    from redis import Redis, RedisCluster
+    from redis import Redis
     from redis.backoff import NoBackoff
-    from redis.cluster import ClusterNode
     from redis.connection import Connection, ConnectionPool, SSLConnection, parse_url
-    from redis.crc import key_slot
+    from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
     from redis.exceptions import (
         AskError,
         ClusterCrossSlotError,
         MovedError,
         ReadOnlyError,
-        RedisClusterException,
+        RedisError,
     )
     from redis.exceptions import ConnectionError as NotReached
     from redis.retry import Retry
     from redis.sentinel import MasterNotFoundError, Sentinel
+    from redis.utils import str_if_bytes
 except ImportError as error:
     raise MissingExtra("redis", "Redis") from error
 
@@ -120,10 +121,6 @@ class _FoundHome(Home):
     def _find(self, key: str) -> tuple[str, int]:
         raise NotImplementedError
 
-    def _asking(self) -> dict[str, Any]:
-        """How servers are asked where others are."""
-        return {name: self.fields[name] for name in ("socket_timeout", "socket_connect_timeout")}
-
 
 class _SentinelHome(_FoundHome):
     """The present master of a service."""
@@ -134,7 +131,10 @@ class _SentinelHome(_FoundHome):
     def _find(self, key: str) -> tuple[str, int]:
         tls = {name: value for name, value in self.fields.items() if name.startswith("ssl_")}
         access = {**tls, "ssl": issubclass(self._made, SSLConnection), **self.url.sentinel}
-        fields = {**self._asking(), **access, "retry": Retry(NoBackoff(), 0)}
+        limits = {
+            name: self.fields[name] / len(self.url.hosts) for name in ("socket_timeout", "socket_connect_timeout")
+        }
+        fields = {**limits, **access, "retry": Retry(NoBackoff(), 0)}
         sentinels = Sentinel(self.url.hosts, sentinel_kwargs=fields)
         try:
             host, port = sentinels.discover_master(self.url.service)
@@ -147,14 +147,18 @@ class _SentinelHome(_FoundHome):
 
 
 class _ClusterHome(_FoundHome):
-    """The nodes of a cluster."""
+    """The nodes of a cluster. Where slots are is asked by one thread of a process; others that want it wait for it."""
 
     _places: dict[int, tuple[str, int]] | None = None
-    _known: frozenset[tuple[str, int]] = frozenset()
+
+    def __init__(self, url: RedisUrl, made: type[Connection], fields: Mapping[str, Any]) -> None:
+        super().__init__(url, made, fields)
+        self._nodes: tuple[tuple[str, int], ...] = url.hosts
+        self._flights = SingleFlight(fields.get("socket_timeout") or 0.0, NotReached)
 
     def place(self, key: str) -> tuple[str, int]:
         slot = key_slot(key.encode("utf-8", errors="surrogatepass"))
-        place = (self._places or self._look()).get(slot)
+        place = (self._places or self._flights.load(os.getpid(), self._look)).get(slot)
         if place is None:
             self.forget()
             raise NotReached(f"no node of the cluster has the slot {slot}")
@@ -166,8 +170,9 @@ class _ClusterHome(_FoundHome):
         return self._made(**{**self.fields, **more, "host": host, "port": port})
 
     def follow(self, moved: MovedError) -> bool:
-        if self._places is not None and moved.host:
-            self._places[moved.slot_id] = (moved.host, moved.port)
+        places = self._places  # another thread may forget them
+        if places is not None and moved.host:
+            places[moved.slot_id] = (moved.host, moved.port)
         else:
             self.forget()
         return True
@@ -180,17 +185,50 @@ class _ClusterHome(_FoundHome):
         return self.place(key)
 
     def _look(self) -> dict[int, tuple[str, int]]:
-        nodes = [ClusterNode(host, port) for host, port in {*self.url.hosts, *self._known}]
-        fields = {**self._asking(), "protocol": 2, "retry": Retry(NoBackoff(), 0), "require_full_coverage": False}
-        try:
-            with closing(RedisCluster(url=self.url.one, startup_nodes=nodes, **fields)) as cluster:
-                slots = cluster.nodes_manager.slots_cache
-                places = {slot: (str(nodes[0].host), int(nodes[0].port)) for slot, nodes in slots.items()}
-                self._known = frozenset((str(node.host), int(node.port)) for node in cluster.get_nodes())
-        except RedisClusterException as error:  # it is none of redis-py's RedisError
-            raise NotReached(str(error)) from error
+        """Asks node after node, all within the time of one answer: the first has half of it, the others share the rest.
+        The next time those that the cluster names come first, and those that do not answer last."""
+        deadline = monotonic() + self.fields["socket_timeout"]
+        places: dict[int, tuple[str, int]] = {}
+        named: list[tuple[str, int]] = []
+        silent: dict[tuple[str, int], Exception] = {}
+        nodes = self._nodes
+        for number, node in enumerate(nodes):
+            shares = len(nodes) - number if number else min(2, len(nodes))
+            try:
+                slots = self._slots(node, max(0.001, deadline - monotonic()) / shares)
+            except (RedisError, OSError) as error:
+                silent[node] = error
+                continue
+            for first, last, *several in slots:
+                at = [(_host(host) or node[0], int(port)) for host, port, *_ in several]
+                named += at
+                places = {**dict.fromkeys(range(first, last + 1), at[0]), **places}
+            if len(places) == REDIS_CLUSTER_HASH_SLOTS:
+                break
+        known = (*named, *self.url.hosts) if named else (*nodes[1:], nodes[0])
+        self._nodes = tuple(sorted(dict.fromkeys(known), key=silent.__contains__))
+        if not places:
+            told = next(reversed(silent.values()), "none of them is in a cluster")
+            raise NotReached(f"no node of the cluster tells where keys are: {told}")
         self._places = places
         return places
+
+    def _slots(self, node: tuple[str, int], seconds: float) -> Any:
+        limits = {"socket_timeout": seconds, "socket_connect_timeout": seconds, "retry": Retry(NoBackoff(), 0)}
+        fields = {name: value for name, value in self.fields.items() if name != "max_connections"}
+        connection = self._made(**{**fields, **limits, "protocol": 2, "host": node[0], "port": node[1]})
+        try:
+            connection.connect()
+            connection.send_command("CLUSTER", "SLOTS", check_health=False)
+            return connection.read_response()
+        finally:
+            connection.disconnect()
+
+
+def _host(told: str | bytes | None) -> str:
+    """A host as a node tells it; empty where that is the one that was asked."""
+    host = str(str_if_bytes(told or ""))
+    return "" if host == "?" else host
 
 
 _HOMES: Mapping[str, type[Home]] = {"": Home, "sentinel": _SentinelHome, "cluster": _ClusterHome}

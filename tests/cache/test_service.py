@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from http.client import HTTPConnection
+from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from cache.workers import (
     ANN,
@@ -34,6 +38,7 @@ from stigg_guard.cache import redis as shared_cache
 from stigg_guard.cache import service as cache_service
 from stigg_guard.cache.service import CacheService
 from stigg_guard.cache.snapshots import AllOf
+from stigg_guard.errors import SidecarError
 from stigg_guard.observer import Observer, Step
 from stigg_guard.sidecar.catalog import demo_catalog
 from stigg_guard.sidecar.engine import Engine
@@ -41,6 +46,8 @@ from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.store import Store
 
 WORKERS = 4
+PICKED = "customer-demo-02"
+OTHERS = tuple(f"nobody-{number}" for number in range(12))
 
 
 class Fetches(Observer):
@@ -255,6 +262,73 @@ class TestChanges:
             site.clock.advance(31)
             site.sources()
             until(lambda: service._due.keys() == {Customer(CUSTOMER)})
+
+
+class Picky(Engine):
+    """Fails for some customers, and tells of no change."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        super().__init__(demo_catalog(), Store(None), now=now)
+        self.on_change = lambda _: None
+        self.fails = {PICKED}
+
+    def answer(self, method: str, request: Any, **about: Any) -> Message:
+        if request.customer_id in self.fails:
+            raise SidecarError("no answer for this one", code="INVALID_ARGUMENT")
+        return super().answer(method, request, **about)
+
+
+class TestOneWhoAlwaysFails:
+    """Among others. Time passes, as after a failure the sidecar is left alone for a moment."""
+
+    @pytest.fixture
+    def picky(self, site: Site) -> Picky:
+        return Picky(site.clock.now)
+
+    @pytest.fixture
+    def service(self, site: Site, picky: Picky, monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheService]:
+        monkeypatch.setattr(cache_service, "TAKE_SECONDS", 1e6)
+        for customer in (*OTHERS, PICKED):  # who came last is read first
+            site.workers[0].check(TEMPLATES, customer=customer)
+            site.clock.advance(1)
+        with Sidecar(picky) as sidecar:
+            service = CacheService(site.config(SIDECAR=sidecar.address), site.clock.clock, keep=1e5)
+            thread = threading.Thread(target=service.run)
+            thread.start()
+            yield service
+            service.stop()
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+    def test_keeps_no_other_from_being_renewed(self, site: Site, service: CacheService) -> None:
+        self.comes(site, lambda: service.is_ready)
+        site.clock.advance(25)
+        self.comes(site, lambda: all(age(service, customer) < 5 for customer in OTHERS))
+        self.comes(site, lambda: service.is_ready)
+        assert age(service, PICKED) > 25
+
+    def test_keeps_no_change_of_others_from_being_seen(self, site: Site, service: CacheService) -> None:
+        self.comes(site, lambda: service.is_ready)
+        with ThreadPoolExecutor(1) as pool:
+            taking = pool.submit(service.take, [PICKED, *OTHERS])
+            self.comes(site, taking.done)
+        assert taking.result() == set(OTHERS)
+
+    def test_is_waited_for_to_a_deadline_where_nobody_is_answered_for(
+        self, site: Site, picky: Picky, service: CacheService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.comes(site, lambda: service.is_ready)
+        picky.fails |= set(OTHERS)
+        monkeypatch.setattr(cache_service, "TAKE_SECONDS", 60)
+        with ThreadPoolExecutor(1) as pool:
+            begun = site.clock.monotonic()
+            taking = pool.submit(service.take, OTHERS[:3])
+            self.comes(site, taking.done)
+        assert taking.result() == set()
+        assert site.clock.monotonic() - begun > 60
+
+    def comes(self, site: Site, holds: Callable[[], bool]) -> None:
+        until(lambda: (site.clock.advance(0.6), holds())[1])
 
 
 class TestStamps:

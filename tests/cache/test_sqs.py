@@ -82,18 +82,22 @@ def queue_of(server: QueueServer, edge: Edge, clock: Clock | None = None, key: s
 
 
 class Read:
-    """A reader at work, and what it has told: ``taken`` are the customers, ``takes`` is whether they are applied."""
+    """A reader at work, and what it has told: ``taken`` are the customers; those of ``fails`` are not done."""
 
     def __init__(self, queue: Queue) -> None:
         self.taken: list[Collection[str]] = []
-        self.takes = True
+        self.fails: set[str] = set()
+        self.fault: Exception | None = None
         self.registry = CollectorRegistry()
         self.reader = QueueReader(queue, self._take, self.registry)
         self.reader.start()
 
-    def _take(self, customers: Collection[str]) -> bool:
+    def _take(self, customers: Collection[str]) -> Collection[str]:
+        if customers and self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
         self.taken += [customers] if customers else []
-        return self.takes
+        return set(customers) - self.fails
 
     def figure(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"stigg_guard_cache_queue_{name}", labels)
@@ -125,12 +129,13 @@ class TestReader:
         assert read.figure("up") == 1
 
     def test_what_was_not_applied_is_not_deleted(self, server: QueueServer, read: Read) -> None:
-        read.takes = False
-        server.send(customerId="a")
-        until(lambda: bool(read.taken))
+        read.fails = {"a"}
+        for customer in ("b", "a", "c"):
+            server.send(customerId=customer)
+        until(lambda: read.figure("messages_total", outcome="applied") == 2)
+        until(lambda: {"a"} <= set().union(*read.taken))
         read.end()
         assert server.left() == (0, 1)
-        assert read.figure("messages_total", outcome="applied") is None
 
     def test_what_cannot_be_read_is_told_once_and_deleted(
         self, server: QueueServer, read: Read, caplog: pytest.LogCaptureFixture
@@ -159,6 +164,18 @@ class TestReader:
             "Stigg's queue is read again",
         ]
         assert len(edge.asked) == 1
+
+    def test_a_fault_that_nobody_foresaw_is_said_once_and_does_not_end_it(
+        self, server: QueueServer, read: Read, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        read.fault = OSError("too many open files")
+        server.send(customerId="a")
+        until(lambda: read.fault is None)
+        server.send(customerId="b")
+        until(lambda: read.taken == [{"b"}])
+        assert [line.partition(": ")[2] for line in caplog.messages if "not read" in line] == [
+            "OSError: too many open files"
+        ]
 
 
 class TestCredentials:
@@ -196,6 +213,18 @@ class TestCredentials:
             with pytest.raises(sqs.ClientError):
                 queue.receive()
         assert len(edge.asked) == 2
+        queue.close()
+
+    def test_connections_with_those_that_are_replaced_are_closed(
+        self, server: QueueServer, edge: Edge, clock: ManualClock
+    ) -> None:
+        queue = queue_of(server, edge, clock.clock)
+        queue.receive()
+        pools = queue._client._endpoint.http_session._manager.pools
+        assert len(pools) == 1
+        clock.advance(3301)
+        queue.receive()
+        assert len(pools) == 0
         queue.close()
 
     @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +26,8 @@ except ModuleNotFoundError as error:
 
 PASS_SECONDS = 1.0
 LIVE_SECONDS = 60.0
+TAKE_SECONDS = 20.0
+"""How long one change is waited for: less than the 30 seconds after which SQS gives a message to somebody else."""
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 AT_ONCE = 8
 """How many fetches are under way at a time."""
@@ -77,6 +79,7 @@ class CacheService:
         self._over = threading.Event()
         self._passed_at = self._clock.monotonic()
         self._is_failing = False
+        self._failing: set[Customer] = set()
         self._has_read_all = False
         self.is_ready = False
         self.figures = Figures()
@@ -103,19 +106,27 @@ class CacheService:
         self._over.set()
         self._something.set()
 
-    def take(self, customers: Collection[str]) -> bool:
-        """Does what news of a change to each of these customers wants, and waits for it; False if the service ends
-        before it is done. For any thread but that of :meth:`run`."""
-        made = [self._told_of(customer) for customer in customers]
-        while not all(one.wait(PASS_SECONDS) for one in made):
-            if self._over.is_set():
-                return False
-        return True
+    def take(self, customers: Collection[str]) -> set[str]:
+        """Does what news of a change to each of these customers wants, and returns those for whom it is done. It is
+        waited for ``TAKE_SECONDS`` at most, and not for whom the sidecar fails while it answers for others. For any
+        thread but that of :meth:`run`."""
+        deadline = self._clock.monotonic() + TAKE_SECONDS
+        made = {customer: self._told_of(customer, deadline) for customer in customers}
+        while self._goes_on(deadline) and (awaited := self._awaited(made)):
+            awaited[0].wait(PASS_SECONDS)
+        return {customer for customer, one in made.items() if one.is_set()}
 
-    def _told_of(self, customer: str) -> threading.Event:
+    def _awaited(self, made: Mapping[str, threading.Event]) -> list[threading.Event]:
+        hopeless = set() if self._is_failing else self._failing_ids()
+        return [one for customer, one in made.items() if not one.is_set() and customer not in hopeless]
+
+    def _failing_ids(self) -> set[str]:
+        return {customer.id for customer in list(self._failing)}  # other threads change it
+
+    def _told_of(self, customer: str, deadline: float) -> threading.Event:
         """Notes a change of now, as soon as Redis tells the time."""
         made = threading.Event()
-        while not self._over.is_set():
+        while self._goes_on(deadline):
             _, stamp = self._shared.find(Customer(customer), to_use=False)
             if stamp:
                 self._note_change(AllOf(customer), _Change(stamp, stamp, [made]))
@@ -123,6 +134,9 @@ class CacheService:
                 break
             self._over.wait(PASS_SECONDS)
         return made
+
+    def _goes_on(self, deadline: float) -> bool:
+        return not self._over.is_set() and self._clock.monotonic() < deadline
 
     def _passes(self, pool: Executor) -> bool:
         """Renews what is to be renewed first; whether there is more, and it is of use to go on at once."""
@@ -132,35 +146,53 @@ class CacheService:
             self._set_ready(False)
             return False
         self.figures.customers.set(len(used))
-        took_all = self._take_news(pool, used)
+        self._failing.intersection_update(used)
+        self._take_news(pool, used)
         self._due = {customer: self._due.get(customer, 0.0) for customer in used}
         due = [customer for customer in used if self._due[customer] <= self._clock.monotonic()]
-        renewed = self._renew(pool, due[:BATCH], _Change(), "age")
-        self._set_ready(took_all and renewed and self._has_read_all)
-        return took_all and renewed and len(due) > BATCH
+        due.sort(key=self._failing.__contains__)
+        failed = self._renew(pool, due[:BATCH], _Change(), "age")
+        self._set_ready(self._has_read_all and not self._is_failing)
+        return len(due) > BATCH > len(failed)
 
-    def _take_news(self, pool: Executor, used: Collection[Customer]) -> bool:
+    def _take_news(self, pool: Executor, used: Collection[Customer]) -> None:
         """Reads again who has changed, and only then invalidates what was fetched before."""
         with self._lock:
             told, self._told = self._told, {}
-        failed = {whose: change for whose, change in told.items() if not self._follow(pool, used, whose, change)}
-        for whose, change in failed.items():
-            self._note_change(whose, change)
-        return not failed
+        failing = self._failing_ids()
+        for whose in sorted(told, key=lambda whose: whose.customer in failing):
+            if not self._follow(pool, used, whose, told[whose]):
+                self._note_change(whose, told[whose])
 
     def _follow(self, pool: Executor, used: Collection[Customer], whose: AllOf, change: _Change) -> bool:
         members = [customer for customer in used if whose.customer in (None, customer.id)]
-        if not self._renew(pool, members, change, "change"):
+        failed = self._renew(pool, members, change, "change")
+        if failed and (whose.customer is not None or len(failed) == len(members)):
             return False
         self._has_read_all |= whose.customer is None
+        if failed:  # the others do not wait for them
+            for customer in members:
+                self._note_change(AllOf(customer.id), change)
+            self._something.set()
+            return True
         if change.outdate and not self._shared.outdate(whose, change.outdate):
             return False
         for made in change.made:
             made.set()
         return True
 
-    def _renew(self, pool: Executor, customers: Collection[Customer], change: _Change, why: str) -> bool:
-        return all(list(pool.map(lambda customer: self._renewed(customer, change, why), customers)))
+    def _renew(
+        self, pool: Executor, customers: Collection[Customer], change: _Change, why: str
+    ) -> Collection[Customer]:
+        """Renews them; those that the sidecar did not answer for. Who failed before comes after all others: after a
+        failure nobody is asked for during a moment."""
+        first = [customer for customer in customers if customer not in self._failing]
+        again = [customer for customer in customers if customer in self._failing]
+        failed: list[Customer] = []
+        for some in (first, again):
+            answered = list(pool.map(lambda customer: self._renewed(customer, change, why), some))
+            failed += [customer for customer, is_answered in zip(some, answered, strict=True) if not is_answered]
+        return failed
 
     def _renewed(self, customer: Customer, change: _Change, why: str) -> bool:
         """Renews one; false if the sidecar did not answer."""
@@ -168,12 +200,18 @@ class CacheService:
         outcome = "failed"
         try:
             snapshot, source = self._lookup.cache.renew(customer, change.since, self._config.cache_ttl * EARLY[0])
+        except SidecarError as error:
+            if error.code and customer not in self._failing:  # the same again says nothing of the others
+                self._failing.add(customer)
+                self._note(error)
+            return False
         except StiggGuardError as error:
             self._note(error)
-            return not isinstance(error, SidecarError)
+            return True
         else:
             outcome = source.value
             self._due[customer] = self._due_at(snapshot)
+            self._failing.discard(customer)
             self._note(None)
             return True
         finally:

@@ -15,10 +15,12 @@ _NOTHING = object()
 
 
 class SingleFlight:
-    """Loads of one process, by key. ``patience`` is how many seconds a thread waits for another one's load."""
+    """Loads of one process, by key. ``patience`` is how many seconds a thread waits for another one's load, and
+    ``late`` what it raises then."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, late: type[Exception] = SidecarTimeout) -> None:
         self._patience = patience
+        self._late = late
         self._flights: dict[Hashable, _Flight] = {}
 
     def load(self, key: Hashable, load: Callable[[], T]) -> T:
@@ -26,7 +28,7 @@ class SingleFlight:
         interrupted, another one loads. No lock is held meanwhile but that of the key.
 
         Raises:
-            SidecarTimeout: the other thread's load took longer than the patience.
+            Exception: ``late``, if the other thread's load took longer than the patience.
             Exception: what the load raised.
         """
         deadline = monotonic() + self._patience
@@ -45,7 +47,7 @@ class SingleFlight:
                     return cast(T, own.result)
             if not flight.latch.acquire(timeout=max(0.0, deadline - monotonic())):
                 self._land(key, flight)
-                raise SidecarTimeout(f"another thread's fetch took longer than {self._patience:g} s")
+                raise self._late(f"another thread's fetch took longer than {self._patience:g} s")
             flight.latch.release()
             self._land(key, flight)
             if flight.error is not None:

@@ -91,8 +91,7 @@ class Queue:
     def close(self) -> None:
         """Closes the connections."""
         self._access.close()
-        if self._client is not None:
-            self._client.close()
+        self._disconnect()
 
     def _asked(self, operation: str, **given: Any) -> Mapping[str, Any]:
         if self._client is None or self._monotonic() >= self._replaced_at:
@@ -100,12 +99,18 @@ class Queue:
         try:
             answer: Mapping[str, Any] = getattr(self._client, operation)(**given)
         except ClientError:  # it may be the credentials that are refused
-            self._client = None
+            self._disconnect()
             raise
         return answer
 
+    def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
     def _connect(self) -> None:
         credentials = self._access.credentials()
+        self._disconnect()
         # A short life is no reason to ask for others at each request.
         self._replaced_at = self._monotonic() + max(credentials.seconds - EARLY_SECONDS, credentials.seconds / 2, 60.0)
         session = Session(
@@ -128,12 +133,14 @@ class Queue:
 class QueueReader(threading.Thread):
     """Reads the queue until ``over`` is set; it does not outlive the process, whatever it waits for.
 
-    ``take`` is given the ids of customers who have changed, and returns when that is seen everywhere, or false if it
-    will not be. Only then are their messages deleted; without it they come again, to this process or another one. What
-    cannot be read is told in the log and deleted: it would come again, and could not be read then either.
+    ``take`` is given the ids of customers who have changed, and returns those of whom that is seen everywhere. Their
+    messages are deleted; those of the others come again, to this process or another one. What cannot be read is told in
+    the log and deleted: it would come again, and could not be read then either.
     """
 
-    def __init__(self, queue: Queue, take: Callable[[Collection[str]], bool], registry: CollectorRegistry) -> None:
+    def __init__(
+        self, queue: Queue, take: Callable[[Collection[str]], Collection[str]], registry: CollectorRegistry
+    ) -> None:
         super().__init__(name="stigg-guard-queue", daemon=True)
         self.over = threading.Event()
         self._queue = queue
@@ -156,18 +163,20 @@ class QueueReader(threading.Thread):
     def _step(self) -> None:
         try:
             self._follow(self._queue.receive())
-        except FAULTS as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on: nothing else reads the queue
             self._note(error)
             self.over.wait(self._pause)
             self._pause = min(2 * self._pause, RETRY_SECONDS[1])
+        else:
+            self._note(None)
 
     def _follow(self, messages: Sequence[QueuedMessage]) -> None:
-        self._note(None)
         told = [(message, self._read(message)) for message in messages]
         self._dispose([message for message, read in told if read is None], "unreadable")
-        customers = {read.customer.id for _, read in told if read is not None and read.customer is not None}
-        if self._take(customers):
-            self._dispose([message for message, read in told if read is not None], "applied")
+        whose = [(message, read.customer) for message, read in told if read is not None]
+        done = self._take({customer.id for _, customer in whose if customer is not None})
+        applied = [message for message, customer in whose if customer is None or customer.id in done]
+        self._dispose(applied, "applied")
 
     def _read(self, message: QueuedMessage) -> Message | None:
         try:
@@ -184,7 +193,8 @@ class QueueReader(threading.Thread):
         self._up.set(fault is None)
         was_failing, self._is_failing = self._is_failing, fault is not None
         if fault is not None and not was_failing:
-            logger.warning("Stigg's queue is not read, and changes in it are seen later: %s", fault)
+            said = fault if isinstance(fault, FAULTS) else f"{type(fault).__name__}: {fault}"
+            logger.warning("Stigg's queue is not read, and changes in it are seen later: %s", said)
         if fault is None:
             self._pause, _ = RETRY_SECONDS
             if was_failing:

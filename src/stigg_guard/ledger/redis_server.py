@@ -133,7 +133,6 @@ class Server:
             try:
                 answered = self._exchange_at(place, [commands[i] for i in numbers])
             except LedgerUnavailable as error:
-                self._home.forget()
                 answered = [error] * len(numbers)
             for i, answer in zip(numbers, answered, strict=True):
                 answers[i] = answer
@@ -182,6 +181,7 @@ class Server:
         except RedisError as error:
             connection.disconnect()
             _disconnect(idle)  # to a server that is gone, or is no master any more
+            self._home.forget()
             raise self._unavailable(error, Unanswered) from error
         except BaseException:
             connection.disconnect()
@@ -225,6 +225,7 @@ class Server:
         try:
             connection.connect()
         except RedisError as error:
+            self._home.forget()
             raise self._unavailable(error) from error
         except BaseException:
             connection.disconnect()
