@@ -17,8 +17,6 @@ import flask
 import httpx
 import pytest
 import requests
-from django.core.signals import request_finished
-from django.db import close_old_connections
 from django.test import AsyncRequestFactory, Client
 from django.urls import path
 
@@ -26,6 +24,8 @@ from stigg_guard import Guard
 from stigg_guard.django import get_guard
 from stigg_guard.flask import StiggGuard
 from stigg_guard.sidecar.server import Sidecar
+
+pytestmark = pytest.mark.django_db(transaction=True)  # each response looks after the connections of its thread
 
 PAGE = (Path(__file__).parents[1] / "docs" / "llm.md").read_text(encoding="utf-8")
 CUSTOMER = "customer-demo-01"
@@ -90,14 +90,6 @@ def model() -> Iterator[Model]:
     server.goes_on.set()
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def _connections_stay_open() -> Iterator[None]:
-    """As in Django's own client: a response that is closed leaves the connections of other tests alone."""
-    request_finished.disconnect(close_old_connections)
-    yield
-    request_finished.connect(close_old_connections)
 
 
 Visit = Callable[..., "list[str]"]

@@ -417,6 +417,16 @@ class TestGivingBack:
         assert engine.used("seats") == 6
 
 
+def test_who_finds_everything_under_way_has_not_reached_the_sidecar(make_guard: MakeGuard, outage: Outage) -> None:
+    guard, other = make_guard(), make_guard()
+    outage.begin()
+    guard.report("seats", 1, customer="c")
+    guard.flush(0.05)
+    assert any(other.ledger.take_batch(100, 30) for _ in range(1000))  # the guard has it for a moment
+    guard.flush(0.05)
+    assert guard.stats()["failures"] > 0
+
+
 def test_stats_tell_of_the_ledger_and_of_the_reporter(guard: Guard) -> None:
     with guard.consume("seats", 2, customer="c"):
         assert guard.stats()["held"] == 1

@@ -17,7 +17,6 @@ FIRST_PLAN = "free"
 LARGER_PLAN = "growth"
 TOP_UP = 10_000
 """Credits."""
-READ_THROUGH_SECONDS = 5.0
 READ_THROUGH_UNTIL = "read_through_until"
 
 
@@ -60,13 +59,13 @@ def top_up(customer_id: str) -> None:
     )
 
 
-def bought(request: HttpRequest) -> None:
-    """The visitor's next requests may be answered by another worker, which may know the plan from before."""
-    request.session[READ_THROUGH_UNTIL] = time.time() + READ_THROUGH_SECONDS
+def note_change(request: HttpRequest) -> None:
+    """The visitor's next requests may be answered by another worker, which may know plan and usage from before."""
+    request.session[READ_THROUGH_UNTIL] = time.time() + get_guard().config.cache_ttl
 
 
 def read_through(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Middleware: whoever bought something a moment ago is read again. A site with a shared ``CACHE`` needs none."""
+    """Middleware: who bought or used something a moment ago is read again; for all others what is cached will do."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         is_news = time.time() < request.session.get(READ_THROUGH_UNTIL, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
 from django.contrib import messages
@@ -21,7 +20,7 @@ from shop import billing, writer
 from shop.customers import customer_of, studio_of
 from shop.forms import StudioForm, TemplateForm
 from shop.models import Studio, Template
-from stigg_guard import ApiError, SidecarError
+from stigg_guard import ApiError
 from stigg_guard.django import RequiresFeatureMixin, consumes_usage, get_guard, releases_usage, requires_feature
 
 logger = logging.getLogger(__name__)
@@ -45,9 +44,6 @@ def home(request: HttpRequest) -> HttpResponse:
     customer = customer_of(request)
     if customer is None:
         return render(request, "shop/sign_in.html", {"studios": Studio.objects.select_related("owner")})
-    # Another worker may have sold something or changed the plan a moment ago; with an outage, what is cached will do.
-    with suppress(SidecarError):
-        get_guard().reload(customer)
     return _home(request, TemplateForm())
 
 
@@ -81,7 +77,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
         form.instance.owner = get_user_model().objects.create_user(form.instance.customer_id)
         form.save()
     login(request, form.instance.owner)
-    billing.bought(request)
+    billing.note_change(request)
     messages.success(request, "Welcome. Your free plan has room for two templates.")
     return redirect("home")
 
@@ -103,6 +99,7 @@ def create_template(request: HttpRequest) -> HttpResponse:
         return _home(request, form, status=422)
     form.instance.studio = studio_of(request)
     template = form.save()
+    billing.note_change(request)
     messages.success(request, f"{template} is ready.")
     return redirect("home")
 
@@ -112,6 +109,7 @@ def create_template(request: HttpRequest) -> HttpResponse:
 def delete_template(request: HttpRequest, pk: int) -> HttpResponse:
     """Deletes a template, which gives its place back."""
     get_object_or_404(_templates(request), pk=pk).delete()
+    billing.note_change(request)
     messages.success(request, "The template is deleted, and its place is free again.")
     return redirect("home")
 
@@ -127,6 +125,7 @@ def write_words(request: HttpRequest, pk: int) -> HttpResponse:
         usage.amount = completion.tokens
         template.words = completion.text
         template.save(update_fields=["words"])
+    billing.note_change(request)
     messages.success(request, f"{template} has its words: {completion.tokens} tokens.")
     return redirect("home")
 
@@ -147,6 +146,7 @@ async def suggest_name(request: HttpRequest) -> JsonResponse:
     kind = request.GET.get("kind", Template.Kind.POSTER)
     # The guard has asked who is signed in, so that is known here, and needs no database.
     taken = {name async for name in _templates(request).values_list("name", flat=True)}
+    billing.note_change(request)
     names = (f"{word} {kind}" for word in ("Summer", "Autumn", "Winter", "Spring", "Grand", "Last"))
     return JsonResponse({"name": next((name for name in names if name not in taken), f"Another {kind}")})
 
@@ -179,7 +179,7 @@ def upgrade(request: HttpRequest) -> HttpResponse:
         logger.warning("the plan of %s was not changed: %s", customer, error)
         messages.error(request, "Your plan could not be changed just now. Please try again in a moment.")
         return redirect("upgrade")
-    billing.bought(request)
+    billing.note_change(request)
     messages.success(request, "Welcome to Growth. Everything it has is yours from now on.")
     return redirect("home")
 
@@ -197,7 +197,7 @@ def top_up(request: HttpRequest) -> HttpResponse:
         logger.warning("%s got no credits: %s", customer, error)
         messages.error(request, "Your credits could not be added just now. Please try again in a moment.")
         return redirect("upgrade")
-    billing.bought(request)
+    billing.note_change(request)
     messages.success(request, f"{billing.TOP_UP:,} credits are yours.")
     return redirect("home")
 

@@ -234,6 +234,7 @@ class Reporter:
         return IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS
 
     def _try_work(self, timeout: float = inf) -> bool:
+        answered = self._answered()
         try:
             came_to_the_end = self._work(timeout)
         except StiggGuardError as error:
@@ -248,9 +249,14 @@ class Reporter:
             logger.exception("reporting usage failed; it stays in the ledger")
             self._failures += 1
             return False
-        self._failures = 0
-        self._contact.append(True)
+        if not self._failures or self._answered() > answered or not self._left():
+            self._failures = 0
+            self._contact.append(True)
         return came_to_the_end
+
+    def _answered(self) -> int:
+        """How many reports the sidecar has answered: who finds all of them under way has not reached it."""
+        return self._delivery.counts["acknowledged"] + self._delivery.counts["rejected"]
 
     def _work(self, timeout: float) -> bool:
         """Whether nothing is left to do at present."""
