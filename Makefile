@@ -10,8 +10,8 @@ OLD := .venv-django42
 LOWEST := .venv-lowest
 EXTRAS := debug-toolbar,django,djangorestframework,flask,flask-async,openapi,openfeature,otel,prometheus,redis,sidecar,sqlalchemy,sqs
 MATRIX := 3.10 3.11 3.12 3.13
-# Twice as many as two cores: tests wait for servers half of the time.
-WORKERS ?= 4
+# One more than two cores: tests wait for servers half of the time.
+WORKERS ?= 3
 # As in .ci/run: half as long again.
 COVERAGE ?=
 WIRE := src/stigg_guard/wire
