@@ -83,6 +83,6 @@ def _kill(nodes: RedisNodes) -> None:
         time.sleep(BETWEEN)
         killed = nodes.master_of(book)
         killed.kill()
-        until(lambda killed=killed: nodes.has_taken_over(killed))  # type: ignore[misc]
+        until(lambda killed=killed: nodes.has_taken_over(killed))  # type: ignore[misc] # the default binds the loop's node
         killed.start()
         until(nodes.is_ready)

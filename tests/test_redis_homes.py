@@ -220,7 +220,7 @@ class TestDiscovery:
         ledger = ledger_at(f"redis+cluster://{silent.hosts},{host}?socket_timeout=1")
         persisting(lambda: ledger.record(Use(KEY, 1)))
         assert silent.asked > 0
-        ledger._server._home.forget()  # type: ignore[attr-defined]
+        ledger._server._home.forget()  # type: ignore[attr-defined] # the home of this URL is a cluster's
         ledger.record(Use(KEY, 1))
         assert silent.asked == 0
 
@@ -228,7 +228,7 @@ class TestDiscovery:
         ledger = ledger_at(f"{nodes.url}?wait=2&socket_timeout=2")
         with pytest.raises(LedgerUnavailable, match="of 2 replicas have the step"):
             ledger.hold([claim()], 60)
-        assert ledger._server._home._places  # type: ignore[attr-defined]
+        assert ledger._server._home._places  # type: ignore[attr-defined] # likewise
 
     def test_goes_on_where_another_thread_forgets(self, nodes: RedisNodes) -> None:
         timeouts = {"socket_timeout": 30.0, "socket_connect_timeout": 30.0}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, TypeAlias
@@ -109,7 +110,7 @@ class Home:
         return "rediss" if issubclass(self._made, SSLConnection) else "redis"
 
 
-class _FoundHome(Home):
+class _FoundHome(Home, ABC):
     """A server that is looked for when a connection is opened."""
 
     def client(self, key: str, **more: Any) -> Redis:
@@ -118,8 +119,9 @@ class _FoundHome(Home):
     def explained(self, error: BaseException) -> str:
         return str(error)
 
+    @abstractmethod
     def _find(self, key: str) -> tuple[str, int]:
-        raise NotImplementedError
+        """The host and port of the server that has the key."""
 
 
 class _SentinelHome(_FoundHome):

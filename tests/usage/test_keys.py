@@ -313,7 +313,7 @@ class TestDecorator:
 
     def test_refuses_what_is_no_answer_to_a_repeat(self, guard: Guard) -> None:
         with pytest.raises(ConfigError, match="on_repeat"):
-            guard.consumes_usage(2, "seats", customer="c", key=str, on_repeat="ignore")  # type: ignore[arg-type]
+            guard.consumes_usage(2, "seats", customer="c", key=str, on_repeat="ignore")  # type: ignore[arg-type] # wrong on purpose
 
 
 def test_disabled_guard_counts_nothing_and_knows_no_repeat() -> None:
