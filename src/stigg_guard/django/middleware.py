@@ -48,7 +48,7 @@ class StiggGuardMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         request.stigg = displayed_plan(request)  # type: ignore[attr-defined] # it is new to Django's requests
-        if any(made.guard.config.rules for made in configurations().values()):
+        if _has_rules():
             original = getattr(request, "urlconf", None) or settings.ROOT_URLCONF
             request.urlconf = ruled(original)  # type: ignore[assignment] # the stubs know paths of modules only
         if self._is_awaited:
@@ -68,7 +68,13 @@ class StiggGuardMiddleware:
         return _with_headers(request, await self._get_response(request))
 
 
+def _has_rules() -> bool:
+    return any(made.guard.config.rules for made in configurations().values())
+
+
 def _refuse_unruled(request: HttpRequest, view: Callable[..., Any], *_: Any) -> None:
+    if not _has_rules():
+        return
     is_ruled = isinstance(getattr(request, "urlconf", None), GuardedUrls)
     if not is_ruled and met_rules(request) and not getattr(view, EXEMPT, False):
         raise ImproperlyConfigured(

@@ -92,8 +92,12 @@ class CurrentRequest:
 
 
 def of_request() -> CurrentRequest:
-    """Of the current request, which has it as an attribute: a view may send the app another request meanwhile."""
-    this = this_request()
+    """Of the current request."""
+    return known_of(this_request())
+
+
+def known_of(this: Request) -> CurrentRequest:
+    """Of the request, which has it as an attribute: a view may send the app another request meanwhile."""
     known: dict[str, Any] = vars(this)
     current: CurrentRequest | None = known.get(_ATTRIBUTE)
     if current is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 from flask import Blueprint, Flask, Request, Response
@@ -15,7 +15,7 @@ from stigg_guard.amounts import usage_amount
 from stigg_guard.decorators import Begin, Ending
 from stigg_guard.entitlements import require_id
 from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource, settled_view, synchronous
-from stigg_guard.flask.current import CurrentRequest, app_guard, of_request, this_app, this_request
+from stigg_guard.flask.current import CurrentRequest, app_guard, known_of, of_request, this_app, this_request
 from stigg_guard.flask.errors import denying
 from stigg_guard.rules import Rule, rule_of
 from stigg_guard.web.views import EXEMPT, private_unless_said
@@ -84,7 +84,7 @@ def _come_last() -> None:
     """Puts what begins the groups behind all functions of ``before_request``, which may answer before the view."""
     app, this = this_app(), this_request()
     _put_view_in_force(app, this)
-    last = _Last(this.blueprint)
+    last = _last(this.blueprint)
     functions = app.before_request_funcs.setdefault(last.blueprint, [])
     if functions[-1:] != [last]:
         functions.append(last)
@@ -99,10 +99,13 @@ class _Last:
 
     def __call__(self) -> None:
         """Begins the groups, the outermost first, also where something else than the app will call the view."""
-        app, this = this_app(), this_request()
+        this = this_request()
         if this.blueprint == self.blueprint:
-            _put_view_in_force(app, this)
-            _begin_groups()
+            _put_view_in_force(this_app(), this)
+            _begin_groups(known_of(this), this)
+
+
+_last = cache(_Last)  # one for each blueprint
 
 
 def _put_view_in_force(app: Flask, this: Request) -> None:
@@ -120,8 +123,10 @@ def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(view)
     def ending(*args: Any, **kwargs: Any) -> Any:
-        _begin_groups()
-        endings = _taken_endings(of_request())
+        this = this_request()
+        current = known_of(this)
+        _begin_groups(current, this)
+        endings = _taken_endings(current)
         if not endings:
             return run(*args, **kwargs)
         call = partial(run, *args, **kwargs)
@@ -133,11 +138,10 @@ def _in_force(view: Callable[..., Any]) -> Callable[..., Any]:
     return ending
 
 
-def _begin_groups() -> None:
-    current = of_request()
+def _begin_groups(current: CurrentRequest, this: Request) -> None:
     if not current.groups:
         return
-    view = this_app().view_functions.get(this_request().endpoint or "")
+    view = this_app().view_functions.get(this.endpoint or "")
     groups, current.groups = current.groups, []
     if view is None or getattr(view, EXEMPT, False):
         return
