@@ -16,7 +16,7 @@ WORKERS ?= 3
 COVERAGE ?=
 WIRE := src/stigg_guard/wire
 
-.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench bench-quick bench-growth bench-loaded bench-ledgers faults wire api package wheel clean
+.PHONY: help demo test test-cloud pgbouncer test-django42 test-lowest test-matrix audit chromium e2e screenshots docs docs-serve lint bench bench-quick bench-growth bench-loaded bench-ledgers bench-recovery faults wire api package wheel clean
 
 help:
 	@echo "make demo    start the local sidecar and both example sites, until Ctrl-C"
@@ -34,6 +34,7 @@ help:
 	@echo "make bench-growth   measure how costs grow with customers, features, threads, processes and backlogs; plots"
 	@echo "make bench-loaded   measure servers under load: gunicorn, asked by wrk"
 	@echo "make bench-ledgers   measure how many uses a second each home of a ledger carries"
+	@echo "make bench-recovery   measure how soon answers are fresh after an outage, and what a hung sidecar costs"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
 	@echo "make package   build wheel and sdist in dist/, and inspect them"
 	@echo "make wire    generate the wire code from sidecar.proto"
@@ -168,6 +169,9 @@ bench-loaded: $(READY)
 
 bench-ledgers: $(READY)
 	@$(BIN)/python -m benchmarks.ledgers $(ARGS)
+
+bench-recovery: $(READY)
+	@$(BIN)/python -m benchmarks.recovery $(ARGS)
 
 faults: $(READY)
 	@$(BIN)/python -m faults $(ARGS)

@@ -73,11 +73,27 @@ def _server_core() -> Iterator[None]:
         pin(CORES[-1:])
 
 
+def answer_at(port: int, method: str, answer: bytes, parent: Connection) -> None:
+    """Answers all calls of a method there, once the parent sends something, and tells it when that begins."""
+    parent.send("ready")
+    parent.recv()
+    server = _answering(method, answer)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    parent.send("begun")
+    server.wait_for_termination()
+
+
 def _answer_always(method: str, answer: bytes, parent: Connection) -> None:
-    server = grpc.server(ThreadPoolExecutor(WORKERS))
-    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, {method: handler}),))
+    server = _answering(method, answer)
     parent.send(server.add_insecure_port("127.0.0.1:0"))
     server.start()
     parent.recv()
     server.stop(None).wait()
+
+
+def _answering(method: str, answer: bytes) -> grpc.Server:
+    server = grpc.server(ThreadPoolExecutor(WORKERS))
+    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, {method: handler}),))
+    return server
