@@ -16,7 +16,7 @@ from benchmarks.measure import Comparison, ratio_at_most
 from benchmarks.project import set_up_django
 from benchmarks.servers import local_sidecar
 from stigg_guard import Clock, Config, Guard
-from stigg_guard.ledger import Claim, Hold, Ledger, News, Period, UsageKey, Use, ledger_from_url
+from stigg_guard.ledger import Acknowledged, Claim, Hold, Ledger, News, Period, UsageKey, Use, ledger_from_url
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as wire
 
@@ -103,7 +103,7 @@ def in_postgres() -> Iterator[Comparison]:
 
         yield Comparison(
             name="hold and commit, Django on PostgreSQL / 2 bare transactions",
-            ours=Timer(lambda: hold_and_commit(ledger)),
+            ours=Timer(lambda: hold_and_commit(ledger), lambda: send_all(ledger)),
             floor=Timer(bare),
         )
 
@@ -164,6 +164,12 @@ def hold_and_commit(ledger: Ledger) -> None:
     hold = ledger.hold([CLAIM], 60)
     assert isinstance(hold, Hold)
     ledger.commit(hold, [Use(KEY, 1.0)])
+
+
+def send_all(ledger: Ledger) -> None:
+    """What waits is acknowledged, so that what is timed next does not grow with it."""
+    while batch := ledger.take_batch(BULK, 60):
+        ledger.acknowledge([Acknowledged(report, None) for report in batch.reports])
 
 
 def consume(guard: Guard) -> None:

@@ -40,6 +40,7 @@ LENGTHS = (3.0, 5.0, None)
 CHANGE_EVERY = 8.0
 SECOND = 1_000_000_000
 WRONG_CLOCKS = 3600.0
+SET_RIGHT = 3.0  # how many seconds before the end a clock that all share is right for good
 WORLDS = 20
 """How many runs of the simulation each round of the scale adds."""
 STEPS = 1_000
@@ -72,13 +73,15 @@ def _on(scale: Scale, what: str, ledger: str, books: str, one_clock: bool) -> It
     with _serving(books == "by time") as sidecar:
         until = time.monotonic() + scale.rounds
         with processes(PROCESSES, _use, sidecar.address, ledger, until, jumps, results):
-            while time.monotonic() < until:
+            while (left := until - time.monotonic()) > 0:
                 time.sleep(1.0)
-                offset = random.choice([0.0, 0.0, random.uniform(-WRONG_CLOCKS, WRONG_CLOCKS)])
+                # Set right again while they run: who begins only afterwards cannot know that it was wrong.
+                is_last = left < SET_RIGHT
+                offset = random.choice([0.0, 0.0, 0.0 if is_last else random.uniform(-WRONG_CLOCKS, WRONG_CLOCKS)])
                 for number in range(PROCESSES):
                     jumps[number] = offset if one_clock else random.uniform(-WRONG_CLOCKS, WRONG_CLOCKS)
             sold = sum(results.get(timeout=PATIENCE) for _ in range(PROCESSES))
-        left = drain(sidecar.address, ledger)
+        unsent = drain(sidecar.address, ledger)
         sidecar.come_to_rest()
         over = sidecar.oversold()
         booked = sum(life.booked for life in sidecar.lives.values())
@@ -88,7 +91,7 @@ def _on(scale: Scale, what: str, ledger: str, books: str, one_clock: bool) -> It
     yield Promise(
         f"{what}: no period holds more than its limit", f"{over:g} too many; {sold:g} sold, {changes}", not over
     )
-    open_states = {state: left[state] for state in ("unsent", "sending", "uncertain", "dead") if left[state]}
+    open_states = {state: unsent[state] for state in ("unsent", "sending", "uncertain", "dead") if unsent[state]}
     yield Promise(
         f"{what}: the sidecar has what was sold, once",
         f"{booked:g} booked, {sold:g} sold; left {open_states or 'nothing'}",
