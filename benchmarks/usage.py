@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from timeit import Timer
+from typing import Any
 
 import grpc
 
@@ -80,16 +81,22 @@ def in_redis() -> Iterator[Comparison]:
 
 def in_postgres() -> Iterator[Comparison]:
     """A hold and its commit in Django's database, and two transactions of one statement each, all on connections that
-    are kept. The server does not wait for the disk, which would hide both."""
-    from django.db import connections, transaction
+    are kept, without and with prepared statements. The server does not wait for the disk, which would hide both."""
+    set_up_django()
     from tests.postgres_server import PostgresServer
 
-    set_up_django()
+    prepared = {"OPTIONS": {"server_side_binding": True, "prepare_threshold": 5}}
+    with PostgresServer() as server:
+        yield from _in_database(server.database("plain"), "PostgreSQL")
+        yield from _in_database({**server.database("prepared"), **prepared}, "PostgreSQL, prepared statements")
+
+
+def _in_database(settings: dict[str, Any], name: str) -> Iterator[Comparison]:
+    from django.db import connections, transaction
     from tests.django_databases import django_database, make_ledger_tables, open_ledger
 
     with ExitStack() as open_:
-        database = {**open_.enter_context(PostgresServer()).database("bench"), "CONN_MAX_AGE": None}
-        alias = open_.enter_context(django_database("postgres", database))
+        alias = open_.enter_context(django_database("postgres", {**settings, "CONN_MAX_AGE": None}))
         make_ledger_tables(alias)
         ledger = open_.enter_context(closing(open_ledger(f"django://{alias}", Clock())))
         with connections[alias].cursor() as cursor:
@@ -102,7 +109,7 @@ def in_postgres() -> Iterator[Comparison]:
                     cursor.execute("UPDATE bare SET used = used + 1 WHERE customer = %s", [CUSTOMER])
 
         yield Comparison(
-            name="hold and commit, Django on PostgreSQL / 2 bare transactions",
+            name=f"hold and commit, Django on {name} / 2 bare transactions",
             ours=Timer(lambda: hold_and_commit(ledger), lambda: send_all(ledger)),
             floor=Timer(bare),
         )

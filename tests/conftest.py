@@ -159,7 +159,18 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def postgres_ledger(postgres: PostgresServer, django_db_blocker: DjangoDbBlocker) -> dict[str, Any]:
     """Django's settings for a database with the tables of the ledger."""
-    settings = {**postgres.database("ledger"), "CONN_MAX_AGE": None}
+    return _with_ledger(postgres.database("ledger"), django_db_blocker)
+
+
+@pytest.fixture(scope="session")
+def preparing_postgres_ledger(postgres: PostgresServer, django_db_blocker: DjangoDbBlocker) -> dict[str, Any]:
+    """The same for another database, whose statements are planned once for each connection."""
+    options = {"server_side_binding": True, "prepare_threshold": 2}
+    return _with_ledger({**postgres.database("preparing"), "OPTIONS": options}, django_db_blocker)
+
+
+def _with_ledger(database: dict[str, Any], django_db_blocker: DjangoDbBlocker) -> dict[str, Any]:
+    settings = {**database, "CONN_MAX_AGE": None}
     with django_db_blocker.unblock(), django_database("new", settings):
         make_ledger_tables("new")
     return settings
@@ -172,6 +183,16 @@ def django_postgres(
     """The alias of a database in PostgreSQL, with an empty ledger, used as it is outside of tests."""
     monkeypatch.delattr(mail, "outbox")
     with django_db_blocker.unblock(), django_database("postgres", postgres_ledger) as alias:
+        empty_ledger_tables(alias)
+        yield alias
+
+
+@pytest.fixture
+def preparing_postgres(
+    preparing_postgres_ledger: dict[str, Any], django_postgres: str, django_db_blocker: DjangoDbBlocker
+) -> Iterator[str]:
+    """The alias of a database whose statements are planned once, with an empty ledger, beside the other one."""
+    with django_db_blocker.unblock(), django_database("preparing", preparing_postgres_ledger) as alias:
         empty_ledger_tables(alias)
         yield alias
 

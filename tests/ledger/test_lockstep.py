@@ -24,12 +24,12 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_homes_are_equal(
-    seed: int, tmp_path: Path, redis: RedisServer, django_sqlite: str, django_postgres: str
+    seed: int, tmp_path: Path, redis: RedisServer, django_sqlite: str, django_postgres: str, preparing_postgres: str
 ) -> None:
     clock = LockstepClock()
     urls = {"memory": "memory://", "file": f"sqlite:///{tmp_path}/ledger.db", "Redis": f"{redis.url}?socket_timeout=20"}
     ledgers = {name: ledger_from_url(url, clock.clock, settle_grace=GRACE) for name, url in urls.items()}
-    for alias in (django_sqlite, django_postgres):
+    for alias in (django_sqlite, django_postgres, preparing_postgres):
         ledgers[alias] = django_ledger_from_url(f"django://{alias}", clock.clock, settle_grace=GRACE)
     run = Lockstep(ledgers, clock, seed)
     for _ in range(STEPS):
