@@ -32,7 +32,7 @@ help:
 	@echo "make docs    build the site of the manuals in site/; make docs-serve shows it while it is written"
 	@echo "make bench   measure the hot paths against their floors, and beside other SDKs; bench-quick in a minute"
 	@echo "make bench-growth   measure how costs grow with customers, features, threads, processes and backlogs; plots"
-	@echo "make bench-loaded   measure servers under load: gunicorn, asked by wrk"
+	@echo "make bench-loaded   measure servers under load: gunicorn and uvicorn, asked by wrk"
 	@echo "make bench-ledgers   measure how many uses a second each home of a ledger carries"
 	@echo "make bench-recovery   measure how soon answers are fresh after an outage, and what a hung sidecar costs"
 	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
@@ -165,7 +165,7 @@ bench-growth: $(BENCH)/.ready
 
 bench-loaded: $(READY)
 	$(call debian,wrk,wrk)
-	@$(BIN)/python -m benchmarks.loaded
+	@$(BIN)/python -m benchmarks.loaded $(ARGS)
 
 bench-ledgers: $(READY)
 	@$(BIN)/python -m benchmarks.ledgers $(ARGS)
