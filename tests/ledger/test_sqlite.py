@@ -15,7 +15,7 @@ from conftest import ManualClock
 from ledger.steps import KEY, LEASE, OTHER, WAIT, Make, answers, claim, commit, held, said, taken, told
 from stigg_guard.errors import ConfigError, LedgerUnavailable
 from stigg_guard.ledger import Acknowledged, Ledger, LimitExceeded, Use, ledger_from_url, sqlite_database
-from stigg_guard.ledger.sqlite_statements import BRING_BACK
+from stigg_guard.ledger.sqlite_reports import BRING_BACK
 
 RECORDS_ON_A_FULL_DISK = """
 import resource, sys

@@ -7,10 +7,9 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from stigg_guard.amounts import quanta, quanta_used, units
+from stigg_guard.amounts import quanta, units
 from stigg_guard.clock import Clock
 from stigg_guard.ledger.accounting import (
-    Period,
     Row,
     believed,
     counted,
@@ -37,27 +36,28 @@ from stigg_guard.ledger.entries import (
     require_free,
 )
 from stigg_guard.ledger.sqlite_database import SqliteDatabase, microseconds_of
-from stigg_guard.ledger.sqlite_statements import (
-    DOUBTED,
-    DUE_BATCH,
+from stigg_guard.ledger.sqlite_reports import (
     HELD_REPORT,
-    KEY,
     REPORT,
-    TAKE,
     UNSENT,
+    acknowledge,
     bring_back,
     change,
+    discard,
+    due_batch,
+    entry_of,
+    new_batch,
+)
+from stigg_guard.ledger.sqlite_statements import (
+    KEY,
+    TAKE,
     count_once,
     end,
-    entry_of,
-    forget_counted,
     forget_old,
     mark,
     mark_of,
-    new_batch,
     next_ticket,
     note,
-    pay,
     record,
     row_of_key,
     sending_of,
@@ -124,27 +124,12 @@ class SqliteLedger(SqliteDatabase):
         def step(db: sqlite3.Connection, now: int) -> Batch | None:
             forget_old(db, now)
             bring_back(db, now)
-            due = db.execute(DUE_BATCH, {"now": now}).fetchone()
-            batch = due[0] if due else new_batch(db, size, now)
-            if batch is None:
-                return None
-            leased = (now + lasts, lasts, batch)
-            db.execute("UPDATE entries SET until = ?, lasts = ?, attempts = attempts + 1 WHERE batch = ?", leased)
-            rows = db.execute(f"SELECT {REPORT} FROM entries WHERE batch = ? ORDER BY id", (batch,))
-            return Batch(batch, [entry_of(row) for row in rows])
+            return due_batch(db, lasts, now) or new_batch(db, size, lasts, now)
 
         return self._write(step)
 
     def acknowledge(self, answers: Sequence[Acknowledged]) -> None:
-        def step(db: sqlite3.Connection, now: int) -> None:
-            ticket = next_ticket(db)
-            for answer in answers:
-                told = None if answer.current_usage is None else quanta_used(answer.current_usage)
-                is_here = forget_counted(db, answer.report.id, told, answer.period, ticket, now)
-                if is_here and answer.paid is not None:
-                    pay(db, answer.paid, answer.report.pending, ticket, now)
-
-        self._write(step)
+        self._write(lambda db, now: acknowledge(db, answers, now))
 
     def put_back(self, reports: Sequence[Entry], seconds: float = 0.0, reason: str = "") -> None:
         lasts = microseconds_of(seconds)
@@ -221,12 +206,7 @@ class SqliteLedger(SqliteDatabase):
         return self._write(lambda db, _: change(db, f"UPDATE entries SET {UNSENT}, reason = '', until = 0", ids))
 
     def discard(self, ids: Sequence[str]) -> int:
-        def step(db: sqlite3.Connection, now: int) -> int:
-            ticket = next_ticket(db)
-            dead = change(db, "DELETE FROM entries", ids, "state = 'dead'")
-            return dead + sum(forget_counted(db, entry, None, Period(), ticket, now, DOUBTED) for entry in ids)
-
-        return self._write(step)
+        return self._write(lambda db, now: discard(db, ids, now))
 
     def counts(self) -> Mapping[str, int]:
         now = self._time()
@@ -254,7 +234,7 @@ class SqliteLedger(SqliteDatabase):
             found = standing(db, key, now, claim.news.period)
             row, limit = believed(found.row, claim.news, now, self._grace)
             if row is not found.row:
-                note(db, key, row)
+                note(db, {key: row})
             before = parts[key][0] if key in parts else 0
             total = counted(row, found.held + before, found.pending) + spent(db, claim.pays_for, now)
             if exceeded is None and not is_free(total, amount, limit):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from stigg_guard.amounts import quanta, units
 from stigg_guard.ledger.accounting import (
-    BATCH_EVENTS_PER_USAGE,
     EXPIRED_HOLDS_KEPT,
     UNTOLD,
     Mark,
@@ -20,40 +18,32 @@ from stigg_guard.ledger.accounting import (
     cost,
     counted,
     is_counted,
-    learned,
     may_add_up,
     outstanding,
     priced,
-    sent_at,
     stamped,
-    taken,
 )
 from stigg_guard.ledger.entries import (
     Claim,
-    Entry,
     Hold,
     Once,
     UsageKey,
     Use,
-    before_text,
     event_text,
     instant_of,
     instant_text,
     period_of,
     period_text,
-    stored_entry,
 )
 
 KEYS_FORGOTTEN_AT_ONCE = 10_000
 KEY = "customer = ? AND resource = ? AND feature = ?"
-_SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
-_WAITS = "state IN ('dead', 'uncertain')"
-DOUBTED = "state = 'uncertain'"
+SAME_KEY = "other.customer = one.customer AND other.resource = one.resource AND other.feature = one.feature"
 _ON_ITS_WAY = "state > 'dead'"  # sending, uncertain, unsent: one range of the index, where IN would search thrice
 _NEXT_TICKET = "UPDATE numbers SET ticket = ticket + 1 RETURNING ticket"
-_ROW = "period, used, allowed, seen, settled, settled_at, moved_at, added"
+ROW = "period, used, allowed, seen, settled, settled_at, moved_at, added"
 _OF_KEY = "customer = :customer AND resource = :resource AND feature = :feature"
-_ROW_OF_KEY = f"SELECT 'row', {_ROW} FROM usages WHERE {_OF_KEY}"
+_ROW_OF_KEY = f"SELECT 'row', {ROW} FROM usages WHERE {_OF_KEY}"
 # What is on its way is added up where the accounting makes no difference: on either side of the start of the row's
 # period, and of the one that it may come into by what is told.
 _PENDING_OF_KEY = f"""
@@ -79,29 +69,6 @@ _USAGE = f"{_ROW_OF_KEY} UNION ALL {_NEWEST_OF_KEY} UNION ALL {_PENDING_OF_KEY}"
 _SENDING = f"""
 SELECT amount, period, used_at, is_set, ticket FROM entries WHERE {KEY} AND state = 'sending' AND attempts = 1
 """
-REPORT = (
-    "id, state, customer, resource, feature, amount, is_set, used_at, event, reason, attempts, dimensions, period, "
-    "first_at, ticket, before"
-)
-HELD_REPORT = "id, 'held', customer, resource, feature, amount, 0, '', '', '', 0, '', period, taken_at, 0, ''"
-DUE_BATCH = f"""
-SELECT batch FROM entries AS one WHERE state = 'sending' AND until <= :now AND NOT EXISTS (
-    SELECT 1 FROM entries AS other WHERE {_SAME_KEY} AND other.state = 'sending' AND other.until > :now
-        AND one.event = '' AND other.event = ''
-) ORDER BY id LIMIT 1
-"""
-_NEXT_USAGES = f"""
-SELECT {REPORT} FROM entries AS one WHERE state = 'unsent' AND event = '' AND until <= ? AND NOT EXISTS (
-    SELECT 1 FROM entries AS other WHERE {_SAME_KEY} AND other.event = '' AND (
-        other.state = 'sending' OR other.state = 'unsent' AND other.id < one.id
-        OR other.state = 'uncertain' AND other.until IS NOT NULL)
-) ORDER BY id LIMIT ?
-"""
-_NEXT_EVENTS = f"""
-SELECT {REPORT} FROM entries WHERE state = 'unsent' AND event <> '' AND until <= ? ORDER BY id LIMIT ?
-"""
-UNSENT = "state = 'unsent', batch = NULL, attempts = 0"
-
 TAKE = "INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _END = f"DELETE FROM holds WHERE {KEY} AND id = ? RETURNING period, until"
 _FORGET_KEYS = "DELETE FROM keys WHERE digest IN (SELECT digest FROM keys WHERE until < ? ORDER BY until LIMIT ?)"
@@ -109,10 +76,6 @@ _FORGET_KEYS = "DELETE FROM keys WHERE digest IN (SELECT digest FROM keys WHERE 
 
 def next_ticket(db: sqlite3.Connection) -> int:
     return int(db.execute(_NEXT_TICKET).fetchall()[0][0])
-
-
-def change(db: sqlite3.Connection, statement: str, ids: Sequence[str], where: str = _WAITS) -> int:
-    return sum(db.execute(f"{statement} WHERE id = ? AND {where}", (entry,)).rowcount for entry in ids)
 
 
 @dataclass(slots=True)
@@ -163,17 +126,19 @@ def _standing(
 
 
 def row_of_key(db: sqlite3.Connection, key: UsageKey) -> Row | None:
-    found = db.execute(f"SELECT {_ROW} FROM usages WHERE {KEY}", key).fetchone()
-    if found is None:
-        return None
-    period, *others = found
-    return Row(period_of(period), *others)
+    found = db.execute(f"SELECT {ROW} FROM usages WHERE {KEY}", key).fetchone()
+    return None if found is None else row_of(found)
 
 
-def note(db: sqlite3.Connection, key: UsageKey, row: Row) -> None:
-    period, *others = row
-    columns = (*key, period_text(period), *others)
-    db.execute("INSERT OR REPLACE INTO usages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
+def row_of(columns: Sequence[Any]) -> Row | None:
+    """The row of a key; None for columns of which the join found none."""
+    period, *others = columns
+    return None if period is None else Row(period_of(period), *others)
+
+
+def note(db: sqlite3.Connection, rows: Mapping[UsageKey, Row]) -> None:
+    columns = [(*key, period_text(row.period), *row[1:]) for key, row in rows.items()]
+    db.executemany("INSERT OR REPLACE INTO usages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
 
 
 def spent(db: sqlite3.Connection, pays_for: Iterable[tuple[UsageKey, float]], now: int) -> int:
@@ -277,72 +242,3 @@ def record(db: sqlite3.Connection, use: Use, period: Period | None, now: int) ->
 def _add(db: sqlite3.Connection, number: int, old: Pending, new: Pending) -> None:
     latest = instant_text(max(old.used_at, new.used_at))
     db.execute("UPDATE entries SET amount = ?, used_at = ? WHERE id = ?", (old.amount + new.amount, latest, number))
-
-
-def _is_alone(db: sqlite3.Connection, key: UsageKey) -> bool:
-    """Whether no report of the key is under way."""
-    statement = f"SELECT EXISTS (SELECT 1 FROM entries WHERE {KEY} AND state IN ('sending', 'uncertain'))"
-    return not db.execute(statement, key).fetchone()[0]
-
-
-# That it is above 0 is what the index of leases asks for: without it all that waits would be looked through.
-BRING_BACK = "UPDATE entries SET until = ? + lasts WHERE until > 0 AND until > ? AND until > ? + lasts"
-
-
-def bring_back(db: sqlite3.Connection, now: int) -> None:
-    """Lets what was leased before the clock was set back end in its own time."""
-    db.execute(BRING_BACK, (now, now, now))
-
-
-def new_batch(db: sqlite3.Connection, size: int, now: int) -> str | None:
-    """Marks what is to be sent next: the oldest usages, one of each key, or else the oldest events."""
-    rows = db.execute(_NEXT_USAGES, (now, size)).fetchall()
-    if not rows:
-        rows = db.execute(_NEXT_EVENTS, (now, size * BATCH_EVENTS_PER_USAGE)).fetchall()
-    if not rows:
-        return None
-    batch, ticket = secrets.token_hex(16), next_ticket(db)
-    entries = [entry_of(row) for row in rows]
-    befores: dict[UsageKey, str] = {}
-    for key in {entry.key for entry in entries}:
-        row = row_of_key(db, key)
-        if row is not None:
-            row, before = taken(row, ticket, _is_alone(db, key))
-            note(db, key, row)
-            befores[key] = before_text(before)
-    db.executemany(
-        "UPDATE entries SET state = 'sending', batch = ?, used_at = ?, ticket = ?, before = ? WHERE id = ?",
-        [
-            (
-                *(batch, instant_text(sent_at(entry.period, entry.used_at, now * 1000)), ticket),
-                *(befores.get(entry.key, ""), entry.id),
-            )
-            for entry in entries
-        ],
-    )
-    return batch
-
-
-def forget_counted(
-    db: sqlite3.Connection, entry: str, told: int | None, period: Period, ticket: int, now: int, where: str = "true"
-) -> bool:
-    """Forgets an entry that was counted, or may have been, and notes what is known of it; False if it is gone."""
-    fields = "customer, resource, feature, amount, period, used_at, is_set, ticket"
-    gone = db.execute(f"DELETE FROM entries WHERE id = ? AND {where} RETURNING {fields}", (entry,)).fetchall()
-    for customer, resource, feature, amount, held_in, used_at, is_set, first in gone:
-        key = UsageKey(customer, resource, feature)
-        pending = Pending(amount, period_of(held_in), instant_of(used_at), bool(is_set), first)
-        note(db, key, learned(row_of_key(db, key), pending, told, period, ticket, now))
-    return bool(gone)
-
-
-def pay(db: sqlite3.Connection, paid: tuple[UsageKey, float], report: Pending, ticket: int, now: int) -> None:
-    """Notes what a wallet has paid for a report that was counted; the next snapshot tells its usage."""
-    wallet, price = paid
-    payment = report._replace(amount=quanta(price), is_set=False)
-    note(db, wallet, learned(row_of_key(db, wallet), payment, None, UNTOLD, ticket, now))
-
-
-def entry_of(row: Sequence[Any]) -> Entry:
-    number, state, customer, resource, feature, *stored = row
-    return stored_entry(str(number), state, UsageKey(customer, resource, feature), stored)
