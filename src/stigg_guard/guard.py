@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount, usage_amount
+from stigg_guard.calls import Calls, Dimensions, OneOrComputed
 from stigg_guard.client import ApiConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.decorators import Calls, Dimensions, OneOrComputed, OnRepeat
+from stigg_guard.decorators import OnRepeat
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import (
     ConfigError,

@@ -16,9 +16,9 @@ from django.db import connections
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
+from stigg_guard.calls import is_asynchronous
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.decorators import is_asynchronous
 from stigg_guard.django.ledger.address import address_of
 from stigg_guard.django.ledger.ledger import django_ledger_from_url
 from stigg_guard.django.signals import SignalObserver
