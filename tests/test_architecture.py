@@ -48,7 +48,7 @@ FOREIGN = {
     "requests": {"api"},
     "urllib3": {"api"},
     "graphql": {"api", "sidecar"},
-    "cachetools": {"cache/snapshots"},
+    "cachetools": {"cache/ttl_cache"},
     "sqlite3": {"ledger", "sidecar"},
 }
 

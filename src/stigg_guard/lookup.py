@@ -11,28 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 from stigg_guard.amounts import Amount
-from stigg_guard.cache.snapshots import (
-    NO_TICKET,
-    NOT_SHARED,
-    AllOf,
-    SharedSnapshots,
-    Snapshot,
-    SnapshotCache,
-    cache_key,
-    snapshot_of,
-)
+from stigg_guard.cache.shared import NOT_SHARED, AllOf, SharedSnapshots
+from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, snapshot_of
+from stigg_guard.cache.ttl_cache import SnapshotCache, cache_key
 from stigg_guard.client import OFFLINE_REFUSES, ApiConfig, LocalSidecarConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage
-from stigg_guard.entitlements import (
-    Customer,
-    Entitlement,
-    Reason,
-    Source,
-    changed,
-    entitlement_from_wire,
-    require_id,
-)
+from stigg_guard.entitlements import Customer, Entitlement, Reason, Source, changed, entitlement_from_wire, require_id
 from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
 from stigg_guard.fallbacks import Fallback, fallback_answer
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
@@ -385,7 +370,7 @@ class Lookup:
     def _shared(self) -> SharedSnapshots:
         if self.offline or self._config.cache == "memory://":
             return NOT_SHARED
-        from stigg_guard.cache.redis import RedisSnapshots
+        from stigg_guard.cache.redis_snapshots import RedisSnapshots
 
         return RedisSnapshots(self._config, self._clock, self._next_ticket, self._expire)
 

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from stigg_guard.cache.redis import RedisSnapshots, news_in
-from stigg_guard.cache.snapshots import AllOf, Snapshot
+from stigg_guard.cache.redis_snapshots import RedisSnapshots, news_in
+from stigg_guard.cache.shared import AllOf
+from stigg_guard.cache.snapshots import Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer

@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from stigg_guard.amounts import is_figure
-from stigg_guard.cache.snapshots import Listed, Snapshot, cache_key
+from stigg_guard.cache.snapshots import Listed, Snapshot
+from stigg_guard.cache.ttl_cache import cache_key
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.cloud.answers import asked_for, enveloped, exists, of_kind, older_list

@@ -13,7 +13,8 @@ from time import monotonic, sleep
 from typing import NamedTuple, TypeAlias, cast
 
 from stigg_guard.amounts import quanta, quanta_used, units
-from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, cache_key
+from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
+from stigg_guard.cache.ttl_cache import cache_key
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage, ReportMode
 from stigg_guard.credits import Rates, price, repriced, wallet_claim
