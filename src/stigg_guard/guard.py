@@ -28,8 +28,9 @@ from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Audience, Observer
+from stigg_guard.usage.confirm import Confirm, confirm_now
 from stigg_guard.usage.consumption import Consumption, Occupation, checked_dimensions, make_event
-from stigg_guard.usage.holds import Confirm, Holds, confirm_now
+from stigg_guard.usage.holds import Holds
 from stigg_guard.usage.keys import FileKey, Key, once_of
 from stigg_guard.usage.travelling import ResumedConsumption, Tokens, TravellingHold, unheld
 
@@ -447,7 +448,7 @@ class Guard:
     def send(self) -> None:
         """Reports what is unsent when ``REPORT`` says: now, or soon by the background thread. For usage that others put
         into the ledger; what fails stays there."""
-        self._own.holds.send()
+        self._own.holds.flusher.send()
 
     def flush(self, timeout: float = 5.0) -> int:
         """Reports what is unsent within about ``timeout`` seconds; the number of reports left in the ledger."""

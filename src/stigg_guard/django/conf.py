@@ -29,7 +29,7 @@ from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
 from stigg_guard.readers import split_address
 from stigg_guard.urls import ledger_file, redis_url
-from stigg_guard.usage.holds import confirm_now
+from stigg_guard.usage.confirm import confirm_now
 from stigg_guard.web.paywall import Paywalls
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
