@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount, usage_amount
@@ -24,8 +23,7 @@ from stigg_guard.errors import (
     SidecarError,
 )
 from stigg_guard.fallbacks import Fallback
-from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
-from stigg_guard.ledger.files import default_url, user_state_folder
+from stigg_guard.ledger import Ledger, UsageKey, Use
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.confirm import Confirm, confirm_now
@@ -33,35 +31,13 @@ from stigg_guard.usage.consumption import Consumption, Occupation, checked_dimen
 from stigg_guard.usage.holds import Holds
 from stigg_guard.usage.keys import FileKey, Key, once_of
 from stigg_guard.usage.travelling import ResumedConsumption, Tokens, TravellingHold, unheld
+from stigg_guard.workings import Workings, ledger_of, ledger_url, stand_ins
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Workings:
-    """The parts of a guard: lookup, ledger and holds."""
-
-    lookup: Lookup
-    ledger: Ledger
-    holds: Holds
-
-
-ReplaceWorkings: TypeAlias = Callable[[Workings], Workings]
-
-_stand_in: ReplaceWorkings | None = None
-
-
-def work_with(stand_in: ReplaceWorkings | None) -> None:
-    """Lets every guard of the process work with what ``stand_in`` makes of its own workings; with None, with its own.
-
-    For tests: see ``stigg_guard.testing``.
-    """
-    global _stand_in
-    _stand_in = stand_in
 
 
 class Guard:
@@ -89,9 +65,9 @@ class Guard:
         self.config = config if config is not None else Config.from_env()
         self._is_testing = is_testing
         self._secret = secret
-        self._now = (clock or Clock()).now
         clock = clock or Clock()
-        ledger = ledger if ledger is not None else _ledger(self.config, clock)
+        self._now = clock.now
+        ledger = ledger if ledger is not None else ledger_of(self.config, clock)
         self._audience = Audience(clock, observer)
         lookup = Lookup(self.config, clock, ledger, stigg, self._audience)
         holds = Holds(self.config, lookup, ledger, clock, confirm, self._audience)
@@ -154,7 +130,7 @@ class Guard:
             SidecarUnavailable: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             InvalidRequest: an id is empty, or the requested usage is negative or no finite number.
         """
-        if not requested_values and _stand_in is None:
+        if not requested_values and not stand_ins:
             snapshot = self._snapshots.get(customer) if isinstance(customer, (str, Customer)) else None
             if snapshot is not None and self._monotonic() < snapshot.fresh_until:
                 answer = snapshot.answers.get(feature)
@@ -476,14 +452,14 @@ class Guard:
 
     @property
     def _workings(self) -> Workings:
-        if _stand_in is not None:
-            return _stand_in(self._own)
+        for stand_in in stand_ins[-1:]:
+            return stand_in(self._own)
         if self._is_testing():
             self._warn_of_real_ledger()
         return self._own
 
     def _warn_of_real_ledger(self) -> None:
-        if self.config.enabled and _ledger_url(self.config) != "memory://":
+        if self.config.enabled and ledger_url(self.config) != "memory://":
             warnings.warn(
                 "a test is about to use the ledger of the settings, and what it uses will be reported: override "
                 'entitlements (stigg_guard.testing), or set LEDGER to "memory://"',
@@ -496,16 +472,6 @@ class Guard:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _ledger(config: Config, clock: Clock) -> Ledger:
-    return ledger_from_url(_ledger_url(config), clock, settle_grace=config.settle_grace)
-
-
-def _ledger_url(config: Config) -> str:
-    if config.ledger is not None:
-        return config.ledger
-    return default_url(user_state_folder(), config.sidecar) if config.enabled else "memory://"
 
 
 def _key(feature: str, customer: str | Customer) -> UsageKey:
