@@ -185,8 +185,8 @@ class CacheService:
     def _renew(
         self, pool: Executor, customers: Collection[Customer], change: _Change, why: str
     ) -> Collection[Customer]:
-        """Renews them; those that the sidecar did not answer for. Who failed before comes after all others: after a
-        failure nobody is asked for during a moment."""
+        """Renews them; returns those that the sidecar did not answer for. Who failed before comes after all others: a
+        failure stops all requests for a moment."""
         first = [customer for customer in customers if customer not in self._failing]
         again = [customer for customer in customers if customer in self._failing]
         failed: list[Customer] = []

@@ -1,4 +1,4 @@
-"""How Django's views are called: what their requests say, and what their responses come to."""
+"""Calls Django's views: reads their requests, and decides by their responses what was used."""
 
 from __future__ import annotations
 

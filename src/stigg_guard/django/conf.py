@@ -63,7 +63,7 @@ def get_guard(using: str = DEFAULT) -> Guard:
 
 
 def configured(using: str = DEFAULT) -> Configured:
-    """What a configuration has made.
+    """Returns what one configuration makes: its guard, and how the customer of a request is found.
 
     Raises:
         ImproperlyConfigured: as from :func:`get_guard`.

@@ -1,4 +1,4 @@
-"""What is the same for the guarded views of every framework."""
+"""Guarded views of any framework: their customer, their calls, what counts as success, and who may cache them."""
 
 from __future__ import annotations
 
