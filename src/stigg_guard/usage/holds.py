@@ -31,8 +31,9 @@ from stigg_guard.errors import (
 from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, LimitExceeded, Once, UsageKey, Use
 from stigg_guard.ledger.accounting import affordable
 from stigg_guard.log import logger
-from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
+from stigg_guard.lookup import DENIAL_SECONDS, Lookup
 from stigg_guard.observer import Audience, Observer
+from stigg_guard.outage import assumed
 from stigg_guard.usage.confirm import Confirm, ConfirmSince
 from stigg_guard.usage.flushing import Flusher
 from stigg_guard.usage.keeper import HoldKeeper
