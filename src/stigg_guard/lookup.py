@@ -18,7 +18,8 @@ from stigg_guard.client import OFFLINE_REFUSES, Stigg
 from stigg_guard.client_factory import client_of
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.entitlements import Customer, Entitlement, Reason, Source, changed, entitlement_from_wire, require_id
+from stigg_guard.decoding import entitlement_from_wire
+from stigg_guard.entitlements import Customer, Entitlement, Reason, Source, changed, require_id
 from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, Ticket, UsageKey

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stigg_guard.client import Stigg
 from stigg_guard.config import Config, OnOutage
-from stigg_guard.entitlements import Customer, Entitlement, Reason, Source, entitlement_from_wire
+from stigg_guard.decoding import entitlement_from_wire
+from stigg_guard.entitlements import Customer, Entitlement, Reason, Source
 from stigg_guard.errors import SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer
 from stigg_guard.wire import sidecar_pb2 as wire

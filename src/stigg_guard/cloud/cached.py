@@ -17,7 +17,8 @@ from stigg_guard.clock import Clock
 from stigg_guard.cloud.answers import asked_for, enveloped, exists, of_kind, older_list
 from stigg_guard.cloud.fields import REASONS, decided, missing
 from stigg_guard.config import Config
-from stigg_guard.entitlements import Customer, entitlement_from_wire
+from stigg_guard.decoding import entitlement_from_wire
+from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, SidecarError
 from stigg_guard.fallbacks import fallback_answer, requested_fallback
 from stigg_guard.ledger import SqliteLedger
