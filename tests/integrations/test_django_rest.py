@@ -551,7 +551,7 @@ class TestSchema:
     def test_shows_statuses_that_no_standard_names(self, settings: Any) -> None:
         settings.STIGG_GUARD = {**settings.STIGG_GUARD, "STATUS_CODES": {"REVOKED": 499}}
         schema = SchemaGenerator(patterns=documented).get_schema(public=True)
-        assert schema["paths"]["/domains"]["get"]["responses"]["499"]["description"] == "Refused"
+        assert schema["paths"]["/domains"]["get"]["responses"]["499"]["description"] == "Denied"
 
     def test_describes_the_problem(self, schema: Any) -> None:
         content = schema["paths"]["/domains"]["get"]["responses"]["402"]["content"]

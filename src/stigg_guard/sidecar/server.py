@@ -234,18 +234,18 @@ class Sidecar:
         unreadable = method.request()
         note = self._journal.note
 
-        def refuse(request: Message, context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
+        def reject(request: Message, context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
             requests.labels(name, code.name).inc()
             note(name, request, None, details)
             context.abort(code, details[:MAX_DETAILS])
 
-        def refuse_upstream(request: Message, context: grpc.ServicerContext, error: SidecarError) -> NoReturn:
+        def reject_upstream(request: Message, context: grpc.ServicerContext, error: SidecarError) -> NoReturn:
             code = _PASSED_ON.get(error.code, grpc.StatusCode.UNAVAILABLE)
             if code is grpc.StatusCode.UNAUTHENTICATED:
                 self._metrics.invalid_api_key_errors.inc()
             elif code is not grpc.StatusCode.INVALID_ARGUMENT:
                 self._metrics.network_request_errors.inc()
-            refuse(request, context, code, str(error))
+            reject(request, context, code, str(error))
 
         def read(body: bytes) -> Message:
             try:
@@ -256,9 +256,9 @@ class Sidecar:
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
             if request is unreadable:
                 details = f"this is no {method.request.DESCRIPTOR.name}; send its bytes as protobuf writes them"
-                refuse(request, context, grpc.StatusCode.INVALID_ARGUMENT, details)
+                reject(request, context, grpc.StatusCode.INVALID_ARGUMENT, details)
             if not self._accepts(context):
-                refuse(request, context, grpc.StatusCode.UNAUTHENTICATED, f"send the sidecar's key as {API_KEY}")
+                reject(request, context, grpc.StatusCode.UNAUTHENTICATED, f"send the sidecar's key as {API_KEY}")
             began = perf_counter()
             timeout = min(context.time_remaining() or UPSTREAM_SECONDS, UPSTREAM_SECONDS)
             try:
@@ -266,16 +266,16 @@ class Sidecar:
                     self._learn()
                 response: Message = answer(name, request, timeout=timeout, idempotency_key=idempotency_key(context))
             except InvalidRequest as error:
-                refuse(request, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                reject(request, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except Injected as fault:
-                refuse(request, context, fault.code(), fault.details())
+                reject(request, context, fault.code(), fault.details())
             except SidecarError as error:
-                refuse_upstream(request, context, error)
+                reject_upstream(request, context, error)
             except (StateUnavailable, ClientClosed) as error:
-                refuse(request, context, grpc.StatusCode.UNAVAILABLE, str(error))
+                reject(request, context, grpc.StatusCode.UNAVAILABLE, str(error))
             except Exception:
                 logger.exception("the answer to %s failed", name)
-                refuse(request, context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
+                reject(request, context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
             count_answered()
             measure(perf_counter() - began)
             note(name, request, response)
