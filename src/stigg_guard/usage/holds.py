@@ -8,16 +8,15 @@ import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
-from time import monotonic, sleep
-from typing import NamedTuple, cast
+from time import monotonic
+from typing import cast
 
-from stigg_guard.amounts import quanta, quanta_used, units
 from stigg_guard.cache.snapshots import Snapshot
 from stigg_guard.cache.ttl_cache import cache_key
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage
-from stigg_guard.credits import price, repriced
-from stigg_guard.entitlements import Customer, Entitlement, Kind, changed
+from stigg_guard.credits import price
+from stigg_guard.entitlements import Customer, Entitlement, Kind
 from stigg_guard.errors import (
     ClientClosed,
     FeatureDenied,
@@ -28,8 +27,7 @@ from stigg_guard.errors import (
     UsageInProgress,
     UsageRepeated,
 )
-from stigg_guard.ledger import Acknowledged, Claim, Event, Hold, Ledger, LimitExceeded, Once, UsageKey, Use
-from stigg_guard.ledger.accounting import affordable
+from stigg_guard.ledger import Acknowledged, Event, Hold, Ledger, Once, UsageKey, Use
 from stigg_guard.log import logger
 from stigg_guard.lookup import DENIAL_SECONDS, Lookup
 from stigg_guard.observer import Audience, Observer
@@ -38,21 +36,9 @@ from stigg_guard.usage.confirm import Confirm, ConfirmSince
 from stigg_guard.usage.flushing import Flusher
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.pricing import Found, Pricing, Wallets, unpaid
+from stigg_guard.usage.quota import Terms, exceeded, partly, take_units
 from stigg_guard.usage.reporter import Reporter
 from stigg_guard.usage.thresholds import tell_of_thresholds
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # in seconds, between two tries to hold what is perhaps free
-
-
-class Terms(NamedTuple):
-    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), and by
-    what the use counts once. ``is_shared``: it may run while another use has the key, and one of them is counted."""
-
-    ttl: float
-    at_least: float | None = None
-    once: Once | None = None
-    is_shared: bool = False
-
 
 REPEATED = Hold("", ())
 """Stands for the hold of a use that was counted before: nothing is held, nothing will be counted."""
@@ -285,7 +271,7 @@ class Holds:
         if wallets is not None:
             hold = self._take(found, customer, terms, wallets)
             is_partly = terms.at_least is not None and hold is not REPEATED
-            return (_partly(answers, hold) if is_partly else answers), hold
+            return (partly(answers, hold) if is_partly else answers), hold
         # Two that hold before they check would each be denied for the other's sake: one after the other.
         asked_at, patience = monotonic(), self._config.timeout
         with _checking[hash(customer) % len(_checking)]:
@@ -320,7 +306,7 @@ class Holds:
         claims = [self._pricing.claim(asked, snapshot, customer) for asked, snapshot in found.values()]
         payments = self._pricing.payments(wallets, claims, customer)
         try:
-            held = self._held([*claims, *payments], terms)
+            held = take_units(self._ledger, [*claims, *payments], terms, self._config.timeout)
         except UsageRepeated:
             return REPEATED
         except UsageInProgress:
@@ -336,24 +322,7 @@ class Holds:
             asked, enough = unpaid(wallets[named][0], claims, enough)
         else:
             asked, _ = found[named]
-        raise FeatureDenied(_exceeded(asked, held, enough), customer)
-
-    def _held(self, claims: Sequence[Claim], terms: Terms) -> Hold | LimitExceeded:
-        """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit, and
-        then for what is left, if that is enough."""
-        deadline, pause = monotonic() + self._config.timeout, _FIRST_PAUSE
-        while True:
-            held = self._ledger.hold(claims, terms.ttl, terms.once)
-            if isinstance(held, Hold):
-                return held
-            if held.is_perhaps_free and monotonic() < deadline:
-                sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                continue
-            fewer = None if terms.at_least is None else _fewer(claims, held, terms.at_least)
-            if fewer is None:
-                return held
-            claims = fewer
+        raise FeatureDenied(exceeded(asked, held, enough), customer)
 
     def _without_ledger(self, unheld: Hold, customer: Customer, error: LedgerUnavailable) -> Hold:
         key = unheld.claims[0].key
@@ -369,32 +338,6 @@ class Holds:
 
     def _rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
-
-
-def _exceeded(asked: Entitlement, held: LimitExceeded, enough: float | None) -> Entitlement:
-    """The denial of an amount, or of what would have been enough of it, with the figures that the ledger counted."""
-    counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
-    return counted.allows(enough or held.claim.amount)
-
-
-def _fewer(claims: Sequence[Claim], held: LimitExceeded, at_least: float) -> Sequence[Claim] | None:
-    """Claims on what is left of the one feature, if that is enough: whole units where such are wanted."""
-    wanted, *payments = claims
-    rate = dict(held.claim.pays_for).get(wanted.key, 1.0)
-    step = quanta(1) if wanted.amount.is_integer() and at_least.is_integer() else 1
-    fewer = units(affordable(quanta(held.limit) - quanta_used(held.counted), rate, step))
-    if fewer < at_least or fewer >= wanted.amount:
-        return None
-    return [wanted._replace(amount=fewer), *(repriced(payment, wanted, fewer) for payment in payments)]
-
-
-def _partly(answers: dict[str, Entitlement], hold: Hold) -> dict[str, Entitlement]:
-    """The answers, of as many units as are held."""
-    held = {claim.key.feature_id: claim.amount for claim in hold.claims}
-    return {
-        feature: changed(answer, has_access=True, reason=None, requested_usage=held[feature])
-        for feature, answer in answers.items()
-    }
 
 
 # Which checks wait for each other: those of one customer, and by chance a few of others.
