@@ -26,7 +26,7 @@ class _Name(str, Enum):
 
 
 class Kind(_Name):
-    """What sort of answer an entitlement is."""
+    """The type of an entitlement, which is that of its feature, or a credit currency's."""
 
     BOOLEAN = "boolean"
     NUMERIC = "numeric"
@@ -36,7 +36,7 @@ class Kind(_Name):
 
 
 class Source(_Name):
-    """Where an answer came from."""
+    """The source of an answer: where it came from."""
 
     SIDECAR = "sidecar"
     CACHE = "cache"

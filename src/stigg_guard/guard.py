@@ -214,7 +214,7 @@ class Guard:
         self._workings.lookup.hear(Customer.of(customer))
 
     def tell_of_threshold(self, part: float, entitlement: Entitlement, *, customer: str | Customer) -> None:
-        """Tells the observers that usage has come to this part of its limit, as somebody else noticed, say Stigg.
+        """Tells the observers that usage has reached this part of its limit, as somebody else noticed, say Stigg.
 
         ``part`` is a fraction from 0, 0.8 for 80 %. Parts that ``THRESHOLDS`` names are not told: the report that
         brings usage there has told of them.
