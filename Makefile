@@ -58,8 +58,8 @@ test: $(READY) pgbouncer
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
 # What these tests ask is the GraphQL API of the local sidecar; those that break gRPC on purpose go on to do so.
-ON_CLOUD := tests/test_guard.py tests/test_decorators.py tests/test_metrics.py tests/test_observer.py tests/usage \
-  tests/sidecar/test_credits.py tests/cloud
+ON_CLOUD := tests/test_guard.py tests/test_guard_life.py tests/test_decorators.py tests/test_metrics.py \
+  tests/test_observer.py tests/usage tests/sidecar/test_credits.py tests/cloud
 test-cloud: $(READY)
 	@STIGG_TESTS_ON=cloud $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ON_CLOUD) $(ARGS)
 

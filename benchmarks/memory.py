@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 
 from benchmarks.measure import Row, ratio_at_most, weigh
 from stigg_guard import Clock
-from stigg_guard.cache.snapshots import Snapshot, SnapshotCache, snapshot_of
+from stigg_guard.cache.snapshots import Snapshot, snapshot_of
+from stigg_guard.cache.ttl_cache import SnapshotCache
 from stigg_guard.entitlements import Customer
 from stigg_guard.ledger import Ticket
 from stigg_guard.wire import sidecar_pb2 as wire

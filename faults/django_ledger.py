@@ -21,10 +21,9 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from tests.postgres_server import PostgresServer
 
-from faults.oversell import WorkFailed
 from faults.promise import Promise, Scale
 from faults.sidecars import LocalSidecar
-from faults.workers import PATIENCE, processes
+from faults.workers import PATIENCE, WorkFailed, processes
 from stigg_guard import Config, Guard, SidecarError
 from stigg_guard.clock import Clock
 

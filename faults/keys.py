@@ -21,10 +21,9 @@ from tests.postgres_server import PostgresServer
 from tests.redis_server import RedisServer
 
 from faults.django_ledger import make_django_guard, set_up
-from faults.oversell import WorkFailed
 from faults.promise import Promise, Scale
 from faults.sidecars import LocalSidecar
-from faults.workers import CONTEXT, drain, make_guard, processes
+from faults.workers import CONTEXT, WorkFailed, drain, make_guard, processes
 from stigg_guard import Guard, LedgerUnavailable, SidecarError, UsageInProgress
 
 PROCESSES, THREADS = 8, 4

@@ -20,11 +20,10 @@ from threading import Event, Thread
 
 from tests.redis_server import RedisServer
 
-from faults.oversell import WorkFailed
 from faults.promise import Promise, Scale
 from faults.sidecars import LocalSidecar
-from faults.workers import drain, make_guard, processes
-from stigg_guard import FeatureDenied, SidecarError
+from faults.workers import WorkFailed, drain, is_free, make_guard, processes
+from stigg_guard import SidecarError
 from stigg_guard.clock import Clock
 from stigg_guard.ledger import State, ledger_from_url
 
@@ -132,18 +131,7 @@ def _limit_is_exact(address: str, ledger: str, customer: str, usage: dict[tuple[
     """Whether exactly the rest of the limit can be held once the holds of the dead have expired."""
     rest = LIMIT - usage[customer, COMMON]
     with make_guard(address, ledger) as guard:
-        try:
-            with guard.consume(COMMON, rest, customer=customer):
-                raise WorkFailed
-        except FeatureDenied:
-            return False
-        except WorkFailed:
-            pass
-        try:
-            with guard.consume(COMMON, rest + 1, customer=customer):
-                return False
-        except FeatureDenied:
-            return True
+        return [is_free(guard, COMMON, amount, customer) for amount in (rest, rest + 1)] == [True, False]
 
 
 def _work(address: str, ledger: str, log: str, customer: str, number: int) -> None:

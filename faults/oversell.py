@@ -20,7 +20,7 @@ from tests.redis_server import RedisServer
 
 from faults.promise import Promise, Scale
 from faults.sidecars import LocalSidecar
-from faults.workers import CONTEXT, PATIENCE, drain, make_guard, processes
+from faults.workers import CONTEXT, PATIENCE, WorkFailed, drain, make_guard, processes
 from stigg_guard import FeatureDenied
 from stigg_guard.errors import LedgerUnavailable, SidecarUnavailable
 
@@ -41,10 +41,6 @@ class Attempt(NamedTuple):
     ended: float
     amount: int
     outcome: str
-
-
-class WorkFailed(Exception):
-    """What an application raises when its own work goes wrong."""
 
 
 def oversell(scale: Scale) -> Iterator[Promise]:

@@ -13,11 +13,9 @@ from multiprocessing.process import BaseProcess
 from redis import Redis
 from tests.redis_server import RedisServer
 
-from faults.oversell import WorkFailed
 from faults.promise import Promise, Scale
 from faults.sidecars import LocalSidecar
-from faults.workers import CONTEXT, PATIENCE, drain, make_guard
-from stigg_guard import FeatureDenied
+from faults.workers import CONTEXT, PATIENCE, WorkFailed, drain, is_free, make_guard
 
 TOKENS = 1_000
 TAKERS, ENDERS = 3, 3
@@ -57,8 +55,8 @@ def _on(home: str, sidecar: LocalSidecar, ledger: str, server: RedisServer) -> I
     with make_guard(sidecar.address, ledger) as guard:
         while guard.ledger.counts()["held"] and time.monotonic() < deadline:
             time.sleep(0.5)
-    rest = LIMIT - expected
-    free = [_is_free(sidecar.address, ledger, amount) for amount in (rest, rest + 1)]
+        rest = LIMIT - expected
+        free = [is_free(guard, FEATURE, amount, CUSTOMER) for amount in (rest, rest + 1)]
     yield Promise(
         f"{home}: holds whose token never got into the queue come back after their time",
         f"{orphans} such holds; exactly the rest is free: {free == [True, False]}",
@@ -142,14 +140,3 @@ def _amount(token: str) -> int:
 def _die_perhaps() -> None:
     if random.random() < DIES:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _is_free(address: str, ledger: str, amount: float) -> bool:
-    with make_guard(address, ledger) as guard:
-        try:
-            with guard.consume(FEATURE, amount, customer=CUSTOMER):
-                raise WorkFailed
-        except WorkFailed:
-            return True
-        except FeatureDenied:
-            return False

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from faults.sidecars import target
-from stigg_guard import Config, Guard
+from stigg_guard import Config, FeatureDenied, Guard
 
 PATIENCE = 60.0  # in seconds, for a worker that may be dead
 
@@ -23,9 +23,24 @@ CONTEXT.set_forkserver_preload(["faults.workers", "stigg_guard"])
 logging.getLogger("stigg_guard").addHandler(logging.NullHandler())
 
 
+class WorkFailed(Exception):
+    """What an application raises when its own work goes wrong."""
+
+
 def make_guard(address: str, ledger: str, **settings: Any) -> Guard:
     """A guard as an application has it; ``settings`` are by their upper-case names."""
     return Guard(Config.from_mapping({**target(address), "LEDGER": ledger, **settings}))
+
+
+def is_free(guard: Guard, feature: str, amount: float, customer: str) -> bool:
+    """Whether so much can be held; it is given back."""
+    try:
+        with guard.consume(feature, amount, customer=customer):
+            raise WorkFailed
+    except WorkFailed:
+        return True
+    except FeatureDenied:
+        return False
 
 
 @contextmanager

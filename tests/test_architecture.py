@@ -25,7 +25,14 @@ STEP = {
     for room in re.findall(r"`([\w/]+)`", rooms)
 }
 WINGS = {"cache", "cloud", "usage", "web", "cli"}
-STARTS_A_SIDECAR = {"client", "testing", "__main__", "django/management/commands/stigg_sidecar.py", "flask/cli.py"}
+STARTS_A_SIDECAR = {
+    "client",
+    "testing",
+    "stand_in",
+    "__main__",
+    "django/management/commands/stigg_sidecar.py",
+    "flask/cli.py",
+}
 READS_CATALOGS = {"cli/features", "names"}
 FOREIGN = {
     "grpc": {"channel", "sidecar"},
@@ -48,7 +55,7 @@ FOREIGN = {
     "requests": {"api"},
     "urllib3": {"api"},
     "graphql": {"api", "sidecar"},
-    "cachetools": {"cache/snapshots"},
+    "cachetools": {"cache/ttl_cache"},
     "sqlite3": {"ledger", "sidecar"},
 }
 

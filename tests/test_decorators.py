@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from stigg_guard import ConfigError, Customer, FeatureDenied, Guard, InvalidRequest, Reason
-from stigg_guard.decorators import Calls, consumes_usage, releases_usage, requires_feature
+from stigg_guard.calls import Calls
+from stigg_guard.decorators import consumes_usage, releases_usage, requires_feature
 
 CUSTOMER = "customer-demo-01"
 TEMPLATES = "feature-templates"  # 3 of 6 are used

@@ -6,10 +6,12 @@ import ast
 import base64
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from django.conf.locale import LANG_INFO
 
 import stigg_guard
 import stigg_guard.django
@@ -100,6 +102,23 @@ def test_every_room_is_in_the_picture() -> None:
     assert [room for room in rooms + folders if f"\n  {room} " not in picture] == []
 
 
+def test_places_to_change_are_there() -> None:
+    table = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("## To change something")[2]
+    files = {path.relative_to(DOCS.parent).as_posix(): path for path in repository_files()}
+    places = re.findall(r"`([\w/.]+\.\w+)`(?: \(([^)]*)\))?", table.partition("## Seams")[0])
+    found = {name: [path for file, path in files.items() if f"/{file}".endswith(f"/{name}")] for name, _ in places}
+    assert [name for name, paths in found.items() if not paths] == []
+    texts = {name: "".join(path.read_text(encoding="utf-8") for path in paths) for name, paths in found.items()}
+    named = [(name, word) for name, words in places for word in re.findall(r"`(\w+)`", words)]
+    assert len(named) > 10
+    assert [(name, word) for name, word in named if not re.search(rf"\b{word}\b", texts[name])] == []
+
+
+def test_every_language_that_comes_along_is_named() -> None:
+    languages = [LANG_INFO[path.name]["name"] for path in (PACKAGE / "django" / "locale").iterdir()]
+    assert [name for name in languages if f"{name} comes with the app" not in MANUALS["django"]] == []
+
+
 def test_every_status_has_its_row_in_what_is_counted() -> None:
     page = (DOCS / "counted.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([\dto, ]+) \| (reported|given back)", page, re.MULTILINE)
@@ -134,6 +153,11 @@ def test_every_claim_about_security_has_its_test() -> None:
     assert [row for row, found in zip(claims, named, strict=True) if found is None] == []
     tests = [(DOCS.parent / found[1], found[2]) for found in named if found is not None]
     assert [name for path, name in tests if f"def {name}(" not in path.read_text(encoding="utf-8")] == []
+
+
+def repository_files() -> Iterator[Path]:
+    for folder in (PACKAGE, DOCS, DOCS.parent / "tests"):
+        yield from (path for path in folder.rglob("*.*") if path.suffix != ".pyc")
 
 
 def anchors(page: Path) -> set[str]:

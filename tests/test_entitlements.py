@@ -15,16 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stigg_guard.amounts import quanta, quanta_used, usage_amount
-from stigg_guard.entitlements import (
-    Customer,
-    Entitlement,
-    Kind,
-    Reason,
-    ResetPeriod,
-    Source,
-    changed,
-    entitlement_from_wire,
-)
+from stigg_guard.decoding import entitlement_from_wire
+from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, ResetPeriod, Source, changed
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.wire import sidecar_pb2 as wire
 

@@ -153,3 +153,10 @@ def test_dashboard_shows_every_metric() -> None:
     queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     ends = ("_sum", "_count")  # of a histogram whose buckets are shown
     assert [name for name in exported() if not name.endswith(ends) and name not in queries] == []
+
+
+def test_manual_has_a_row_for_every_metric() -> None:
+    manual = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    with Guard(Config(ledger="memory://")) as guard:
+        names = [family.name + "_total" * (family.type == "counter") for family in GuardCollector(guard).describe()]
+    assert [name for name in names if f"\n| `{name}" not in manual] == []

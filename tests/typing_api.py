@@ -38,7 +38,8 @@ from stigg_guard import (
 from stigg_guard import django as in_django
 from stigg_guard import flask as in_flask
 from stigg_guard.api import Api, ProvisionCustomerInput, ProvisionCustomerResponse, SubscriptionDecisionStrategy
-from stigg_guard.decorators import Calls, consumes_usage, requires_feature
+from stigg_guard.calls import Calls
+from stigg_guard.decorators import consumes_usage, requires_feature
 from stigg_guard.flask.sqlalchemy import follow
 
 

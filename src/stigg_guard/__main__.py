@@ -32,6 +32,16 @@ from stigg_guard.sidecar.settings import LEVELS
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status. An error of ours is one message on stderr and status 2, or 1 where 2
     means something else."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    try:
+        return int(options.run(options))
+    except StiggGuardError as error:
+        parser.exit(getattr(options, "error_status", 2), f"{parser.prog}: {error}\n")
+
+
+def make_parser() -> ArgumentParser:
+    """Returns the parser of all subcommands, each with the function that runs it."""
     parser = ArgumentParser(prog="stigg-guard", description="Guard views by what a customer has paid for.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('stigg-guard')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -73,12 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="tell what of the settings works, and what to do")
     configure_doctor(doctor)
     doctor.set_defaults(run=_acting(lambda _, config: config))
-
-    options = parser.parse_args(argv)
-    try:
-        return int(options.run(options))
-    except StiggGuardError as error:
-        parser.exit(getattr(options, "error_status", 2), f"{parser.prog}: {error}\n")
+    return parser
 
 
 def _sidecar(options: Namespace) -> int:

@@ -41,7 +41,7 @@ STATUS_CODES: Mapping[Reason, int] = {
 
 
 class OnOutage(str, Enum):
-    """What a check answers when there is neither data nor a fallback."""
+    """The outage policy: what a check answers when there is neither data nor a fallback."""
 
     ALLOW = "allow"
     DENY = "deny"

@@ -1,4 +1,4 @@
-"""What features cost that a wallet of credits pays for, and the claims on that wallet."""
+"""Credit rates: what a unit of a feature costs, and the claims on the wallets that pay for it."""
 
 from __future__ import annotations
 

@@ -128,11 +128,11 @@ class SignInRequired(StiggGuardError):
 
 
 class KeyTaken(StiggGuardError):
-    """The key that came with a use is not free. Nothing was held or counted."""
+    """The idempotency key of a use is not free. Nothing was held or counted."""
 
 
 class UsageInProgress(KeyTaken):
-    """A use with the same key goes on: whether it will be counted is not known yet.
+    """A use with the same idempotency key goes on: whether it will be counted is not known yet.
 
     ``retry_after`` is the number of seconds after which it is worth trying again.
     """
@@ -144,14 +144,14 @@ class UsageInProgress(KeyTaken):
 
 
 class UsageRepeated(KeyTaken):
-    """A use with the same key was counted."""
+    """A use with the same idempotency key was counted."""
 
     def __init__(self, message: str = "a use with this key was counted before; a new use needs a new key") -> None:
         super().__init__(message)
 
 
 class KeyReused(KeyTaken):
-    """The key came with another use before: another method, path or amount. Each use needs a key of its own."""
+    """The idempotency key came with another use before: another method, path or amount. Each use needs its own."""
 
     def __init__(self, message: str = "this key came with another use before; each use needs a key of its own") -> None:
         super().__init__(message)

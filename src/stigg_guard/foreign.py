@@ -1,4 +1,4 @@
-"""What comes from elsewhere: texts are shown on one line, and documents are read within bounds."""
+"""Reads what others wrote: texts are shown on one line, and documents are read within bounds."""
 
 from __future__ import annotations
 

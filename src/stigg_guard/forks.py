@@ -1,4 +1,4 @@
-"""What is to be done around forks, on systems that fork."""
+"""Callbacks around forks, on systems that fork."""
 
 from __future__ import annotations
 

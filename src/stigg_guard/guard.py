@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount, usage_amount
+from stigg_guard.calls import Calls, Dimensions, OneOrComputed
 from stigg_guard.client import ApiConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.decorators import Calls, Dimensions, OneOrComputed, OnRepeat
+from stigg_guard.decorators import OnRepeat
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import (
     ConfigError,
@@ -23,43 +23,21 @@ from stigg_guard.errors import (
     SidecarError,
 )
 from stigg_guard.fallbacks import Fallback
-from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
-from stigg_guard.ledger.files import default_url, user_state_folder
+from stigg_guard.ledger import Ledger, UsageKey, Use
 from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Audience, Observer
+from stigg_guard.usage.confirm import Confirm, confirm_now
 from stigg_guard.usage.consumption import Consumption, Occupation, checked_dimensions, make_event
-from stigg_guard.usage.holds import Confirm, Holds, confirm_now
+from stigg_guard.usage.holds import Holds
 from stigg_guard.usage.keys import FileKey, Key, once_of
 from stigg_guard.usage.travelling import ResumedConsumption, Tokens, TravellingHold, unheld
+from stigg_guard.workings import Workings, ledger_of, ledger_url, stand_ins
 
 if TYPE_CHECKING:
     from stigg_guard.api import Api
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Workings:
-    """The parts of a guard: lookup, ledger and holds."""
-
-    lookup: Lookup
-    ledger: Ledger
-    holds: Holds
-
-
-ReplaceWorkings: TypeAlias = Callable[[Workings], Workings]
-
-_stand_in: ReplaceWorkings | None = None
-
-
-def work_with(stand_in: ReplaceWorkings | None) -> None:
-    """Lets every guard of the process work with what ``stand_in`` makes of its own workings; with None, with its own.
-
-    For tests: see ``stigg_guard.testing``.
-    """
-    global _stand_in
-    _stand_in = stand_in
 
 
 class Guard:
@@ -87,9 +65,9 @@ class Guard:
         self.config = config if config is not None else Config.from_env()
         self._is_testing = is_testing
         self._secret = secret
-        self._now = (clock or Clock()).now
         clock = clock or Clock()
-        ledger = ledger if ledger is not None else _ledger(self.config, clock)
+        self._now = clock.now
+        ledger = ledger if ledger is not None else ledger_of(self.config, clock)
         self._audience = Audience(clock, observer)
         lookup = Lookup(self.config, clock, ledger, stigg, self._audience)
         holds = Holds(self.config, lookup, ledger, clock, confirm, self._audience)
@@ -152,7 +130,7 @@ class Guard:
             SidecarUnavailable: there is neither data nor a fallback, and ``ON_OUTAGE`` is ``error``.
             InvalidRequest: an id is empty, or the requested usage is negative or no finite number.
         """
-        if not requested_values and _stand_in is None:
+        if not requested_values and not stand_ins:
             snapshot = self._snapshots.get(customer) if isinstance(customer, (str, Customer)) else None
             if snapshot is not None and self._monotonic() < snapshot.fresh_until:
                 answer = snapshot.answers.get(feature)
@@ -236,7 +214,7 @@ class Guard:
         self._workings.lookup.hear(Customer.of(customer))
 
     def tell_of_threshold(self, part: float, entitlement: Entitlement, *, customer: str | Customer) -> None:
-        """Tells the observers that usage has come to this part of its limit, as somebody else noticed, say Stigg.
+        """Tells the observers that usage has reached this part of its limit, as somebody else noticed, say Stigg.
 
         ``part`` is a fraction from 0, 0.8 for 80 %. Parts that ``THRESHOLDS`` names are not told: the report that
         brings usage there has told of them.
@@ -446,7 +424,7 @@ class Guard:
     def send(self) -> None:
         """Reports what is unsent when ``REPORT`` says: now, or soon by the background thread. For usage that others put
         into the ledger; what fails stays there."""
-        self._own.holds.send()
+        self._own.holds.flusher.send()
 
     def flush(self, timeout: float = 5.0) -> int:
         """Reports what is unsent within about ``timeout`` seconds; the number of reports left in the ledger."""
@@ -474,14 +452,14 @@ class Guard:
 
     @property
     def _workings(self) -> Workings:
-        if _stand_in is not None:
-            return _stand_in(self._own)
+        for stand_in in stand_ins[-1:]:
+            return stand_in(self._own)
         if self._is_testing():
             self._warn_of_real_ledger()
         return self._own
 
     def _warn_of_real_ledger(self) -> None:
-        if self.config.enabled and _ledger_url(self.config) != "memory://":
+        if self.config.enabled and ledger_url(self.config) != "memory://":
             warnings.warn(
                 "a test is about to use the ledger of the settings, and what it uses will be reported: override "
                 'entitlements (stigg_guard.testing), or set LEDGER to "memory://"',
@@ -494,16 +472,6 @@ class Guard:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _ledger(config: Config, clock: Clock) -> Ledger:
-    return ledger_from_url(_ledger_url(config), clock, settle_grace=config.settle_grace)
-
-
-def _ledger_url(config: Config) -> str:
-    if config.ledger is not None:
-        return config.ledger
-    return default_url(user_state_folder(), config.sidecar) if config.enabled else "memory://"
 
 
 def _key(feature: str, customer: str | Customer) -> UsageKey:

@@ -11,35 +11,21 @@ from types import MappingProxyType
 from typing import Any
 
 from stigg_guard.amounts import Amount
-from stigg_guard.cache.snapshots import (
-    NO_TICKET,
-    NOT_SHARED,
-    AllOf,
-    SharedSnapshots,
-    Snapshot,
-    SnapshotCache,
-    cache_key,
-    snapshot_of,
-)
-from stigg_guard.client import OFFLINE_REFUSES, ApiConfig, LocalSidecarConfig, Stigg
+from stigg_guard.cache.shared import NOT_SHARED, AllOf, SharedSnapshots
+from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, snapshot_of
+from stigg_guard.cache.ttl_cache import SnapshotCache, cache_key
+from stigg_guard.client import OFFLINE_REFUSES, Stigg
+from stigg_guard.client_factory import client_of
 from stigg_guard.clock import Clock
-from stigg_guard.config import Config, OnOutage
-from stigg_guard.entitlements import (
-    Customer,
-    Entitlement,
-    Reason,
-    Source,
-    changed,
-    entitlement_from_wire,
-    require_id,
-)
+from stigg_guard.config import Config
+from stigg_guard.decoding import entitlement_from_wire
+from stigg_guard.entitlements import Customer, Entitlement, Reason, Source, changed, require_id
 from stigg_guard.errors import ClientClosed, LedgerUnavailable, NotSupported, SidecarError, StiggGuardError
-from stigg_guard.fallbacks import Fallback, fallback_answer
+from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.offline import OfflineReports
-from stigg_guard.readers import split_address
-from stigg_guard.wire import Answerer
+from stigg_guard.outage import OutagePolicy, assumed, fallen_back
 from stigg_guard.wire import sidecar_pb2 as wire
 
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
@@ -48,8 +34,6 @@ DENIAL_SECONDS = 1.0
 SPREAD = 0.1
 """By which part of its TTL a snapshot may be refreshed early where requests are counted: those that were fetched
 together are not all fetched together again."""
-_NOT_SEEDED = (Reason.CUSTOMER_NOT_FOUND, Reason.FEATURE_NOT_FOUND, Reason.CUSTOMER_RESOURCE_NOT_FOUND)
-
 MAX_RELOADED = 10
 """For how many customers of one change the sidecar is made to read them again at once; for more, when it is asked."""
 
@@ -73,8 +57,7 @@ class Lookup:
         self._making = threading.Lock()
         self._making_pid = os.getpid()
         self._closed = False
-        self._has_answered = False
-        self._seed: Stigg | None = None
+        self._outage = OutagePolicy(config)
         self._outdated: set[Customer] = set()  # whom the sidecar has to read again before it is asked
         self._list: Callable[[Customer, Ticket], Snapshot] = self._state_v2
         self.cache = SnapshotCache(
@@ -99,7 +82,7 @@ class Lookup:
             if self._closed:
                 raise ClientClosed("this guard is closed; make a new one")
             if self._stigg is None:
-                self._stigg = _client(self._config, self._clock)
+                self._stigg = client_of(self._config, self._clock)
             return self._stigg
 
     @property
@@ -170,8 +153,7 @@ class Lookup:
         self.cache.close()
         if self._owns_stigg and self._stigg is not None:
             self._stigg.close()
-        if self._seed is not None:
-            self._seed.close()
+        self._outage.close()
 
     def _reload_outdated(self, customers: frozenset[str]) -> None:
         """At once, so that no process fetches in between what the sidecar knew before; what fails is made up for by
@@ -250,9 +232,9 @@ class Lookup:
                 found, snapshot = self._seen(again, found.source) if newest is snapshot else again, newest
                 answer = asked(found)
         except SidecarError as error:
-            return asked(self._without_data(feature, customer, fallback, error)), None
+            return asked(self._outage.answer(feature, customer, fallback, error)), None
         if answer.reason is Reason.FEATURE_NOT_FOUND and fallback is not None:
-            return asked(_fallen_back(feature, fallback)), None
+            return asked(fallen_back(feature, fallback)), None
         return answer, snapshot
 
     def checked(
@@ -274,7 +256,7 @@ class Lookup:
             answer = _about(feature, self.cache.backoff.ask(lambda: self._single(feature, customer, wanted)))
         except SidecarError as error:
             fallback = fallback or self._config.fallbacks.get(feature)
-            return self._without_data(feature, customer, fallback, error).allows(amount)
+            return self._outage.answer(feature, customer, fallback, error).allows(amount)
         return changed(answer, requested_usage=amount)
 
     def _looked_up(
@@ -308,32 +290,6 @@ class Lookup:
         self.cache.add(snapshot, answer)
         return answer
 
-    def _without_data(
-        self, feature: str, customer: Customer, fallback: Fallback | None, error: SidecarError
-    ) -> Entitlement:
-        seeded = self._seeded(feature, customer)
-        if seeded is not None:
-            return seeded
-        if fallback is not None:
-            return _fallen_back(feature, fallback)
-        if self._config.on_outage is OnOutage.ERROR:
-            raise error
-        return assumed(feature, has_access=self._config.on_outage is OnOutage.ALLOW)
-
-    def _seeded(self, feature: str, customer: Customer) -> Entitlement | None:
-        """What ``OFFLINE_FILE`` says while the sidecar has never answered; None if it knows nothing of the customer."""
-        file = self._config.offline_file
-        if self._has_answered or file is None or self._config.sidecar == "offline":
-            return None
-        if self._seed is None:
-            self._seed = Stigg(offline_file=file)
-        answer = entitlement_from_wire(
-            self._seed.get_entitlement_v2(_about_one(feature, customer)).entitlement,
-            feature_id=feature,
-            source=Source.OFFLINE,
-        )
-        return None if answer.reason in _NOT_SEEDED else answer
-
     def _tell_of(self, whose: Customer | AllOf) -> None:
         if isinstance(whose, AllOf):
             self._audience.tell(Observer.invalidated, None if whose.customer is None else Customer(whose.customer))
@@ -353,7 +309,7 @@ class Lookup:
         except NotSupported:
             self._list = self._state_v1 if self._list == self._state_v2 else _no_list
             return self._fetched(customer)
-        self._has_answered = True
+        self._outage.has_answered = True
         self.stigg.watch(self._heard)
         return snapshot
 
@@ -385,7 +341,7 @@ class Lookup:
     def _shared(self) -> SharedSnapshots:
         if self.offline or self._config.cache == "memory://":
             return NOT_SHARED
-        from stigg_guard.cache.redis import RedisSnapshots
+        from stigg_guard.cache.redis_snapshots import RedisSnapshots
 
         return RedisSnapshots(self._config, self._clock, self._next_ticket, self._expire)
 
@@ -407,45 +363,6 @@ class Lookup:
         return entitlement_from_wire(answer, feature_id=feature)
 
 
-def cloud_answers(config: Config, clock: Clock) -> Answerer:
-    """Stigg's API in the place of a sidecar, within its rate limits."""
-    from stigg_guard.api import Api  # the library that it is asked with takes a tenth of a second
-    from stigg_guard.cloud.answers import Cloud
-    from stigg_guard.cloud.rates import gate_of
-
-    assert config.api_key is not None  # the configuration saw to that
-    return Cloud(Api(config.api_key, config.api_url, gate=gate_of(config, clock)), now=clock.now)
-
-
-def _client(config: Config, clock: Clock) -> Stigg:
-    options: dict[str, Any] = {"timeout": config.timeout}
-    api = ApiConfig(config.api_key, config.api_url) if config.api_key else None
-    if config.sidecar == "local":
-        local = LocalSidecarConfig()
-        return Stigg(
-            api, local_sidecar_config=local, local_sidecar_port=0, local_sidecar_catalog=config.catalog, **options
-        )
-    if config.sidecar == "offline":
-        return Stigg(api, offline_file=config.offline_file, offline_reports=config.offline_reports, **options)
-    if config.sidecar == "cloud":
-        return Stigg(api, answers=cloud_answers(config, clock), **options)
-    host, port = split_address(config.sidecar)
-    return Stigg(
-        api,
-        remote_sidecar_host=host,
-        remote_sidecar_port=port,
-        tls_ca_file=config.tls_ca_file,
-        tls_cert_file=config.tls_cert_file,
-        tls_key_file=config.tls_key_file,
-        sidecar_api_key=config.sidecar_api_key,
-        **options,
-    )
-
-
-def _about_one(feature: str, customer: Customer) -> wire.GetEntitlementV2Request:
-    return wire.GetEntitlementV2Request(customer_id=customer.id, resource_id=customer.resource, feature_id=feature)
-
-
 def _no_list(_customer: Customer, ticket: Ticket) -> Snapshot:
     """For sidecars that cannot list: an empty snapshot, which each feature is asked into alone."""
     return Snapshot({}, None, ticket)
@@ -460,15 +377,3 @@ def _about(feature: str, answer: Entitlement) -> Entitlement:
     if answer.feature_id != feature:
         raise SidecarError(f"the sidecar was asked about {feature!r}, and answered about {answer.feature_id!r}")
     return answer
-
-
-def assumed(feature: str, *, has_access: bool) -> Entitlement:
-    reason = None if has_access else Reason.UNKNOWN
-    return Entitlement(
-        feature_id=feature, has_access=has_access, reason=reason, is_fallback=True, source=Source.FALLBACK
-    )
-
-
-def _fallen_back(feature: str, fallback: Fallback) -> Entitlement:
-    answer = fallback_answer("GetEntitlement", wire.GetEntitlementRequest(feature_id=feature), fallback)
-    return entitlement_from_wire(answer, feature_id=feature, source=Source.FALLBACK)

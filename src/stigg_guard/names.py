@@ -1,4 +1,4 @@
-"""What features are called on pages."""
+"""The display names of features."""
 
 from __future__ import annotations
 

@@ -46,10 +46,10 @@ def receive(guard: Guard, secret: str | None, read: Callable[[int], bytes]) -> H
 def _is_stiggs(guard: Guard, secret: str | None) -> bool:
     expected = guard.config.webhook_secret
     if expected is None:
-        logger.error("a webhook was refused: set WEBHOOK_SECRET to the secret that Stigg shows for the webhook")
+        logger.error("a webhook is unauthenticated: set WEBHOOK_SECRET to the secret that Stigg shows for the webhook")
         return False
     if secret is None or not compare_digest(secret.encode(), expected.encode()):
-        logger.warning("a webhook was refused: its %s is not that of WEBHOOK_SECRET", SECRET_HEADER)
+        logger.warning("a webhook is unauthenticated: its %s is not that of WEBHOOK_SECRET", SECRET_HEADER)
         return False
     return True
 

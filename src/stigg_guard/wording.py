@@ -1,4 +1,4 @@
-"""Every sentence that a reader sees, and how it is written in the reader's language."""
+"""The texts that readers see, and how they are written in a reader's language."""
 
 from __future__ import annotations
 

@@ -54,19 +54,6 @@ NOWHERE = "http://127.0.0.1:1"
 Leaf = tuple[tuple[str, str, str], ...]
 
 
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    running = ApiServer()
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def api(server: ApiServer) -> Iterator[Api]:
-    with Api(KEY, server.url) as client:
-        yield client
-
-
 def method_of(api: Api, operation: str) -> Any:
     return getattr(api, snake(operation[0].lower() + operation[1:]))
 

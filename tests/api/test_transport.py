@@ -38,23 +38,10 @@ PARTLY = {"data": {"provisionCustomer": None}, "errors": [{"message": "half of i
 
 
 @pytest.fixture
-def server() -> Iterator[ApiServer]:
-    running = ApiServer()
-    yield running
-    running.stop()
-
-
-@pytest.fixture
 def elsewhere() -> Iterator[ApiServer]:
     running = ApiServer()
     yield running
     running.stop()
-
-
-@pytest.fixture
-def api(server: ApiServer) -> Iterator[Api]:
-    with Api(KEY, server.url) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)

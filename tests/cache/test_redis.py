@@ -32,8 +32,9 @@ from cache.workers import (
 from conftest import ManualClock
 from redis_server import RedisServer
 from stigg_guard import Clock, Config, ConfigError, Customer, Guard, Source
-from stigg_guard.cache.redis import REST_SECONDS
-from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, SnapshotCache
+from stigg_guard.cache.redis_snapshots import REST_SECONDS
+from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
+from stigg_guard.cache.ttl_cache import SnapshotCache
 from stigg_guard.clock import microseconds
 from stigg_guard.ledger import Ticket
 

@@ -34,10 +34,11 @@ from cache.workers import (
 from conftest import ManualClock
 from redis_server import RedisServer
 from stigg_guard import Config, ConfigError, Customer, Guard, Source
-from stigg_guard.cache import redis as shared_cache
+from stigg_guard.cache import redis as cache_redis
+from stigg_guard.cache import redis_snapshots
 from stigg_guard.cache import service as cache_service
 from stigg_guard.cache.service import CacheService
-from stigg_guard.cache.snapshots import AllOf
+from stigg_guard.cache.shared import AllOf
 from stigg_guard.errors import SidecarError
 from stigg_guard.observer import Observer, Step
 from stigg_guard.sidecar.catalog import demo_catalog
@@ -98,7 +99,7 @@ def site(
     redis: RedisServer, make_worker: MakeGuard, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Site]:
     monkeypatch.setattr(cache_service, "PASS_SECONDS", 0.02)
-    monkeypatch.setattr(shared_cache, "ANSWER_SECONDS", PATIENCE)  # after a timeout it rests, and this clock stands
+    monkeypatch.setattr(cache_redis, "ANSWER_SECONDS", PATIENCE)  # after a timeout it rests, and this clock stands
     engine, fetches = Engine(demo_catalog(), Store(None), now=clock.now), Fetches()
     with Sidecar(engine) as sidecar:
         workers = [make_worker(SIDECAR=sidecar.address, TIMEOUT=5) for _ in range(WORKERS)]
@@ -166,7 +167,7 @@ class TestFresh:
         assert site.fetches.count == 1
 
     def test_more_customers_than_a_batch(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shared_cache, "USES_AT_A_TIME", 7)
+        monkeypatch.setattr(redis_snapshots, "USES_AT_A_TIME", 7)
         names = [f"nobody-{number}" for number in range(150)]
         for name in names:
             site.workers[0].check(TEMPLATES, customer=name)

@@ -13,7 +13,8 @@ import pytest
 
 from conftest import ManualClock, in_child
 from stigg_guard.cache.backoff import BACK_OFF_SECONDS
-from stigg_guard.cache.snapshots import EXTRAS_KEPT, Listed, Snapshot, SnapshotCache, snapshot_of
+from stigg_guard.cache.snapshots import Listed, Snapshot, snapshot_of
+from stigg_guard.cache.ttl_cache import EXTRAS_KEPT, SnapshotCache
 from stigg_guard.clock import Clock
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source
 from stigg_guard.errors import SidecarError, SidecarTimeout, SidecarUnavailable

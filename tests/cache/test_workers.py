@@ -11,22 +11,11 @@ from typing import Any
 
 import pytest
 
-from cache.workers import (
-    ANN,
-    CUSTOMER,
-    NOBODY_LISTENS,
-    PATIENCE,
-    TEMPLATES,
-    MakeGuard,
-    Room,
-    evals,
-    fetched,
-    until,
-)
+from cache.workers import ANN, CUSTOMER, NOBODY_LISTENS, PATIENCE, TEMPLATES, MakeGuard, Room, evals, fetched, until
 from conftest import ManualClock, in_child
 from redis_server import RedisServer
 from stigg_guard import Config, Customer, Guard, InvalidRequest, SidecarError, SidecarUnavailable, Source
-from stigg_guard.cache.snapshots import AllOf, Fetch
+from stigg_guard.cache.shared import AllOf, Fetch
 from stigg_guard.sidecar.catalog import demo_catalog, parse_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar

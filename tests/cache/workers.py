@@ -11,7 +11,7 @@ import pytest
 
 from redis_server import RedisServer
 from stigg_guard import Clock, Config, Customer, Guard
-from stigg_guard.cache.redis import RedisSnapshots
+from stigg_guard.cache.redis_snapshots import RedisSnapshots
 from stigg_guard.cache.snapshots import Snapshot, snapshot_of
 from stigg_guard.clock import microseconds
 from stigg_guard.ledger import Ticket

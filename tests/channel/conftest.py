@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from channel.books import Books
-from rpc_server import serving
+from rpc_server import TcpProxy, serving
 from stigg_guard.channel import Channel
 
 
@@ -26,4 +26,17 @@ def port(books: Books) -> Iterator[int]:
 @pytest.fixture
 def channel(port: int) -> Iterator[Channel]:
     with closing(Channel("127.0.0.1", port)) as channel:
+        yield channel
+
+
+@pytest.fixture
+def proxy(port: int) -> Iterator[TcpProxy]:
+    with TcpProxy(port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(proxy: TcpProxy) -> Iterator[Channel]:
+    """A channel that goes through the proxy."""
+    with closing(Channel("127.0.0.1", proxy.port)) as channel:
         yield channel

@@ -16,7 +16,7 @@ import pytest
 
 from channel.books import Books, check, report
 from conftest import in_child
-from rpc_server import TcpProxy, serving
+from rpc_server import TcpProxy
 from stigg_guard import ClientClosed, Clock, ReportUsageRequest, SidecarTimeout, SidecarUnavailable
 from stigg_guard.channel import Channel
 from stigg_guard.channel.callers import Callers
@@ -24,34 +24,24 @@ from stigg_guard.sidecar.child import ChildSidecar
 
 
 class TestConnectionsThatFallSilent:
-    def test_are_replaced_after_the_first_deadline(self, books: Books) -> None:
-        with (
-            serving(books.handlers) as port,
-            TcpProxy(port) as proxy,
-            closing(Channel("127.0.0.1", proxy.port)) as channel,
-        ):
-            check(channel)
-            proxy.silence()
-            with pytest.raises(SidecarTimeout):
-                check(channel, 0.1)
-            assert proxy.wait_for(opened=2, standing=1)  # the silent one is closed once the new one is in its place
-            assert check(channel).has_access
+    def test_are_replaced_after_the_first_deadline(self, proxy: TcpProxy, proxied: Channel) -> None:
+        check(proxied)
+        proxy.silence()
+        with pytest.raises(SidecarTimeout):
+            check(proxied, 0.1)
+        assert proxy.wait_for(opened=2, standing=1)  # the silent one is closed once the new one is in its place
+        assert check(proxied).has_access
 
-    def test_are_replaced_when_the_sidecar_can_be_reached_again(self, books: Books) -> None:
-        with (
-            serving(books.handlers) as port,
-            TcpProxy(port) as proxy,
-            closing(Channel("127.0.0.1", proxy.port)) as channel,
-        ):
-            check(channel)
-            proxy.silence(new_ones=True)
-            for _ in range(3):
-                with pytest.raises(SidecarTimeout):
-                    check(channel, 0.05)
-            with pytest.raises(SidecarUnavailable, match="3 deadlines pass in a row"):
-                check(channel)
-            proxy.hear_new_ones()
-            assert self._seconds_until_answered(channel) < 3
+    def test_are_replaced_when_the_sidecar_can_be_reached_again(self, proxy: TcpProxy, proxied: Channel) -> None:
+        check(proxied)
+        proxy.silence(new_ones=True)
+        for _ in range(3):
+            with pytest.raises(SidecarTimeout):
+                check(proxied, 0.05)
+        with pytest.raises(SidecarUnavailable, match="3 deadlines pass in a row"):
+            check(proxied)
+        proxy.hear_new_ones()
+        assert self._seconds_until_answered(proxied) < 3
 
     def test_are_no_reason_to_cut_off_who_is_still_served(self, channel: Channel, books: Books) -> None:
         inside, leave = threading.Event(), threading.Event()

@@ -150,16 +150,11 @@ class TestAReportThatWasNotSent:
                 assert is_unknown(channel) is False
             assert books.counted == 5
 
-    def test_for_the_sidecar_hangs(self, books: Books) -> None:
-        with (
-            serving(books.handlers) as port,
-            TcpProxy(port) as proxy,
-            closing(Channel("127.0.0.1", proxy.port)) as channel,
-        ):
-            report(channel)
-            proxy.silence(new_ones=True)
-            assert is_unknown(channel, 0.3) is False
-            assert books.counted == 1
+    def test_for_the_sidecar_hangs(self, proxy: TcpProxy, proxied: Channel, books: Books) -> None:
+        report(proxied)
+        proxy.silence(new_ones=True)
+        assert is_unknown(proxied, 0.3) is False
+        assert books.counted == 1
 
 
 class TestAReportThatWasSent:
@@ -178,36 +173,25 @@ class TestAReportThatWasSent:
         assert is_unknown(channel, 0.2) is True
         over.set()
 
-    def test_and_cut_off(self, books: Books) -> None:
-        with (
-            serving(books.handlers) as port,
-            TcpProxy(port) as proxy,
-            closing(Channel("127.0.0.1", proxy.port)) as channel,
-        ):
-            report(channel)
-            books.after = lambda _context: proxy.end_connections()
-            assert is_unknown(channel) is True
-            assert books.counted == 2
+    def test_and_cut_off(self, proxy: TcpProxy, proxied: Channel, books: Books) -> None:
+        report(proxied)
+        books.after = lambda _context: proxy.end_connections()
+        assert is_unknown(proxied) is True
+        assert books.counted == 2
 
-    def test_on_a_new_connection_in_place_of_a_broken_one(self, books: Books) -> None:
-        with (
-            serving(books.handlers) as port,
-            TcpProxy(port) as proxy,
-            closing(Channel("127.0.0.1", proxy.port)) as channel,
-        ):
-            for counted in range(1, 6):
-                report(channel)
-                assert books.counted == counted
-                proxy.end_connections()
+    def test_on_a_new_connection_in_place_of_a_broken_one(
+        self, proxy: TcpProxy, proxied: Channel, books: Books
+    ) -> None:
+        for counted in range(1, 6):
+            report(proxied)
+            assert books.counted == counted
+            proxy.end_connections()
 
-    def test_on_a_new_connection_in_place_of_a_silent_one(self, books: Books) -> None:
-        with (
-            serving(books.handlers) as port,
-            TcpProxy(port) as proxy,
-            closing(Channel("127.0.0.1", proxy.port)) as channel,
-        ):
-            report(channel)
-            proxy.silence()
-            report(channel, 1)
-            assert books.counted == 2
-            assert proxy.wait_for(opened=2, standing=1)
+    def test_on_a_new_connection_in_place_of_a_silent_one(
+        self, proxy: TcpProxy, proxied: Channel, books: Books
+    ) -> None:
+        report(proxied)
+        proxy.silence()
+        report(proxied, 1)
+        assert books.counted == 2
+        assert proxy.wait_for(opened=2, standing=1)

@@ -429,7 +429,7 @@ class TestReport:
         self, run: Run, ledger: Ledger, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert run("report", "c0", "no-feature", "3")[0] == 2
-        assert "the sidecar refuses usage of 'c0 no-feature'" in caplog.text
+        assert "the sidecar rejects usage of 'c0 no-feature'" in caplog.text
         assert ledger.counts()["dead"] == 1
 
     @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
-"""``stigg-guard`` and ``manage.py`` have one declaration of their arguments; ``flask stigg`` takes the same."""
+"""``stigg-guard`` and ``manage.py`` have one declaration of their arguments; ``flask stigg`` has the same commands."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import click
 import pytest
 
+from stigg_guard.__main__ import make_parser
 from stigg_guard.cli import arguments
+from stigg_guard.django.management import commands
 from stigg_guard.flask.cli import stigg
 
 CONFIGURES: Mapping[str, Callable[[ArgumentParser], None]] = {
@@ -18,6 +21,15 @@ CONFIGURES: Mapping[str, Callable[[ArgumentParser], None]] = {
     "features": arguments.configure_features,
     "ledger": arguments.configure_ledger,
 }
+OF_NO_SITE = {"cache-service", "schema"}
+"""The commands that need no guard of a site."""
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def subcommands(parser: ArgumentParser) -> Iterator[tuple[str, ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            yield from action.choices.items()
 
 
 def of_argparse(parser: ArgumentParser) -> set[str]:
@@ -37,12 +49,20 @@ def declared(name: str) -> Iterator[tuple[str, set[str]]]:
     """The command, or each of its actions, with its arguments."""
     parser = ArgumentParser(name)
     CONFIGURES[name](parser)
-    groups = [action for action in parser._actions if isinstance(action, _SubParsersAction)]
-    if not groups:
-        yield name, of_argparse(parser)
-    for group in groups:
-        for action, below in group.choices.items():
-            yield f"{name} {action}", of_argparse(below)
+    below = {f"{name} {action}": of_argparse(its) for action, its in subcommands(parser)}
+    yield from below.items() or [(name, of_argparse(parser))]
+
+
+def test_all_three_have_the_same_commands() -> None:
+    of_a_site = {name for name, _ in subcommands(make_parser())} - OF_NO_SITE
+    assert of_a_site == {*CONFIGURES, "sidecar"}
+    assert of_a_site == {path.stem.removeprefix("stigg_") for path in Path(*commands.__path__).glob("stigg_*.py")}
+    assert of_a_site == set(stigg.commands) - {"entitlements"}
+
+
+def test_every_command_is_in_the_manuals() -> None:
+    manuals = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    assert [name for name, _ in subcommands(make_parser()) if f"stigg-guard {name}" not in manuals] == []
 
 
 @pytest.mark.parametrize(("path", "arguments"), [pair for name in CONFIGURES for pair in declared(name)])

@@ -63,13 +63,13 @@ def test_operations_share_a_limit_and_others_have_none(clock: ManualClock) -> No
 
 def test_after_a_refusal_nothing_is_sent_for_as_long_as_was_said(clock: ManualClock) -> None:
     gate = RateGate(HostBuckets("rates.json", clock.monotonic), 1.0)
-    gate.refused(READ, 30.0)
-    gate.refused("GetPaywall", 30.0)
+    gate.rate_limited(READ, 30.0)
+    gate.rate_limited("GetPaywall", 30.0)
     assert gate.admit(READ) == pytest.approx(30.0)
     clock.advance(31)
     assert gate.admit(READ) == 0
-    gate.refused(READ, None)
-    assert gate.admit(READ) == pytest.approx(rates.REFUSED_SECONDS)
+    gate.rate_limited(READ, None)
+    assert gate.admit(READ) == pytest.approx(rates.RATE_LIMITED_SECONDS)
 
 
 def shared_in_a_file(_redis: RedisServer, clock: ManualClock) -> RateGate:
@@ -130,7 +130,7 @@ def test_what_another_start_of_the_host_left_closes_nothing(
         return gate_of(Config.from_mapping(SETTINGS), clock.clock)
 
     first = gate_after_start(1)
-    first.refused(READ, 600.0)
+    first.rate_limited(READ, 600.0)
     assert gate_after_start(2).admit(READ) == 0
     assert gate_after_start(1).admit(READ) == pytest.approx(600.0)
     monkeypatch.setattr(rates, "BOOT_ID", str(tmp_path / "none"))
@@ -180,7 +180,7 @@ def test_who_holds_the_file_for_ever_blocks_nobody(clock: ManualClock, state_fol
 def test_a_refusal_is_known_to_all_in_redis(redis: RedisServer, clock: ManualClock) -> None:
     redis.client.flushall()
     config = Config.from_mapping({**SETTINGS, "CACHE": redis.url})
-    gate_of(config, clock.clock).refused(READ, 600.0)
+    gate_of(config, clock.clock).rate_limited(READ, 600.0)
     assert gate_of(config, clock.clock).admit(READ) == pytest.approx(600, abs=5)
 
 
@@ -258,7 +258,7 @@ class Closed:
     def admit(self, _operation: str) -> float:
         return self.seconds
 
-    def refused(self, operation: str, seconds: float | None) -> None:
+    def rate_limited(self, operation: str, seconds: float | None) -> None:
         self.told.append((operation, seconds))
         self.seconds = 600.0
 

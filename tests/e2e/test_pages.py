@@ -44,8 +44,7 @@ def shop_limit(shop: Visitor) -> None:
     shop.press("Ada's studio")
     shop.expects("402 /templates/")
     for name in ("Summer poster", "Annual report", "Lunch menu", "One too many"):
-        shop.page.get_by_label("Name").fill(name)
-        shop.press("Create template")
+        shop.submit("Create template", Name=name)
 
 
 def shop_full(shop: Visitor) -> None:
@@ -67,8 +66,7 @@ def shop_words(shop: Visitor) -> None:
 def shop_credits_denied(shop: Visitor) -> None:
     shop.press("Linus")
     shop.press("Write Breakfast with AI")
-    shop.page.get_by_label("Name").fill("Lunch")
-    shop.press("Create template")
+    shop.submit("Create template", Name="Lunch")
     button = shop.page.get_by_role("button", name="Write Lunch with AI")
     shop.expects("402 " + button.evaluate("button => new URL(button.form.action).pathname"))
     shop.press("Write Lunch with AI")
@@ -110,8 +108,7 @@ def shop_entitlements(shop: Visitor) -> None:
     shop.press("Sign in as staff")
     shop.follow("Usage ledger")
     shop.follow("Entitlements of a customer")
-    shop.page.get_by_label("Customer").fill("customer-demo-01")
-    shop.press("Look up")
+    shop.submit("Look up", Customer="customer-demo-01")
 
 
 def api_sign_in(api: Visitor) -> None:
@@ -126,8 +123,7 @@ def api_limit(api: Visitor) -> None:
     api.press("Linus")
     api.expects("402 /templates")
     for title in ("Welcome", "Goodbye"):
-        api.page.get_by_label("Title").fill(title)
-        api.press("Save template")
+        api.submit("Save template", Title=title)
 
 
 def api_full(api: Visitor) -> None:
@@ -143,16 +139,14 @@ def api_denied(api: Visitor) -> None:
 
 def api_draft(api: Visitor) -> None:
     api.press("Ada's studio")
-    api.page.get_by_label("Title").fill("A thank-you")
-    api.press("Draft with AI")
+    api.submit("Draft with AI", Title="A thank-you")
 
 
 def api_credits_denied(api: Visitor) -> None:
     api.press("Linus")
     api.expects("402 /draft")
     for title in ("A thank-you", "One too many"):
-        api.page.get_by_label("Title").fill(title)
-        api.press("Draft with AI")
+        api.submit("Draft with AI", Title=title)
 
 
 def api_upgrade(api: Visitor) -> None:
@@ -162,15 +156,13 @@ def api_upgrade(api: Visitor) -> None:
 
 def api_analytics(api: Visitor) -> None:
     api.press("Grace & Co.")
-    api.page.get_by_label("Title").fill("Welcome")
-    api.press("Save template")
+    api.submit("Save template", Title="Welcome")
     api.follow("Analytics")
 
 
 def api_letters(api: Visitor) -> None:
     api.press("Ada's studio")
-    api.page.get_by_label("Title").fill("Welcome")
-    api.press("Save template")
+    api.submit("Save template", Title="Welcome")
     api.press("Write letters")
 
 
@@ -228,8 +220,7 @@ def test_ledger_with_entries_is_accessible_and_fits_its_width(
 ) -> None:
     shop.press("Ada's studio")
     sidecar.stop()
-    shop.page.get_by_label("Name").fill("Summer poster")
-    shop.press("Create template")
+    shop.submit("Create template", Name="Summer poster")
     shop.press("Sign out")
     shop.press("Sign in as staff")
     shop.follow("Usage ledger")

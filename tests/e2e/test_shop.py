@@ -8,26 +8,21 @@ from e2e.visitor import Visitor
 from stigg_guard.sidecar.server import Sidecar
 
 
-def create(shop: Visitor, name: str) -> None:
-    shop.page.get_by_label("Name").fill(name)
-    shop.press("Create template")
-
-
 def test_templates_are_created_to_the_limit_and_again_after_the_upgrade(shop: Visitor) -> None:
     page = shop.page
     shop.press("Ada's studio")
     expect(page.get_by_role("progressbar", name="3 of 6 templates")).to_be_visible()
     for used in (4, 5, 6):
-        create(shop, f"Poster {used}")
+        shop.submit("Create template", Name=f"Poster {used}")
         expect(page.get_by_role("status")).to_have_text(f"Poster {used} is ready.")
         expect(page.get_by_role("progressbar", name=f"{used} of 6 templates")).to_be_visible()
     shop.expects("402 /templates/")
-    create(shop, "One too many")
+    shop.submit("Create template", Name="One too many")
     expect(page.get_by_role("heading", name="Your plan's limit is reached")).to_be_visible()
     shop.follow("See what Growth adds")
     shop.press("Upgrade to Growth")
     expect(page.get_by_role("progressbar", name="6 of 50 templates")).to_be_visible()
-    create(shop, "Now it fits")
+    shop.submit("Create template", Name="Now it fits")
     expect(page.get_by_role("progressbar", name="7 of 50 templates")).to_be_visible()
     expect(page.get_by_role("listitem").filter(has_text="Now it fits")).to_be_visible()
 
@@ -43,7 +38,7 @@ def test_a_form_with_a_mistake_says_so_and_counts_nothing(shop: Visitor) -> None
     shop.press("Ada's studio")
     shop.page.locator("form.create").evaluate("form => form.noValidate = true")
     shop.expects("422 /templates/")
-    create(shop, " ")
+    shop.submit("Create template", Name=" ")
     expect(shop.page.get_by_role("alert")).to_have_text("This field is required.")
     expect(shop.page.get_by_role("progressbar", name="3 of 6 templates")).to_be_visible()
 
@@ -92,7 +87,7 @@ def test_words_by_ai_empty_the_wallet_and_a_top_up_fills_it(shop: Visitor) -> No
     expect(page.get_by_role("status")).to_have_text("Breakfast has its words: 26 tokens.")
     expect(page.get_by_text("Bread from next door")).to_be_visible()
     expect(page.get_by_role("progressbar", name="1,032 of 2,000 credits used")).to_be_visible()
-    create(shop, "Lunch")
+    shop.submit("Create template", Name="Lunch")
     shop.expects(f"402 {made_last(shop)}")
     shop.press("Write Lunch with AI")
     expect(page.get_by_role("heading", name="There are not enough credits left")).to_be_visible()
@@ -122,7 +117,7 @@ def test_usage_of_an_outage_waits_where_staff_see_it(shop: Visitor, sidecar: Sid
     page = shop.page
     shop.press("Ada's studio")
     sidecar.stop()
-    create(shop, "Made meanwhile")
+    shop.submit("Create template", Name="Made meanwhile")
     expect(page.get_by_role("status")).to_have_text("Made meanwhile is ready.")
     shop.press("Sign out")
     shop.press("Sign in as staff")
@@ -134,8 +129,7 @@ def test_staff_look_up_what_a_customer_has(shop: Visitor) -> None:
     shop.press("Sign in as staff")
     shop.follow("Usage ledger")
     shop.follow("Entitlements of a customer")
-    shop.page.get_by_label("Customer").fill("customer-demo-01")
-    shop.press("Look up")
+    shop.submit("Look up", Customer="customer-demo-01")
     expect(shop.page.get_by_role("row").filter(has_text="feature-templates")).to_contain_text("3 of 6 templates")
 
 

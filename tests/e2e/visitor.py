@@ -35,6 +35,12 @@ class Visitor:
         with self.page.expect_navigation():
             self.page.get_by_role("button", name=name).click()
 
+    def submit(self, button: str, **fields: str) -> None:
+        """Fills in the fields with these labels, and presses the button."""
+        for label, text in fields.items():
+            self.page.get_by_label(label).fill(text)
+        self.press(button)
+
     def follow(self, name: str) -> None:
         """Follows a link to its page."""
         with self.page.expect_navigation():

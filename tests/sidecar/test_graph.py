@@ -72,12 +72,6 @@ def engine(clock: ManualClock) -> Engine:
 
 
 @pytest.fixture
-def sidecar(engine: Engine) -> Iterator[Sidecar]:
-    with Sidecar(engine) as running:
-        yield running
-
-
-@pytest.fixture
 def guard(sidecar: Sidecar, make_guard: Callable[..., Guard]) -> Guard:
     """A guard of the sidecar, whose API is that of the sidecar too."""
     return make_guard(API_KEY="any", API_URL=f"http://{sidecar.http_address}", LEDGER="memory://")

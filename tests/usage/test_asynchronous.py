@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from stigg_guard import Guard
-from stigg_guard.decorators import Ending, HoldOpen, ending_of
+from stigg_guard.calls import Ending, HoldOpen
+from stigg_guard.decorators import ending_of
 from stigg_guard.usage.asynchronous import AsyncCalls, AsyncSettlingStream
 from usage.outage import WatchedEngine
 

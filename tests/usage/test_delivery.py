@@ -155,7 +155,7 @@ def test_a_report_that_is_refused_alone_is_set_aside(
         ledger.record(Use(UsageKey("c", "", feature), 2))
     deliver(delivery)
     assert (faulty.used(), delivery.counts["rejected"], ledger.counts()["dead"]) == (2, 1, 1)
-    assert "the sidecar refuses usage of 'c unheard-of'" in caplog.text
+    assert "the sidecar rejects usage of 'c unheard-of'" in caplog.text
 
 
 class TestUncertainReports:

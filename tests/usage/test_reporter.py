@@ -17,7 +17,7 @@ from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
 from stigg_guard import Config, FeatureDenied, Guard
 from stigg_guard.ledger import Batch, Claim, Hold, LimitExceeded, UsageKey, Use
-from stigg_guard.usage import holds
+from stigg_guard.usage import flushing
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_counts_against_the_limit_until_it_is_acknowledged(
 def test_a_use_during_the_report_of_another_process_is_reported_before_it_returns(
     faulty: FaultySidecar, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holds, "may_end_at_once", lambda: True)
+    monkeypatch.setattr(flushing, "may_end_at_once", lambda: True)
     first_came, go_on, committed = threading.Event(), threading.Event(), threading.Event()
 
     def wait(_context: grpc.ServicerContext) -> None:

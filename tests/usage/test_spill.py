@@ -93,7 +93,7 @@ class TestThatTheSidecarTakes:
 def test_that_the_sidecar_refuses_is_told_and_not_kept(rescue: Rescue, caplog: pytest.LogCaptureFixture) -> None:
     rescue.use(Use(UsageKey("c", "", "unheard-of"), 3))
     assert (len(rescue.stranded), counted(rescue)) == (0, {"rejected": 1})
-    assert "the sidecar refuses usage of 'c unheard-of', and no ledger can keep it" in caplog.text
+    assert "the sidecar rejects usage of 'c unheard-of', and no ledger can keep it" in caplog.text
 
 
 class TestThatNothingTakes:

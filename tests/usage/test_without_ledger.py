@@ -95,7 +95,7 @@ class TestWithoutLedger:
     ) -> None:
         with full_disk(ledger):
             guard.report("unheard-of", 3, customer="c")
-        assert "the sidecar refuses usage of 'c unheard-of'" in caplog.text
+        assert "the sidecar rejects usage of 'c unheard-of'" in caplog.text
         assert (guard.stats()["stranded"], guard.stats()["rejected"]) == (0, 1)
 
     def test_a_failure_leaves_the_hold_to_expire(

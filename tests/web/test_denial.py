@@ -188,7 +188,7 @@ def test_another_problem_says_what_its_status_says_and_more_in_the_detail() -> N
     assert (problem["type"], problem["title"]) == ("about:blank", "Forbidden")
     assert problem["detail"] == "Access to this feature was taken away. It concerns the feature feature-templates."
     config = replace(CONFIG, status_codes={Reason.REVOKED: 499})
-    assert denied(config=config, reason=Reason.REVOKED).problem()["title"] == "Refused"
+    assert denied(config=config, reason=Reason.REVOKED).problem()["title"] == "Denied"
 
 
 def test_a_feature_is_called_by_its_name_for_people() -> None:

@@ -1,4 +1,4 @@
-"""What all operations have in common: from arguments to a request, from an answer to results."""
+"""Calls an operation of the API: makes a request from its arguments, and results from the answer."""
 
 from __future__ import annotations
 

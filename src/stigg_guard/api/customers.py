@@ -1,4 +1,4 @@
-"""Whose entitlements a mutation may change, and where it says so: in its variables or in its answer."""
+"""Finds the customers whose entitlements a mutation may change: in its variables or in its answer."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Gate(Protocol):
         """0 if a request of this operation may go out now, which counts it; else for how many seconds none may."""
         ...
 
-    def refused(self, operation: str, seconds: float | None) -> None:
+    def rate_limited(self, operation: str, seconds: float | None) -> None:
         """The server took none any more; ``seconds`` is what it said of when it will."""
         ...
 
@@ -180,7 +180,7 @@ class Transport:
         outcome = _in_thread(lambda: self._exchange(request, deadline), deadline)
         answer = self._read(outcome, request) if isinstance(outcome, _Reply) else self._lost(outcome, request)
         if self._gate is not None and isinstance(answer, ApiRateLimited):
-            self._gate.refused(request.operation, vars(answer).get("retry_after"))
+            self._gate.rate_limited(request.operation, vars(answer).get("retry_after"))
         return answer
 
     def _exchange(self, request: Request, deadline: float) -> _Reply:

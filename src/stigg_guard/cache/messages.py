@@ -1,4 +1,4 @@
-"""What Stigg tells of changes, by webhooks and through its queue: whose entitlements a message is about."""
+"""Reads the messages of Stigg's webhooks and of its queue: which customer's entitlements have changed."""
 
 from __future__ import annotations
 

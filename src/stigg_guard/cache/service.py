@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from stigg_guard.cache.redis import RedisSnapshots, news_in
-from stigg_guard.cache.snapshots import AllOf, Snapshot
+from stigg_guard.cache.redis_snapshots import RedisSnapshots, news_in
+from stigg_guard.cache.shared import AllOf
+from stigg_guard.cache.snapshots import Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
@@ -184,8 +185,8 @@ class CacheService:
     def _renew(
         self, pool: Executor, customers: Collection[Customer], change: _Change, why: str
     ) -> Collection[Customer]:
-        """Renews them; those that the sidecar did not answer for. Who failed before comes after all others: after a
-        failure nobody is asked for during a moment."""
+        """Renews them; returns those that the sidecar did not answer for. Who failed before comes after all others: a
+        failure stops all requests for a moment."""
         first = [customer for customer in customers if customer not in self._failing]
         again = [customer for customer in customers if customer in self._failing]
         failed: list[Customer] = []

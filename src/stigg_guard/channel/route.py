@@ -71,7 +71,7 @@ class Route:
         Raises:
             SidecarUnavailable: the sidecar hangs and was not asked, or there is no time left to ask it.
             ClientClosed: the route was closed.
-            grpc.RpcError: what the call came to.
+            grpc.RpcError: the call failed.
         """
         if self._silent >= self.TRIPS:
             self._find_out(call)
@@ -212,7 +212,7 @@ class Route:
 class _Connection:
     """A gRPC channel, which shares no connection with another one.
 
-    ``users`` are the calls under way on it; ``stands`` says whether the last one that came to anything was answered.
+    ``users`` are the calls under way on it; ``stands`` says whether the last one that ended was answered.
     """
 
     def __init__(self, target: Target) -> None:

@@ -1,4 +1,4 @@
-"""Where the sidecar is, and how it is reached: in plaintext or by TLS, straight or through a proxy."""
+"""The sidecar's address, and how it is reached: in plaintext or by TLS, straight or through a proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the words of a command go, and how they look there."""
+"""The console of commands: text, tables and JSON on standard output, warnings and errors on standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The features that a project names, held against those that are known: by a catalog, or by the sidecar."""
+"""Compares the features that a project names with those that a catalog or the sidecar knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a project names features: in its Python files and templates, read and not run.
+"""Finds the features that a project names, in its Python files and templates, which are read and not run.
 
 Where an id is no literal, nobody can tell it without running the project; such places are found too.
 """

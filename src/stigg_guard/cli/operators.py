@@ -1,4 +1,4 @@
-"""What operators ask and do: a customer's entitlements, a usage report, the ledger.
+"""The operators' commands: show a customer's entitlements, report usage, look after the ledger.
 
 Each function prints on a console and returns the exit status: 0 for done or allowed, 1 for denied, left or declined.
 What goes wrong is raised.

@@ -17,7 +17,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from stigg_guard import amounts
 from stigg_guard.api import CreditEntitlement, EntitlementsState, FeatureEntitlement, UsageMeasurementWithCurrentUsage
-from stigg_guard.entitlements import entitlement_from_wire
+from stigg_guard.decoding import entitlement_from_wire
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.wire import sidecar_pb2 as pb
 from stigg_guard.wire.beside import set_rates, set_valid_until

@@ -27,7 +27,7 @@ from stigg_guard.urls import prefix_at
 
 BURST = 0.1
 """The part of a limit that may come at once."""
-REFUSED_SECONDS = 1.0
+RATE_LIMITED_SECONDS = 1.0
 """For how long nothing is sent after a 429 that does not say."""
 REST_SECONDS = 1.0
 GRAIN = 1e-6
@@ -93,11 +93,11 @@ class RateGate:
         name = _OPERATIONS.get(operation)
         return 0.0 if name is None else self._buckets.take(name, self._paces[name])
 
-    def refused(self, operation: str, seconds: float | None) -> None:
+    def rate_limited(self, operation: str, seconds: float | None) -> None:
         """The server refused one: who else shares the limit has used it up."""
         name = _OPERATIONS.get(operation)
         if name is not None:
-            self._buckets.close_for(name, self._paces[name], REFUSED_SECONDS if seconds is None else seconds)
+            self._buckets.close_for(name, self._paces[name], RATE_LIMITED_SECONDS if seconds is None else seconds)
 
 
 def pace_of(limit: Limit, share: float) -> Pace:

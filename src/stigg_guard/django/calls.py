@@ -1,4 +1,4 @@
-"""How Django's views are called: what their requests say, and what their responses come to."""
+"""Calls Django's views: reads their requests, and decides by their responses what was used."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from django.http.response import HttpResponseBase, StreamingHttpResponse
 from django.template.response import SimpleTemplateResponse
 from django.views import View
 
+from stigg_guard.calls import Begin, Ending, HoldOpen, is_asynchronous, settled_call
 from stigg_guard.config import Config
-from stigg_guard.decorators import Begin, Ending, HoldOpen, is_asynchronous, settled_call
 from stigg_guard.django.asynchronous import ASYNC_CALLS
 from stigg_guard.django.conf import DEFAULT, get_guard
 from stigg_guard.django.requests import ViewOf, customer_of, login_pages, note_use

@@ -26,7 +26,7 @@ _LITERAL = re.compile(r"\^?((?:[\w/-](?![*+?{])|\\[/.-])*)")
 _ORDER = "Put consumes_usage below the decorator, and ConsumesUsageMixin right of the mixin, that asks who may."
 
 
-class Route(NamedTuple):
+class ViewRoute(NamedTuple):
     """A view's address: how its path begins, whether that is all of it, and what its URL is called."""
 
     beginning: str
@@ -57,13 +57,13 @@ def check_views(**_: Any) -> Sequence[CheckMessage]:
     return [fault for view in dict.fromkeys(route.view for route in routes()) for fault in _faults(view)]
 
 
-def routes() -> Sequence[Route]:
+def routes() -> Sequence[ViewRoute]:
     """All of the site."""
     has_urls = getattr(settings, "ROOT_URLCONF", None) is not None
     return list(_routes(get_resolver().url_patterns, "/", True, ())) if has_urls else ()
 
 
-def _routes(patterns: Sequence[Any], before: str, is_whole: bool, namespaces: Sequence[str]) -> Iterator[Route]:
+def _routes(patterns: Sequence[Any], before: str, is_whole: bool, namespaces: Sequence[str]) -> Iterator[ViewRoute]:
     for pattern in patterns:
         literal, is_literal = _literal(pattern)
         path = before + literal if is_whole else before
@@ -72,7 +72,7 @@ def _routes(patterns: Sequence[Any], before: str, is_whole: bool, namespaces: Se
             yield from _routes(pattern.url_patterns, path, is_whole and is_literal, within)
         elif isinstance(pattern, URLPattern):
             name = ":".join((*namespaces, pattern.name or pattern.lookup_str))
-            yield Route(path, is_whole and is_literal, name, pattern.callback)
+            yield ViewRoute(path, is_whole and is_literal, name, pattern.callback)
 
 
 def _literal(pattern: Any) -> tuple[str, bool]:
@@ -88,7 +88,7 @@ def _literal(pattern: Any) -> tuple[str, bool]:
     return literal.replace("\\", ""), rest in (r"$", r"\Z") or (not rest and isinstance(pattern, URLResolver))
 
 
-def _unmet(using: str, rule: Rule, found: Sequence[Route]) -> CheckMessage:
+def _unmet(using: str, rule: Rule, found: Sequence[ViewRoute]) -> CheckMessage:
     known = {route.name if rule.path is None else route.beginning for route in found}
     nearest = get_close_matches(rule.view or rule.path or "", sorted(known), n=1, cutoff=0.0)
     hint = "Correct it" + (f"; the nearest is {nearest[0]!r}." if nearest else ".")

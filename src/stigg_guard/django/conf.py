@@ -16,9 +16,9 @@ from django.db import connections
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
+from stigg_guard.calls import is_asynchronous
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.decorators import is_asynchronous
 from stigg_guard.django.ledger.address import address_of
 from stigg_guard.django.ledger.ledger import django_ledger_from_url
 from stigg_guard.django.signals import SignalObserver
@@ -29,7 +29,7 @@ from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
 from stigg_guard.readers import split_address
 from stigg_guard.urls import ledger_file, redis_url
-from stigg_guard.usage.holds import confirm_now
+from stigg_guard.usage.confirm import confirm_now
 from stigg_guard.web.paywall import Paywalls
 
 Resolver: TypeAlias = Callable[[HttpRequest], "str | Customer | None"]
@@ -63,7 +63,7 @@ def get_guard(using: str = DEFAULT) -> Guard:
 
 
 def configured(using: str = DEFAULT) -> Configured:
-    """What a configuration has made.
+    """Returns what one configuration makes: its guard, and how the customer of a request is found.
 
     Raises:
         ImproperlyConfigured: as from :func:`get_guard`.

@@ -1,4 +1,4 @@
-"""What the admin's ledger page hangs its permissions on. The ledger itself is wherever the setting ``LEDGER`` says."""
+"""The permissions of the admin's ledger page. The ledger itself is wherever the setting ``LEDGER`` says."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class AutoSchema(openapi.AutoSchema):
         statuses = {status for guard in guards for status in get_guard(guard.using).config.status_codes.values()}
         for status in sorted({*statuses, HTTPStatus.SERVICE_UNAVAILABLE}):
             response = {
-                "description": responses.get(status, "Refused"),  # STATUS_CODES may have one of its own
+                "description": responses.get(status, "Denied"),  # STATUS_CODES may have one of its own
                 "content": {PROBLEM_TYPE: {"schema": _PROBLEM.ref}},
             }
             operation["responses"].setdefault(str(int(status)), response)

@@ -1,4 +1,4 @@
-"""What templates of Django and of Jinja ask about: nothing of it ends the page."""
+"""The customer's plan for templates of Django and of Jinja. An error in it never ends the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a request: its customer, the plan that is shown, and what was used."""
+"""The state of a request: its customer, the plan that pages show, and what was used."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ from rest_framework.throttling import BaseThrottle
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Dimensions, KeyOfCall, OneOrComputed, OnRepeat
+from stigg_guard.calls import Dimensions, OneOrComputed
+from stigg_guard.decorators import KeyOfCall, OnRepeat
 from stigg_guard.django.calls import DjangoCalls
 from stigg_guard.django.conf import DEFAULT
 from stigg_guard.django.middleware import denial_of

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from stigg_guard.usage.holds import Confirm
+from stigg_guard.usage.confirm import Confirm
 from stigg_guard.usage.streams import end_dropped
 
 

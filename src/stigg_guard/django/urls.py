@@ -20,7 +20,7 @@ from django.utils.translation import get_language_from_path
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import OneOrComputed
+from stigg_guard.calls import OneOrComputed
 from stigg_guard.django.calls import DjangoCalls, is_awaited
 from stigg_guard.django.conf import DEFAULT, configurations
 from stigg_guard.rules import Rule, rule_of

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Begin, Ending, HoldOpen, is_asynchronous, settled_call
+from stigg_guard.calls import Begin, Ending, HoldOpen, is_asynchronous, settled_call
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask.addresses import login_pages

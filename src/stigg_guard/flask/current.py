@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, cast
 
 from flask import Flask, Request, current_app, has_request_context, request
 
-from stigg_guard.decorators import Begin, Ending
+from stigg_guard.calls import Begin, Ending
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, FeatureDenied, SignInRequired
 from stigg_guard.guard import Guard

@@ -7,7 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount
-from stigg_guard.decorators import Dimensions, KeyOfCall, OnRepeat
+from stigg_guard.calls import Dimensions
+from stigg_guard.decorators import KeyOfCall, OnRepeat
 from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource
 
 P = ParamSpec("P")

@@ -20,7 +20,7 @@ from stigg_guard.flask.signals import Signals
 from stigg_guard.flask.templating import add_to_templates
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
-from stigg_guard.usage.holds import Confirm, confirm_now
+from stigg_guard.usage.confirm import Confirm, confirm_now
 from stigg_guard.web.rate_limit import rate_limit_headers
 from stigg_guard.web.views import exempt
 from stigg_guard.wording import ENGLISH, Wording

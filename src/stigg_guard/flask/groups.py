@@ -12,7 +12,7 @@ from flask import Blueprint, Flask, Request, Response
 
 from stigg_guard import decorators
 from stigg_guard.amounts import usage_amount
-from stigg_guard.decorators import Begin, Ending
+from stigg_guard.calls import Begin, Ending
 from stigg_guard.entitlements import require_id
 from stigg_guard.flask.calls import AmountOfRequest, FlaskCalls, Resource, settled_view, synchronous
 from stigg_guard.flask.current import CurrentRequest, app_guard, known_of, of_request, this_app, this_request

@@ -26,7 +26,7 @@ feature_denied = _signals.signal(
 )
 usage_reported = _signals.signal(
     "stigg-guard-usage-reported",
-    doc="The sidecar has counted a report: ``answer.report`` is what it was, ``answer.current_usage`` what it came to. "
+    doc="The sidecar has counted a report: ``answer.report`` is that, ``answer.current_usage`` the usage after it. "
     "Sent in the thread that reports, where no application context is.",
 )
 usage_threshold_reached = _signals.signal(

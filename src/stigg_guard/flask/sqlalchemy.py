@@ -12,7 +12,7 @@ from flask import g, has_app_context
 
 from stigg_guard.errors import MissingExtra
 from stigg_guard.log import logger
-from stigg_guard.usage.holds import Confirm, ConfirmSince
+from stigg_guard.usage.confirm import Confirm, ConfirmSince
 
 try:
     from sqlalchemy import Connection, Engine, event

@@ -1,4 +1,4 @@
-"""What templates can say of the signed-in customer's plan.
+"""The signed-in customer's plan for templates.
 
 During an outage, and with nobody signed in, they have nothing to say: false, empty. They find the customer by the
 request and not by the template's context, so imported templates need no ``with context``.

@@ -1,4 +1,4 @@
-"""What is sold, and to whom: the catalog of the local sidecar, read from a TOML file or from the offline JSON."""
+"""The catalog of the local sidecar: what is sold, and to whom, read from a TOML file or from the offline JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from stigg_guard.amounts import QUANTA_PER_UNIT, quanta
 from stigg_guard.errors import ConfigError
-from stigg_guard.sidecar.document import Faults, Table, read_json, read_toml, without_nulls
+from stigg_guard.sidecar.document import DocumentFaults, Table, read_json, read_toml, without_nulls
 from stigg_guard.sidecar.periods import RESETS
 
 KINDS = ("boolean", "numeric", "enum", "metered")
@@ -212,11 +212,11 @@ def parse_offline(text: str, *, source: str = "catalog") -> Catalog:
 
 def offline_catalog(document: Mapping[str, Any], *, source: str) -> Catalog:
     """As :func:`parse_offline`, of what is parsed already."""
-    faults = Faults(source)
+    faults = DocumentFaults(source)
     return _offline_catalog(Table(faults, (), without_nulls(document)), faults)
 
 
-def _offline_catalog(root: Table, faults: Faults) -> Catalog:
+def _offline_catalog(root: Table, faults: DocumentFaults) -> Catalog:
     kinds: dict[str, str] = {}
     plans: dict[str, Plan] = {}
     customers: dict[str, CatalogCustomer] = {}

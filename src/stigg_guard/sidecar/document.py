@@ -22,7 +22,7 @@ class Table:
     A value that does not fit is noted as a fault and read as if it were absent, so that reading goes on to the next.
     """
 
-    def __init__(self, faults: Faults, path: KeyPath, data: object, example: str = "") -> None:
+    def __init__(self, faults: DocumentFaults, path: KeyPath, data: object, example: str = "") -> None:
         self._is_table = isinstance(data, Mapping)
         if not isinstance(data, Mapping):
             hint = f" such as {example}" if example else ""
@@ -127,7 +127,7 @@ class Table:
             yield name, within.table(name)
 
 
-class Faults:
+class DocumentFaults:
     """All that is wrong with one document; ``line_of`` finds the line of a path, where the document has lines."""
 
     def __init__(self, source: str, line_of: Callable[[KeyPath], int] | None = None) -> None:
@@ -148,12 +148,12 @@ class Faults:
             raise ConfigError(f"{self._source}: {count}", *lines)
 
 
-def read_toml(text: str, source: str) -> tuple[Table, Faults]:
+def read_toml(text: str, source: str) -> tuple[Table, DocumentFaults]:
     """The root table of a TOML text, and where its faults gather. Raises ``ConfigError`` when it cannot be read."""
     return _root(toml_value, text, source, _toml_lines(text))
 
 
-def read_json(text: str, source: str) -> tuple[Table, Faults]:
+def read_json(text: str, source: str) -> tuple[Table, DocumentFaults]:
     """The root table of a JSON text, and where its faults gather; a key whose value is null counts as absent. Raises
     ``ConfigError`` when it cannot be read."""
     return _root(lambda text: without_nulls(json_value(text)), text, source, _json_lines(text))
@@ -168,13 +168,13 @@ def without_nulls(value: Any) -> Any:
 
 def _root(
     read: Callable[[str], Any], text: str, source: str, line_of: Callable[[KeyPath], int]
-) -> tuple[Table, Faults]:
+) -> tuple[Table, DocumentFaults]:
     try:
         data = read(text)
     except Unreadable as error:
         line = f"line {line_of(error.path)}, " if error.path else ""
         raise ConfigError(f"{source}: {line}{error}") from None
-    faults = Faults(source, line_of)
+    faults = DocumentFaults(source, line_of)
     return Table(faults, (), data), faults
 
 

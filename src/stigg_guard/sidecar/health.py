@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _change(self, name: str, body: bytes) -> None:
         """A change by whoever has the page's token, in a header that no other page can send."""
         self._require_loopback()
-        self._refuse_foreign_pages()
+        self._deny_foreign_pages()
         page = self.server.page
         if page is None:
             raise self.server.without_customers()
@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
 
     def _graphql(self, body: bytes) -> tuple[HTTPStatus, Mapping[str, Any]]:
-        self._refuse_foreign_pages()
+        self._deny_foreign_pages()
         request = _object(body)
         self.server.learn()
         try:
@@ -201,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, _ = self.path.partition("?")
         if not path.startswith(CUSTOMERS):
             raise _Problem(HTTPStatus.NOT_FOUND, f"PUT is for {CUSTOMERS}{{id}}")
-        self._refuse_foreign_pages()
+        self._deny_foreign_pages()
         plan, resource = _plan_change(body)
         engine = self.server.learn()
         try:
@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not (is_loopback(str(self.client_address[0])) and is_loopback(host)):
             raise _Problem(HTTPStatus.FORBIDDEN, "the page is for this machine alone; ask for it as localhost")
 
-    def _refuse_foreign_pages(self) -> None:
+    def _deny_foreign_pages(self) -> None:
         """A web page in the user's browser must not change plans.
 
         The media type forces a preflight that is never granted; the Host check defeats a page whose domain name was

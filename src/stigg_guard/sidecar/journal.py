@@ -1,4 +1,4 @@
-"""What was asked and told lately, for people to look at."""
+"""The journal of the latest requests, which the status page shows."""
 
 from __future__ import annotations
 

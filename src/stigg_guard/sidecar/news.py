@@ -19,7 +19,7 @@ _Send: TypeAlias = "Callable[[StringValue | None], None]"
 _EVERYBODY = frozenset({""})
 
 
-class News:
+class Watchers:
     """The watchers of one server. They take none of its threads."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from stigg_guard.errors import ConfigError
 from stigg_guard.sidecar.catalog import Account, Catalog, CatalogCustomer, Feature, Grant, Plan, read_grant
-from stigg_guard.sidecar.document import Faults, Table
+from stigg_guard.sidecar.document import DocumentFaults, Table
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.store import Store
 from stigg_guard.wire import sidecar_pb2 as pb
@@ -137,13 +137,13 @@ def parse_plan(entitlements: Mapping[str, Any], *, source: str) -> Mapping[str, 
     """
     if not isinstance(entitlements, Mapping) or not all(isinstance(feature, str) for feature in entitlements):
         raise ConfigError(f"{source}: expected a mapping by feature id, not {entitlements!r}")
-    faults = Faults(source)
+    faults = DocumentFaults(source)
     given = {feature: _read(faults, feature, entitlements[feature]) for feature in Table(faults, (), entitlements)}
     faults.raise_any()
     return given
 
 
-def _read(faults: Faults, feature_id: str, value: Any) -> Given:
+def _read(faults: DocumentFaults, feature_id: str, value: Any) -> Given:
     spelled = _spelled(value)
     kind = _kind(spelled)
     if kind is None:

@@ -1,4 +1,4 @@
-"""The windows in which usage counts: from an anchor, one period after the other, in UTC."""
+"""Usage periods: windows in which usage counts, one after the other from an anchor, in UTC."""
 
 from __future__ import annotations
 

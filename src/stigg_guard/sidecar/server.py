@@ -18,21 +18,14 @@ import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
-from stigg_guard.errors import (
-    ClientClosed,
-    ConfigError,
-    InvalidRequest,
-    MissingExtra,
-    SidecarError,
-    SidecarStartError,
-)
+from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, MissingExtra, SidecarError, SidecarStartError
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.faults import Faults, Injected
 from stigg_guard.sidecar.health import HealthServer, is_loopback, is_wildcard, resolve
 from stigg_guard.sidecar.journal import Journal
 from stigg_guard.sidecar.metrics import Metrics
-from stigg_guard.sidecar.news import News
+from stigg_guard.sidecar.news import Watchers
 from stigg_guard.sidecar.page import Page
 from stigg_guard.sidecar.settings import Settings
 from stigg_guard.sidecar.state import StateUnavailable
@@ -130,7 +123,7 @@ class Sidecar:
         self._tls = tls
         self._metrics = metrics or Metrics()
         self._faults = faults or Faults({})
-        self._news = News()
+        self._watchers = Watchers()
         self._is_over = Event()
         self._journal = Journal()
         self._token = token or secrets.token_urlsafe(16)
@@ -165,7 +158,7 @@ class Sidecar:
             raise
         self._grpc.start()
         if isinstance(self._answers, Engine):
-            self._answers.on_change = self._news.tell
+            self._answers.on_change = self._watchers.tell
             Thread(target=self._answers.follow, args=(self._is_over,), name="stigg-sidecar-follow", daemon=True).start()
         Thread(
             target=self._http.serve_forever, args=(HTTP_POLL_SECONDS,), name="stigg-sidecar-http", daemon=True
@@ -178,7 +171,7 @@ class Sidecar:
         self._health.enter_graceful_shutdown()
         if self._page is not None:
             self._page.end()
-        self._news.end()
+        self._watchers.end()
         self._is_over.set()
         self._http.shutdown()
         self._http.server_close()
@@ -205,7 +198,7 @@ class Sidecar:
     def _listen_grpc(self) -> grpc.Server:
         server = grpc.server(self._workers, options=OPTIONS)
         handlers = {name: self._handler(name, method) for name, method in METHODS.items()}
-        watch = {WATCH.rpartition("/")[2]: self._news.handler(self._accepts)}
+        watch = {WATCH.rpartition("/")[2]: self._watchers.handler(self._accepts)}
         services_of_ours = ((SERVICE.full_name, handlers), (NEWS, watch))
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*one) for one in services_of_ours])
         self._health.set(SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
@@ -241,18 +234,18 @@ class Sidecar:
         unreadable = method.request()
         note = self._journal.note
 
-        def refuse(request: Message, context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
+        def reject(request: Message, context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
             requests.labels(name, code.name).inc()
             note(name, request, None, details)
             context.abort(code, details[:MAX_DETAILS])
 
-        def refuse_upstream(request: Message, context: grpc.ServicerContext, error: SidecarError) -> NoReturn:
+        def reject_upstream(request: Message, context: grpc.ServicerContext, error: SidecarError) -> NoReturn:
             code = _PASSED_ON.get(error.code, grpc.StatusCode.UNAVAILABLE)
             if code is grpc.StatusCode.UNAUTHENTICATED:
                 self._metrics.invalid_api_key_errors.inc()
             elif code is not grpc.StatusCode.INVALID_ARGUMENT:
                 self._metrics.network_request_errors.inc()
-            refuse(request, context, code, str(error))
+            reject(request, context, code, str(error))
 
         def read(body: bytes) -> Message:
             try:
@@ -263,9 +256,9 @@ class Sidecar:
         def handle(request: Message, context: grpc.ServicerContext) -> Message:
             if request is unreadable:
                 details = f"this is no {method.request.DESCRIPTOR.name}; send its bytes as protobuf writes them"
-                refuse(request, context, grpc.StatusCode.INVALID_ARGUMENT, details)
+                reject(request, context, grpc.StatusCode.INVALID_ARGUMENT, details)
             if not self._accepts(context):
-                refuse(request, context, grpc.StatusCode.UNAUTHENTICATED, f"send the sidecar's key as {API_KEY}")
+                reject(request, context, grpc.StatusCode.UNAUTHENTICATED, f"send the sidecar's key as {API_KEY}")
             began = perf_counter()
             timeout = min(context.time_remaining() or UPSTREAM_SECONDS, UPSTREAM_SECONDS)
             try:
@@ -273,16 +266,16 @@ class Sidecar:
                     self._learn()
                 response: Message = answer(name, request, timeout=timeout, idempotency_key=idempotency_key(context))
             except InvalidRequest as error:
-                refuse(request, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                reject(request, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except Injected as fault:
-                refuse(request, context, fault.code(), fault.details())
+                reject(request, context, fault.code(), fault.details())
             except SidecarError as error:
-                refuse_upstream(request, context, error)
+                reject_upstream(request, context, error)
             except (StateUnavailable, ClientClosed) as error:
-                refuse(request, context, grpc.StatusCode.UNAVAILABLE, str(error))
+                reject(request, context, grpc.StatusCode.UNAVAILABLE, str(error))
             except Exception:
                 logger.exception("the answer to %s failed", name)
-                refuse(request, context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
+                reject(request, context, grpc.StatusCode.INTERNAL, f"{name} failed; the sidecar's log says why")
             count_answered()
             measure(perf_counter() - began)
             note(name, request, response)

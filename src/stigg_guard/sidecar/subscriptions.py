@@ -1,4 +1,4 @@
-"""Who has subscribed to what: customers and resources, the offers of their plans, and the windows of their usage."""
+"""Subscriptions: customers and resources, the offers of their plans, and the windows of their usage."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _NEVER = datetime.max.replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CreditSource:
     """Credits of one grant, of one top-up, or of the plan in this period. ``content`` is how it is kept, or would be;
     ``usage`` is what those of a plan are counted by."""
 
@@ -79,35 +79,35 @@ class Wallets:
         used = quanta(self._store.usage(key)) + self.consumed(subscriber, currency, now)
         return max(0, quanta(offer.grant.limit) - used)
 
-    def sources(self, customer: str, resource: str) -> list[Source]:
+    def sources(self, customer: str, resource: str) -> list[CreditSource]:
         """All credits of a customer, or of a resource: those that were granted, and those of the plan."""
         subscriber = self._subscriptions.subscriber(customer, resource)
         granted = self._store.records(CREDITS, customer)
-        mine = [Source(key.name, one) for key, one in granted.items() if one["resource"] == resource]
+        mine = [CreditSource(key.name, one) for key, one in granted.items() if one["resource"] == resource]
         currencies = self._subscriptions.offers_of_plan(subscriber).credits
         plans = (self._of_plan(self._store.usage, subscriber, currency, self._now()) for currency in currencies)
         return [*mine, *filter(None, plans)]
 
-    def grant(self, customer: str, content: Mapping[str, Any]) -> Source:
+    def grant(self, customer: str, content: Mapping[str, Any]) -> CreditSource:
         """Give credits. ``content`` has all but their use."""
         now = self._now().isoformat()
         made = {**content, "consumed": 0, "voidedAt": None, "createdAt": now, "updatedAt": now}
-        source = Source(f"grant-{uuid.uuid4()}", made)
+        source = CreditSource(f"grant-{uuid.uuid4()}", made)
         with self._store.transaction() as transaction:
             transaction.keep(RecordKey(CREDITS, customer, source.id), made)
             transaction.note(_event(customer, source, GRANTED, made["amount"], now))
         return source
 
-    def void(self, id_: str) -> tuple[str, Source] | None:
+    def void(self, id_: str) -> tuple[str, CreditSource] | None:
         """Take back what is left of a grant; whose it is, and what it is now. None when there is no usable one."""
         now = self._now()
         known = (key for key in self._store.records(CREDITS) if key.name == id_)
         with self._store.transaction() as transaction:
             for key in known:
-                before = Source(id_, transaction.records(CREDITS, key.customer)[key])
+                before = CreditSource(id_, transaction.records(CREDITS, key.customer)[key])
                 if before.status(now) in ("ACTIVE", "SCHEDULED"):
                     at = now.isoformat()
-                    voided = Source(id_, {**before.content, "voidedAt": at, "updatedAt": at})
+                    voided = CreditSource(id_, {**before.content, "voidedAt": at, "updatedAt": at})
                     transaction.keep(key, voided.content)
                     transaction.note(_event(key.customer, voided, VOIDED, before.left, at))
                     return key.customer, voided
@@ -151,7 +151,7 @@ class Wallets:
     def events(self, customer: str) -> list[CreditEvent]:
         """What happened to a customer's credits and those of its resources, the newest first."""
         now = self._now()
-        sources = [Source(key.name, one) for key, one in self._store.records(CREDITS, customer).items()]
+        sources = [CreditSource(key.name, one) for key, one in self._store.records(CREDITS, customer).items()]
         expired = [
             _event(customer, source, EXPIRED, source.left, source.content["expireAt"])
             for source in sources
@@ -161,7 +161,13 @@ class Wallets:
         return sorted(every, key=lambda event: datetime.fromisoformat(event.at))[::-1]
 
     def _use(
-        self, transaction: Transaction, subscriber: Subscriber, source: Source, amount: int, feature: str, now: datetime
+        self,
+        transaction: Transaction,
+        subscriber: Subscriber,
+        source: CreditSource,
+        amount: int,
+        feature: str,
+        now: datetime,
     ) -> None:
         used, at = source.content["consumed"] + amount, now.isoformat()
         if source.usage is not None:
@@ -173,7 +179,7 @@ class Wallets:
 
     def _of_plan(
         self, usage: Callable[[CounterKey], float], subscriber: Subscriber, currency: str, now: datetime
-    ) -> Source | None:
+    ) -> CreditSource | None:
         offer = self._subscriptions.offers_of_plan(subscriber).credits.get(currency)
         if offer is None:
             return None
@@ -185,7 +191,7 @@ class Wallets:
 
     def _debt(
         self, usage: Callable[[CounterKey], float], subscriber: Subscriber, currency: str, now: datetime
-    ) -> Source:
+    ) -> CreditSource:
         """What was used of credits that are not there; grants that come pay for it."""
         key, _ = self._subscriptions.usage_key(subscriber, without_plan(currency), now)
         return _recurring(subscriber, currency, 0, quanta(usage(key)), key, DEFAULT_ANCHOR, None)
@@ -193,10 +199,10 @@ class Wallets:
 
 def _usable(
     granted: Mapping[RecordKey, Mapping[str, Any]], subscriber: Subscriber, currency: str, now: datetime
-) -> Iterator[Source]:
+) -> Iterator[CreditSource]:
     for key, one in granted.items():
         if (one["resource"], one["currency"]) == (subscriber.resource, currency) and is_usable(one, now):
-            yield Source(key.name, one)
+            yield CreditSource(key.name, one)
 
 
 def _recurring(
@@ -207,7 +213,7 @@ def _recurring(
     usage: CounterKey,
     begins: datetime,
     ends: str | None,
-) -> Source:
+) -> CreditSource:
     """The credits of a plan, as those that were granted are kept."""
     content = {
         "resource": subscriber.resource,
@@ -224,9 +230,9 @@ def _recurring(
         "displayName": currency,
     }
     parts = ("recurring", subscriber.customer, subscriber.resource, currency)
-    return Source("-".join(filter(None, parts)), content, usage)
+    return CreditSource("-".join(filter(None, parts)), content, usage)
 
 
-def _event(customer: str, source: Source, type_: str, amount: int, at: str, feature: str = "") -> CreditEvent:
+def _event(customer: str, source: CreditSource, type_: str, amount: int, at: str, feature: str = "") -> CreditEvent:
     resource, currency = source.content["resource"], source.content["currency"]
     return CreditEvent(customer, resource, currency, type_, source.id, feature, amount, at)

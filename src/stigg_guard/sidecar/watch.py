@@ -1,4 +1,4 @@
-"""The catalog's file, seen to change: a running sidecar takes it in again."""
+"""Watches the catalog's file: a running sidecar reads it again when it has changed."""
 
 from __future__ import annotations
 

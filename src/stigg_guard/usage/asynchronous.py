@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from stigg_guard.decorators import Ending, HoldOpen
+from stigg_guard.calls import Ending, HoldOpen
 from stigg_guard.log import logger
 from stigg_guard.usage.streams import SettlingStream, end_dropped
 
@@ -67,7 +67,7 @@ class AsyncCalls:
             raise
 
     async def settled_call(self, call: Callable[[], Awaitable[Any]], settle: Settle, ending: Ending, view: View) -> Any:
-        """As :func:`stigg_guard.decorators.settled_call`, for a call that is awaited; ``ending`` is called in a thread.
+        """As :func:`stigg_guard.calls.settled_call`, for a call that is awaited; ``ending`` is called in a thread.
 
         Success is that of the view: if a guard below has told of one, a cancellation that came after it is none here.
         """

@@ -12,7 +12,8 @@ from stigg_guard.amounts import Amount, finite_number, usage_amount
 from stigg_guard.entitlements import Customer, Entitlement, require_id
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.ledger import Event, Hold, Once
-from stigg_guard.usage.holds import REPEATED, Confirm, Holds, confirm_now
+from stigg_guard.usage.confirm import Confirm, confirm_now
+from stigg_guard.usage.holds import REPEATED, Holds
 
 
 class Consumption:

@@ -29,13 +29,13 @@ LEASE_SECONDS = 30.0
 RECHECK_SECONDS = 1.0
 MAX_RESENDS = 5
 CLOCK_SECONDS = 5.0
-"""How long a report whose time is refused waits: as long as a clock may take to be set right."""
+"""How long a report whose time is rejected waits: as long as a clock may take to be set right."""
 
 ANSWERS_NOBODY = (SidecarUnavailable, SidecarUnauthenticated)
 """Errors that say nothing of one report: whoever asks, the sidecar takes no report, or not under this key."""
 
 UNANSWERED = "it was sent and not answered, so it may have been counted"
-REFUSED_TIME = "its time was refused; it is sent again with a time that does not lie ahead of the clock"
+REJECTED_TIME = "its time was rejected; it is sent again with a time that does not lie ahead of the clock"
 
 
 class Delivery:
@@ -188,13 +188,13 @@ class Delivery:
             self._ledger.split(batch)
             return
         (report,) = batch.reports
-        if isinstance(error, InvalidRequest) and _names_time(error) and report.reason != REFUSED_TIME:
-            self._ledger.put_back([report], CLOCK_SECONDS, REFUSED_TIME)
-            logger.error("the time of usage of %r is refused: is this host's clock right? %s", str(report.key), error)
+        if isinstance(error, InvalidRequest) and _names_time(error) and report.reason != REJECTED_TIME:
+            self._ledger.put_back([report], CLOCK_SECONDS, REJECTED_TIME)
+            logger.error("the time of usage of %r is rejected: is this host's clock right? %s", str(report.key), error)
             return
         self._ledger.bury(report, str(error))
         self.counts["rejected"] += 1
-        logger.error("the sidecar refuses usage of %r, which is set aside: %s", str(report.key), error)
+        logger.error("the sidecar rejects usage of %r, which is set aside: %s", str(report.key), error)
 
 
 def _names_time(error: InvalidRequest) -> bool:

@@ -5,95 +5,43 @@ from __future__ import annotations
 import secrets
 import threading
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
-from time import monotonic, sleep
-from typing import NamedTuple, TypeAlias, cast
+from time import monotonic
+from typing import cast
 
-from stigg_guard.amounts import quanta, quanta_used, units
-from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, cache_key
+from stigg_guard.cache.snapshots import Snapshot
+from stigg_guard.cache.ttl_cache import cache_key
 from stigg_guard.clock import Clock
-from stigg_guard.config import Config, OnOutage, ReportMode
-from stigg_guard.credits import Rates, price, repriced, wallet_claim
-from stigg_guard.entitlements import Customer, Entitlement, Kind, changed
+from stigg_guard.config import Config, OnOutage
+from stigg_guard.credits import price
+from stigg_guard.entitlements import Customer, Entitlement, Kind
 from stigg_guard.errors import (
     ClientClosed,
     FeatureDenied,
     InvalidRequest,
     KeyReused,
     LedgerUnavailable,
-    SidecarError,
     SidecarTimeout,
     UsageInProgress,
     UsageRepeated,
 )
-from stigg_guard.ledger import (
-    Acknowledged,
-    Claim,
-    Event,
-    Hold,
-    Ledger,
-    LimitExceeded,
-    News,
-    Once,
-    Period,
-    State,
-    UsageKey,
-    Use,
-)
-from stigg_guard.ledger.accounting import affordable
+from stigg_guard.ledger import Acknowledged, Event, Hold, Ledger, Once, UsageKey, Use
 from stigg_guard.log import logger
-from stigg_guard.lookup import DENIAL_SECONDS, Lookup, assumed
+from stigg_guard.lookup import DENIAL_SECONDS, Lookup
 from stigg_guard.observer import Audience, Observer
+from stigg_guard.outage import assumed
+from stigg_guard.usage.confirm import Confirm, ConfirmSince
+from stigg_guard.usage.flushing import Flusher
 from stigg_guard.usage.keeper import HoldKeeper
-from stigg_guard.usage.processes import may_end_at_once
-from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
+from stigg_guard.usage.pricing import Found, Pricing, Wallets, unpaid
+from stigg_guard.usage.quota import Terms, exceeded, partly, take_units
+from stigg_guard.usage.reporter import Reporter
 from stigg_guard.usage.thresholds import tell_of_thresholds
-
-_LOOKED_AT = 100  # how many of the oldest entries
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # in seconds, between two tries to hold what is perhaps free
-
-Confirm: TypeAlias = Callable[[Callable[[bool], None]], None]
-"""Given what ends successful work; calls it once: with True when the success is certain, with False when it was undone,
-as by a transaction that was rolled back."""
-
-
-def confirm_now(end: Callable[[bool], None]) -> None:
-    """Confirms at once, for work that nothing undoes."""
-    end(True)
-
-
-class ConfirmSince(ABC):
-    """A :data:`Confirm` to which it matters when the work began."""
-
-    @abstractmethod
-    def begin(self) -> Confirm:
-        """Returns how work that begins now becomes certain."""
-
-    def __call__(self, end: Callable[[bool], None]) -> None:
-        self.begin()(end)
-
-
-class Terms(NamedTuple):
-    """For how many seconds units are held, how many are enough of the one feature that is wanted (all without), and by
-    what the use counts once. ``is_shared``: it may run while another use has the key, and one of them is counted."""
-
-    ttl: float
-    at_least: float | None = None
-    once: Once | None = None
-    is_shared: bool = False
-
 
 REPEATED = Hold("", ())
 """Stands for the hold of a use that was counted before: nothing is held, nothing will be counted."""
-
-
-Wallets: TypeAlias = "Mapping[str, tuple[Entitlement, Snapshot]]"
-"""Wallets of credits by their currency, with the snapshot that each came from."""
-Found: TypeAlias = Mapping[str, tuple[Entitlement, "Snapshot | None"]]
-"""The answer to each feature that is wanted, and the snapshot that it came from."""
 
 
 class Holds:
@@ -113,7 +61,7 @@ class Holds:
         self._ledger = ledger
         self.confirm = confirm
         self.audience = audience
-        self._unpriced: set[str] = set()
+        self._pricing = Pricing(config.credit_rates)
         self.keeper = HoldKeeper(ledger, config.hold_ttl)
         self.reporter = Reporter(
             ledger,
@@ -124,6 +72,7 @@ class Holds:
             clock,
             audience,
         )
+        self.flusher = Flusher(config, ledger, self.reporter)
         # The threads of a guard that nobody has any more end by themselves.
         for thread in (self.reporter, self.keeper):
             weakref.finalize(self, thread.leave).atexit = False
@@ -227,7 +176,7 @@ class Holds:
             _show(self._lookup, use, usage)
             self.audience.tell(Observer.used, use)
         if any(use.amount or use.is_set for use in uses):
-            self.send(whose.customer_id)
+            self.flusher.send(whose.customer_id)
 
     def watch(self, hold: Hold, owner: object) -> None:
         """Renews the hold until it is committed or released, or its owner is dropped."""
@@ -260,7 +209,7 @@ class Holds:
         if not self._lookup.counts:
             return
         known = self._lookup.cache.snapshots.get(cache_key(Customer(use.key.customer_id, use.key.resource_id or None)))
-        priced = use._replace(rate=self._rates(known).get(use.key.feature_id))
+        priced = use._replace(rate=self._pricing.rates(known).get(use.key.feature_id))
         if once is None:
             confirm(lambda certain: self._record(priced) if certain else None)
             return
@@ -277,34 +226,6 @@ class Holds:
         """Reports what is unsent, briefly, and ends the threads."""
         self.reporter.close()
         self.keeper.close()
-
-    def send(self, customer_id: str = "") -> None:
-        """Sends what is unsent as ``REPORT`` says, with what this process has just used of the customer; what fails
-        stays in the ledger."""
-        at_once = self.reporter.is_over or (self._config.report is ReportMode.AUTO and may_end_at_once())
-        if at_once or self._config.report is ReportMode.INLINE:
-            try:
-                if self._drained(customer_id, at_once):
-                    return
-            except (SidecarError, LedgerUnavailable) as error:
-                logger.warning("usage is not reported yet and stays in the ledger: %s", error)
-        self.reporter.notify()
-
-    def _drained(self, customer_id: str, at_once: bool) -> bool:
-        """Whether all is sent. What is used while others send a report of the same key goes in the next one, and may
-        be theirs to send: that is waited for, as long as a check may take."""
-        used_at, deadline = self._ledger.ticket(customer_id).at, monotonic() + self._config.timeout
-        is_done, pause = self.reporter.drain(SEND_SECONDS, before=used_at if at_once else None), _FIRST_PAUSE
-        while customer_id and self._waits(customer_id, used_at) and monotonic() < deadline:
-            sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            is_done = self.reporter.drain(SEND_SECONDS, before=used_at)
-        return is_done
-
-    def _waits(self, customer_id: str, used_at: int) -> bool:
-        """Whether usage of the customer of that time is not acknowledged yet."""
-        oldest = self._ledger.entries([State.UNSENT, State.SENDING], _LOOKED_AT)
-        return any(entry.key.customer_id == customer_id and entry.first_at <= used_at for entry in oldest)
 
     def _record_once(self, uses: Sequence[Use], once: Once) -> None:
         """Takes usage that does not hold its key, unless a use with the same one was counted."""
@@ -334,7 +255,7 @@ class Holds:
             return
         _show(self._lookup, use, usage)
         self.audience.tell(Observer.used, use)
-        self.send(use.key.customer_id)
+        self.flusher.send(use.key.customer_id)
 
     def _found(
         self, amounts: Mapping[str, float], customer: Customer, max_age: float = inf
@@ -346,11 +267,11 @@ class Holds:
 
     def _taken(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         answers = _answers(found)
-        wallets = self._wallets(found)
+        wallets = self._pricing.wallets(found)
         if wallets is not None:
             hold = self._take(found, customer, terms, wallets)
             is_partly = terms.at_least is not None and hold is not REPEATED
-            return (_partly(answers, hold) if is_partly else answers), hold
+            return (partly(answers, hold) if is_partly else answers), hold
         # Two that hold before they check would each be denied for the other's sake: one after the other.
         asked_at, patience = monotonic(), self._config.timeout
         with _checking[hash(customer) % len(_checking)]:
@@ -374,46 +295,6 @@ class Holds:
             raise
         return answers, hold
 
-    def _wallets(self, found: Found) -> Wallets | None:
-        """The wallets that pay for what is wanted; None where only the sidecar can say whether they can."""
-        wallets: dict[str, tuple[Entitlement, Snapshot]] = {}
-        for feature, (asked, snapshot) in found.items():
-            if not asked.needs_fresh_check:
-                continue
-            rate = self._rates(snapshot).get(feature)
-            wallet = snapshot.find(rate.currency) if rate is not None and snapshot is not None else None
-            if rate is None or wallet is None or snapshot is None or wallet.kind is not Kind.CREDIT:
-                self._warn_of_rate(feature)
-                return None
-            wallets[rate.currency] = wallet, snapshot
-        return wallets
-
-    def _rates(self, snapshot: Snapshot | None) -> Rates:
-        """What features cost: the setting goes before what the source of the snapshot tells. Those that the plan itself
-        pays for cost nothing."""
-        if snapshot is None:
-            return self._config.credit_rates
-        rates = {**snapshot.rates, **self._config.credit_rates}
-        answers = {feature: snapshot.find(feature) for feature in rates}
-        return {
-            feature: rate
-            for feature, rate in rates.items()
-            if (answer := answers[feature]) is None or answer.needs_fresh_check
-        }
-
-    def _priced(self, asked: Entitlement, snapshot: Snapshot | None, customer: Customer) -> Claim:
-        claim = _claim(asked, snapshot, customer)
-        return claim._replace(rate=self._rates(snapshot).get(asked.feature_id)) if asked.needs_fresh_check else claim
-
-    def _warn_of_rate(self, feature: str) -> None:
-        if feature not in self._unpriced:
-            self._unpriced.add(feature)
-            logger.warning(
-                "%r is paid from credits, and nobody tells a rate, so the sidecar is asked at each use, one by one: "
-                "set CREDIT_RATES to its currency, which the customer's plan must have, and to what a unit costs",
-                feature,
-            )
-
     def _take(self, found: Found, customer: Customer, terms: Terms, wallets: Wallets) -> Hold:
         for asked, _ in found.values():
             if asked.kind is Kind.CREDIT and asked.currency == asked.feature_id:
@@ -422,13 +303,10 @@ class Holds:
                 )
             if not asked and not asked.is_limited:
                 raise FeatureDenied(asked, customer)
-        claims = [self._priced(asked, snapshot, customer) for asked, snapshot in found.values()]
-        payments = [
-            wallet_claim(self._rates(snapshot), claims, _claim(wallet, snapshot, customer))
-            for wallet, snapshot in wallets.values()
-        ]
+        claims = [self._pricing.claim(asked, snapshot, customer) for asked, snapshot in found.values()]
+        payments = self._pricing.payments(wallets, claims, customer)
         try:
-            held = self._held([*claims, *payments], terms)
+            held = take_units(self._ledger, [*claims, *payments], terms, self._config.timeout)
         except UsageRepeated:
             return REPEATED
         except UsageInProgress:
@@ -439,32 +317,12 @@ class Holds:
             return self._without_ledger(Hold("", tuple(claims), terms.once), customer, error)
         if isinstance(held, Hold):
             return held
+        named, enough = held.claim.key.feature_id, terms.at_least
         if held.claim.pays_for:
-            wallet, _ = wallets[held.claim.key.feature_id]
-            currency = wallet.feature_id
-            paid_for, rate = next((one.key, one.rate) for one in claims if one.rate and one.rate.currency == currency)
-            enough = terms.at_least and price(rate, terms.at_least)
-            denied = _exceeded(changed(wallet, feature_id=paid_for.feature_id), held, enough)
+            asked, enough = unpaid(wallets[named][0], claims, enough)
         else:
-            denied = _exceeded(found[held.claim.key.feature_id][0], held, terms.at_least)
-        raise FeatureDenied(denied, customer)
-
-    def _held(self, claims: Sequence[Claim], terms: Terms) -> Hold | LimitExceeded:
-        """Asks the ledger; again, as long as a check may take, while a report under way hides whether they fit, and
-        then for what is left, if that is enough."""
-        deadline, pause = monotonic() + self._config.timeout, _FIRST_PAUSE
-        while True:
-            held = self._ledger.hold(claims, terms.ttl, terms.once)
-            if isinstance(held, Hold):
-                return held
-            if held.is_perhaps_free and monotonic() < deadline:
-                sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                continue
-            fewer = None if terms.at_least is None else _fewer(claims, held, terms.at_least)
-            if fewer is None:
-                return held
-            claims = fewer
+            asked, _ = found[named]
+        raise FeatureDenied(exceeded(asked, held, enough), customer)
 
     def _without_ledger(self, unheld: Hold, customer: Customer, error: LedgerUnavailable) -> Hold:
         key = unheld.claims[0].key
@@ -480,32 +338,6 @@ class Holds:
 
     def _rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
-
-
-def _exceeded(asked: Entitlement, held: LimitExceeded, enough: float | None) -> Entitlement:
-    """The denial of an amount, or of what would have been enough of it, with the figures that the ledger counted."""
-    counted = changed(asked, usage_limit=held.limit).with_usage(held.counted)
-    return counted.allows(enough or held.claim.amount)
-
-
-def _fewer(claims: Sequence[Claim], held: LimitExceeded, at_least: float) -> Sequence[Claim] | None:
-    """Claims on what is left of the one feature, if that is enough: whole units where such are wanted."""
-    wanted, *payments = claims
-    rate = dict(held.claim.pays_for).get(wanted.key, 1.0)
-    step = quanta(1) if wanted.amount.is_integer() and at_least.is_integer() else 1
-    fewer = units(affordable(quanta(held.limit) - quanta_used(held.counted), rate, step))
-    if fewer < at_least or fewer >= wanted.amount:
-        return None
-    return [wanted._replace(amount=fewer), *(repriced(payment, wanted, fewer) for payment in payments)]
-
-
-def _partly(answers: dict[str, Entitlement], hold: Hold) -> dict[str, Entitlement]:
-    """The answers, of as many units as are held."""
-    held = {claim.key.feature_id: claim.amount for claim in hold.claims}
-    return {
-        feature: changed(answer, has_access=True, reason=None, requested_usage=held[feature])
-        for feature, answer in answers.items()
-    }
 
 
 # Which checks wait for each other: those of one customer, and by chance a few of others.
@@ -542,17 +374,3 @@ def _correct(lookup: Lookup, key: UsageKey, usage: float, *, lower: bool) -> Non
 
 def _answers(found: Found) -> dict[str, Entitlement]:
     return {feature: answer for feature, (answer, _) in found.items()}
-
-
-def _claim(asked: Entitlement, snapshot: Snapshot | None, customer: Customer) -> Claim:
-    fetched = snapshot.fetched.get(asked.feature_id, asked) if snapshot is not None else asked
-    ticket = snapshot.ticket if snapshot is not None else NO_TICKET
-    limit = asked.hard_limit
-    news = News(
-        Period(*fetched.usage_period_ns),
-        quanta_used(fetched.current_usage),
-        None if limit is None else quanta(limit),
-        ticket.number,
-        ticket.at,
-    )
-    return Claim(UsageKey(customer.id, customer.resource or "", asked.feature_id), asked.requested_usage or 0.0, news)

@@ -1,4 +1,4 @@
-"""Callers' keys: by what a use counts once, however often it is asked for."""
+"""Idempotency keys of callers: with the same one a use counts once, however often it is asked for."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FILES_KEPT = 3_600 * 1_000_000
 
 
 class BoundKey(NamedTuple):
-    """A key that clients choose, bound to the use that it came with first: text that is the same for the same one, such
-    as method, path and amount. With another ``binding`` it is refused."""
+    """An idempotency key that clients choose, bound to the use that it came with first by a text that is the same for
+    the same use, such as method, path and amount. With another ``binding`` it raises ``KeyReused``."""
 
     key: str
     binding: str

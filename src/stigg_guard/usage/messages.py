@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from stigg_guard.amounts import is_figure
-from stigg_guard.entitlements import period_from_wire
+from stigg_guard.decoding import period_from_wire
 from stigg_guard.ledger import Acknowledged, Entry, Period, UsageKey
 from stigg_guard.wire import sidecar_pb2 as wire
 

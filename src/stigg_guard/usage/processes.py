@@ -1,4 +1,4 @@
-"""What can be known of how this process will end: whether a background thread has the time to report."""
+"""Tells whether this process may end right after its work, so that a background thread has no time to report."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class StrandedUses:
         try:
             (answer,) = self._sender.send(kept.batch)
         except InvalidRequest as error:
-            logger.error("the sidecar refuses usage of %r, and no ledger can keep it: %s", str(kept.use.key), error)
+            logger.error("the sidecar rejects usage of %r, and no ledger can keep it: %s", str(kept.use.key), error)
             self.counts["rejected"] += 1
             return True
         except SidecarError as error:

@@ -208,7 +208,7 @@ class Denial:
                 "detail": self.detail,
                 "violated-policies": policies,
             }
-        phrase = responses.get(self.status, "Refused")  # STATUS_CODES may have one of its own
+        phrase = responses.get(self.status, "Denied")  # STATUS_CODES may have one of its own
         detail = f"{self.title}. {self.detail}"
         return {"type": "about:blank", "title": phrase, "status": self.status, "detail": detail}
 

@@ -1,4 +1,4 @@
-"""What pages show of a customer's plan: one wording, one set of figures and one markup for every framework's tags."""
+"""A customer's plan as pages show it: one wording, one set of figures and one markup for every framework's tags."""
 
 from __future__ import annotations
 

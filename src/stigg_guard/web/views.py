@@ -1,4 +1,4 @@
-"""What is the same for the guarded views of every framework."""
+"""Guarded views of any framework: their customer, their calls, what counts as success, and who may cache them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import partial, update_wrapper
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from stigg_guard.calls import Begin, Calls, Ending, Guarding
 from stigg_guard.config import Config
-from stigg_guard.decorators import Begin, Calls, Ending, Guarding
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, InvalidRequest
 from stigg_guard.log import logger

@@ -1,4 +1,4 @@
-"""What travels beside the contract: until when a list of entitlements holds, and what units cost in credits.
+"""Metadata beside the contract: until when a list of entitlements holds, and what units cost in credits.
 
 Each is a field of an unknown number, which every reader of the contract passes over and keeps.
 """

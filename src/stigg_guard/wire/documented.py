@@ -1,4 +1,4 @@
-"""What the documented snippets expect of messages, and protobuf's own classes do not do.
+"""Adds to messages what the documented snippets use, and protobuf's own classes lack.
 
 Its messages are always true, absent parts as well, and read a datetime without a zone as UTC.
 """

@@ -14,16 +14,10 @@ from stigg_guard.ledger.redis import RedisLedger
 Make = Callable[[str], RedisLedger]
 
 
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
 @pytest.fixture
-def server(shared_server: RedisServer) -> RedisServer:
-    shared_server.client.flushall()
-    return shared_server
+def server(redis_server: RedisServer) -> RedisServer:
+    redis_server.client.flushall()
+    return redis_server
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 from stigg_guard.errors import InvalidRequest, MissingExtra
 from stigg_guard.log import logger
 from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.graph.inputs import Problem
+from stigg_guard.sidecar.graph.inputs import GraphError
 from stigg_guard.sidecar.graph.resolvers import Resolvers
 from stigg_guard.sidecar.state import StateUnavailable
 
@@ -81,7 +81,7 @@ class Graph:
             value = source[info.field_name]
             return value() if callable(value) else value
         if isinstance(info.return_type, GraphQLNonNull):
-            raise Problem("NOT_MODELLED", f"the local sidecar has no {info.parent_type}.{info.field_name}")
+            raise GraphError("NOT_MODELLED", f"the local sidecar has no {info.parent_type}.{info.field_name}")
         return None
 
 
@@ -116,7 +116,7 @@ def _told(error: GraphQLError) -> Mapping[str, Any]:
     cause = error.original_error
     if cause is None or isinstance(cause, GraphQLError):
         return {**error.formatted, "extensions": {"code": "BAD_USER_INPUT"}}
-    if isinstance(cause, Problem):
+    if isinstance(cause, GraphError):
         return {**error.formatted, "extensions": {"code": cause.code}}
     if isinstance(cause, StateUnavailable):
         return {**error.formatted, "extensions": {"code": "SERVICE_UNAVAILABLE"}}

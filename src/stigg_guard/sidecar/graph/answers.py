@@ -1,4 +1,4 @@
-"""What the engine knows, as the fields of the API's types. What nobody knows is left out, never made up."""
+"""The engine's data as fields of the API's types. What is unknown is left out, never made up."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from typing import Any
 from stigg_guard.amounts import MAX_AMOUNT, quanta, units
 from stigg_guard.sidecar.document import nearest
 from stigg_guard.sidecar.engine import Engine
-from stigg_guard.sidecar.graph.inputs import Json, Problem, instant_of, take
+from stigg_guard.sidecar.graph.inputs import GraphError, Json, instant_of, take
 from stigg_guard.sidecar.state import CreditEvent
 from stigg_guard.sidecar.subscriptions import Denied
-from stigg_guard.sidecar.wallets import CONSUMED, Source
+from stigg_guard.sidecar.wallets import CONSUMED, CreditSource
 from stigg_guard.wire import sidecar_pb2 as pb
 
 _GIVEN = ("displayName", "comment", "cost", "additionalMetaData")
@@ -28,7 +28,7 @@ _RANGES = {
 
 
 class Credits:
-    """Answers the root fields about credits from an engine. Raises ``Problem`` for what is wrong."""
+    """Answers the root fields about credits from an engine. Raises ``GraphError`` for what is wrong."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -41,7 +41,7 @@ class Credits:
         begins = instant_of("effectiveAt", given["effectiveAt"]) if given.get("effectiveAt") else now
         ends = instant_of("expireAt", given["expireAt"]) if given.get("expireAt") else None
         if ends is not None and ends <= begins:
-            raise Problem("VALIDATION_ERROR", "expireAt: must be later than effectiveAt")
+            raise GraphError("VALIDATION_ERROR", "expireAt: must be later than effectiveAt")
         content = {
             **{key: given[key] for key in _GIVEN if given.get(key) is not None},
             "resource": resource,
@@ -58,7 +58,7 @@ class Credits:
         """``voidCreditGrant``: what is left of a grant is taken back."""
         voided = self._engine.wallets.void(given["id"])
         if voided is None:
-            raise Problem("VALIDATION_ERROR", f"id: there is no credit grant {given['id']!r} that could be voided")
+            raise GraphError("VALIDATION_ERROR", f"id: there is no credit grant {given['id']!r} that could be voided")
         return self._granted(*voided)
 
     def consume(self, given: Json) -> Json:
@@ -140,17 +140,19 @@ class Credits:
             self._engine.wallets.sources(customer, resource)
         except Denied as denied:
             if denied.reason == pb.ACCESS_DENIED_REASON_CUSTOMER_NOT_FOUND:
-                raise Problem("CUSTOMER_NOT_FOUND", f"there is no customer {customer!r}") from None
-            raise Problem("RESOURCE_NOT_FOUND", f"there is no resource {resource!r}") from None
+                raise GraphError("CUSTOMER_NOT_FOUND", f"there is no customer {customer!r}") from None
+            raise GraphError("RESOURCE_NOT_FOUND", f"there is no resource {resource!r}") from None
         return customer, resource
 
     def _currency(self, currency: str) -> str:
         currencies = self._engine.catalog.currencies
         if currency not in currencies:
-            raise Problem("VALIDATION_ERROR", f"currencyId: there is no {currency!r}; {nearest(currency, currencies)}")
+            raise GraphError(
+                "VALIDATION_ERROR", f"currencyId: there is no {currency!r}; {nearest(currency, currencies)}"
+            )
         return currency
 
-    def _granted(self, customer: str, source: Source) -> Json:
+    def _granted(self, customer: str, source: CreditSource) -> Json:
         content = source.content
         return {
             **{key: content.get(key) for key in ("comment", "additionalMetaData", *_TIMES, "voidedAt")},
@@ -174,7 +176,7 @@ class Credits:
 def _amount(given: float) -> int:
     """An amount of credits in quanta."""
     if not math.isfinite(given) or quanta(given) <= 0 or given > MAX_AMOUNT:
-        raise Problem("VALIDATION_ERROR", f"amount: expected a number of credits above 0, not {given}")
+        raise GraphError("VALIDATION_ERROR", f"amount: expected a number of credits above 0, not {given}")
     return quanta(given)
 
 
@@ -201,7 +203,7 @@ def _page(nodes: Sequence[Json], paging: Mapping[str, Any] | None) -> Json:
     take(paging, "first", "after")
     after = paging.get("after") or "0"
     if not (after.isascii() and after.isdigit() and len(after) < 10):
-        raise Problem("VALIDATION_ERROR", f"paging.after: {after!r} is no cursor of this list")
+        raise GraphError("VALIDATION_ERROR", f"paging.after: {after!r} is no cursor of this list")
     begins = int(after)
     first = paging.get("first")
     ends = len(nodes) if first is None else begins + max(0, first)

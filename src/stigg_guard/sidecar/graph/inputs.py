@@ -1,4 +1,4 @@
-"""What is given to the API, as the engine keeps it or takes it."""
+"""Validates the inputs of the API, and converts them for the engine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _WITHOUT_EFFECT = {
 _MONTHS = {"ONE_MONTH": 1, "SIX_MONTH": 6, "ONE_YEAR": 12}
 
 
-class Problem(Exception):
+class GraphError(Exception):
     """What is asked for is wrong, or not to be had here; ``code`` says which."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -56,7 +56,7 @@ class Problem(Exception):
 
 
 class Inputs:
-    """Reads what is given by the catalog of an engine. Raises ``Problem`` for what is wrong."""
+    """Reads what is given by the catalog of an engine. Raises ``GraphError`` for what is wrong."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -80,19 +80,19 @@ class Inputs:
     def _coupon(self, coupon: str) -> str:
         coupons = self._engine.catalog.coupons
         if coupon not in coupons:
-            raise Problem("VALIDATION_ERROR", f"there is no coupon {coupon!r}; {nearest(coupon, coupons)}")
+            raise GraphError("VALIDATION_ERROR", f"there is no coupon {coupon!r}; {nearest(coupon, coupons)}")
         return coupon
 
     def _own_entitlement(self, entry: Json) -> tuple[str, Json]:
         feature, credit = entry.get("feature"), entry.get("credit")
         if (feature is None) == (credit is None):
-            raise Problem("VALIDATION_ERROR", "entitlements: give either feature or credit")
+            raise GraphError("VALIDATION_ERROR", "entitlements: give either feature or credit")
         if feature is not None:
             return feature["featureId"], self.grant(feature)
         currencies = self._engine.catalog.currencies
         currency = credit["customCurrencyId"]  # type: ignore[index] # one of the two is there
         if currency not in currencies:
-            raise Problem("VALIDATION_ERROR", f"there is no currency {currency!r}; {nearest(currency, currencies)}")
+            raise GraphError("VALIDATION_ERROR", f"there is no currency {currency!r}; {nearest(currency, currencies)}")
         assert credit is not None
         reset = credit["cadence"].lower()
         return currency, _kept(Grant(limit=credit["amount"], soft=bool(credit.get("hasSoftLimit")), reset=reset))
@@ -104,7 +104,7 @@ class Inputs:
         feature = self._feature(given["featureId"])
         limit, unlimited = given.get("usageLimit"), bool(given.get("hasUnlimitedUsage"))
         if feature.kind in ("numeric", "metered") and (limit is None) != unlimited:
-            raise Problem("VALIDATION_ERROR", f"{feature.id}: give either usageLimit or hasUnlimitedUsage")
+            raise GraphError("VALIDATION_ERROR", f"{feature.id}: give either usageLimit or hasUnlimitedUsage")
         if feature.kind == "numeric":
             return _kept(Grant(value=None if limit is None else int(limit), unlimited=unlimited))
         if feature.kind == "enum":
@@ -118,7 +118,7 @@ class Inputs:
     def _feature(self, feature_id: str) -> Feature:
         features = self._engine.catalog.features
         if feature_id not in features:
-            raise Problem("FEATURE_NOT_FOUND", f"there is no {feature_id!r}; {nearest(feature_id, features)}")
+            raise GraphError("FEATURE_NOT_FOUND", f"there is no {feature_id!r}; {nearest(feature_id, features)}")
         return features[feature_id]
 
     def promotion(self, given: Json) -> tuple[str, Json]:
@@ -139,7 +139,7 @@ def take(given: Json, *taken: str) -> None:
     """Refuse what is given and would have no effect, unless it has none here by its nature."""
     for key, value in given.items():
         if value and key not in taken and key not in _WITHOUT_EFFECT:
-            raise Problem("NOT_MODELLED", f"the local sidecar does not model {key}")
+            raise GraphError("NOT_MODELLED", f"the local sidecar does not model {key}")
 
 
 def _kept(grant: Grant) -> Json:
@@ -176,7 +176,7 @@ def event_of(given: Json) -> pb.Event:
 
 def _dimensions(given: Any) -> dict[str, pb.EventDimensionValue]:
     if not isinstance(given or {}, dict):
-        raise Problem("VALIDATION_ERROR", "dimensions: expected an object")
+        raise GraphError("VALIDATION_ERROR", "dimensions: expected an object")
     return {str(name): _dimension(str(name), value) for name, value in (given or {}).items()}
 
 
@@ -187,7 +187,7 @@ def _dimension(name: str, value: Any) -> pb.EventDimensionValue:
         return pb.EventDimensionValue(number_value=value)
     if isinstance(value, str):
         return pb.EventDimensionValue(string_value=value)
-    raise Problem("VALIDATION_ERROR", f"dimensions.{name}: expected a text, a number or a boolean")
+    raise GraphError("VALIDATION_ERROR", f"dimensions.{name}: expected a text, a number or a boolean")
 
 
 def _optional_instant(field: str, given: str | None) -> datetime | None:
@@ -198,5 +198,5 @@ def instant_of(field: str, given: str | None) -> datetime:
     try:
         instant = datetime.fromisoformat((given or "").replace("Z", "+00:00"))
     except ValueError:
-        raise Problem("VALIDATION_ERROR", f"{field}: expected an instant in ISO 8601, not {given!r}") from None
+        raise GraphError("VALIDATION_ERROR", f"{field}: expected an instant in ISO 8601, not {given!r}") from None
     return instant.astimezone(timezone.utc) if instant.tzinfo else instant.replace(tzinfo=timezone.utc)

@@ -1,4 +1,4 @@
-"""What the engine answers to each root field of Stigg's GraphQL API that it models."""
+"""Resolvers: the engine's answers to each root field of Stigg's GraphQL API that it models."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stigg_guard.sidecar.graph.credits import Credits
 from stigg_guard.sidecar.graph.inputs import (
     DETAILS,
     TERMS,
+    GraphError,
     Inputs,
     Json,
-    Problem,
     event_of,
     instant_of,
     take,
@@ -39,7 +39,7 @@ class Resolvers:
         """The answer to a root field, as what its type's fields are: values, or what makes them.
 
         Raises:
-            Problem: it is not modelled, or the request is wrong.
+            GraphError: it is not modelled, or the request is wrong.
             InvalidRequest: the engine refuses it.
         """
         if field in CHANGES:
@@ -47,7 +47,9 @@ class Resolvers:
                 return CHANGES[field](self, next(iter(arguments.values())))
         if field in QUESTIONS:
             return QUESTIONS[field](self, next(iter(arguments.values()), {}))
-        raise Problem("NOT_MODELLED", f"the local sidecar does not model {field}; docs/sidecar.md lists what it does")
+        raise GraphError(
+            "NOT_MODELLED", f"the local sidecar does not model {field}; docs/sidecar.md lists what it does"
+        )
 
     def customer(self, given: Json) -> Json | None:
         return self._answers.customer(given["customerId"]) if self._is_customer(given["customerId"]) else None
@@ -66,7 +68,7 @@ class Resolvers:
         state = self._state(given["customerId"], given.get("resourceId"))
         denied = reason_of(state) if state.HasField("access_denied_reason") else None
         if denied == "CustomerResourceNotFound":
-            raise Problem("RESOURCE_NOT_FOUND", f"there is no resource {given['resourceId']!r}")
+            raise GraphError("RESOURCE_NOT_FOUND", f"there is no resource {given['resourceId']!r}")
         return {
             **self._answers.both_lists(given["customerId"], given.get("resourceId"), state),
             "accessDeniedReason": denied,
@@ -107,7 +109,9 @@ class Resolvers:
         take(given, "customerId", "resourceId", "productId", "context", "includeHiddenPlans")
         product = given.get("productId")
         if product not in (None, PRODUCT["refId"]):
-            raise Problem("VALIDATION_ERROR", f"there is no product {product!r}; all plans are of {PRODUCT['refId']!r}")
+            raise GraphError(
+                "VALIDATION_ERROR", f"there is no product {product!r}; all plans are of {PRODUCT['refId']!r}"
+            )
         customer = given.get("customerId")
         plans = self._engine.catalog.plans.values()
         currency = next((plan.currency for plan in plans if plan.prices), "USD")
@@ -144,7 +148,7 @@ class Resolvers:
         take(given, "customerId", "refId", *DETAILS)
         customer = given.get("customerId") or given.get("refId")
         if not customer:
-            raise Problem("VALIDATION_ERROR", "customerId: is missing")
+            raise GraphError("VALIDATION_ERROR", "customerId: is missing")
         self._engine.accounts.put_customer(customer, self._inputs.details(given))
         return self._answers.customer(customer)
 
@@ -209,7 +213,7 @@ class Resolvers:
         customer, feature = self._require_customer(given["customerId"]), given["featureId"]
         content = self._engine.accounts.promotions(customer).get(feature)
         if content is None:
-            raise Problem("VALIDATION_ERROR", f"{customer} has no promotional entitlement to {feature!r}")
+            raise GraphError("VALIDATION_ERROR", f"{customer} has no promotional entitlement to {feature!r}")
         self._engine.accounts.revoke(customer, feature)
         return self._answers.promotional(customer, feature, content)
 
@@ -240,23 +244,23 @@ class Resolvers:
 
     def _require_customer(self, customer: str) -> str:
         if not self._is_customer(customer):
-            raise Problem("CUSTOMER_NOT_FOUND", f"there is no customer {customer!r}")
+            raise GraphError("CUSTOMER_NOT_FOUND", f"there is no customer {customer!r}")
         return customer
 
     def _subscription_of(self, subscription_id: str) -> Subscription:
         for subscription in self._engine.accounts.subscriptions():
             if subscription.id == subscription_id:
                 return subscription
-        raise Problem("SUBSCRIPTION_NOT_FOUND", f"there is no active subscription {subscription_id!r}")
+        raise GraphError("SUBSCRIPTION_NOT_FOUND", f"there is no active subscription {subscription_id!r}")
 
     def _checked_plan(self, given: Json, customer: str) -> None:
         """Refuse a subscription that cannot be, before anything is changed."""
         take(given, "customerId", "planId", "resourceId", "subscriptionId", "refId", *TERMS)
         plan, plans = given["planId"], self._engine.catalog.plans
         if plan not in plans:
-            raise Problem("VALIDATION_ERROR", f"planId: there is no {plan!r}; {nearest(plan, plans)}")
+            raise GraphError("VALIDATION_ERROR", f"planId: there is no {plan!r}; {nearest(plan, plans)}")
         if self._engine.accounts.is_archived(customer):
-            raise Problem("VALIDATION_ERROR", f"the customer {customer!r} is archived")
+            raise GraphError("VALIDATION_ERROR", f"the customer {customer!r} is archived")
         self._inputs.terms(given)
 
     def _subscribe(self, given: Json) -> Subscription:

@@ -10,7 +10,7 @@ from typing import Any
 from stigg_guard.errors import ConfigError, InvalidRequest
 from stigg_guard.foreign import quoted
 from stigg_guard.sidecar.catalog import read_grant
-from stigg_guard.sidecar.document import Faults, Table, nearest
+from stigg_guard.sidecar.document import DocumentFaults, Table, nearest
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.wire import sidecar_pb2 as pb
 
@@ -73,7 +73,7 @@ class Changes:
         if given.all.get("grant") is None:
             self._engine.accounts.revoke(customer, feature_id)
             return
-        faults = Faults("grant")
+        faults = DocumentFaults("grant")
         grant = read_grant(Table(faults, (), {feature_id: given.all["grant"]}), feature)
         try:
             faults.raise_any()

@@ -1,4 +1,4 @@
-"""What the status page shows: everything that an engine knows, as JSON."""
+"""The data of the status page: everything that an engine knows, as JSON."""
 
 from __future__ import annotations
 
