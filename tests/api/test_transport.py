@@ -279,6 +279,25 @@ def test_what_may_have_happened_before_the_last_repetition_may_have_happened(api
     assert caught.value.outcome_unknown
 
 
+def test_requests_that_find_no_end_do_not_become_ever_more(
+    api: Api, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_OVERDUE", 2)
+    server.faults += [drips_headers] * 2
+    for _ in range(2):
+        with pytest.raises(ApiTimeout, match="did not answer"):
+            api.get_coupons(timeout=0.2)
+    with pytest.raises(ApiTimeout, match="2 requests before have found no end") as failed:
+        api.report_usage({"customerId": "c", "featureId": "f", "value": 1}, timeout=5)
+    assert not failed.value.outcome_unknown
+    assert len(server.received) == 2
+    server.released.set()
+    for thread in threading.enumerate():
+        if thread.name == "stigg-guard-api":
+            thread.join()
+    assert api.get_coupons()
+
+
 def test_what_was_never_sent_did_not_happen(api: Api, server: ApiServer) -> None:
     server.stop()
     with pytest.raises(ApiUnavailable, match="cannot be connected to") as caught:

@@ -40,6 +40,8 @@ MAX_BYTES = 16 * 1024 * 1024
 """How long an answer may be, decoded."""
 PAUSES = (0.1, 0.4, 1.6)
 """Seconds before each repetition, and up to half as long again."""
+MAX_OVERDUE = 50
+"""How many requests may be under way beyond their deadlines before no other is sent."""
 MAX_RETRY_AFTER = 86_400.0
 """Seconds; a server that says more is asked again after a day all the same."""
 PIECE = 64 * 1024
@@ -135,6 +137,7 @@ class Transport:
         self.url = endpoint(api_url, setting)
         self._host = urlsplit(self.url).netloc
         self._sessions: dict[int, requests.Session] = {}  # by process
+        self._overdue: list[threading.Thread] = []
 
     def send(self, request: Request, timeout: float) -> Mapping[str, Any]:
         """The ``data`` of the answer, within ``timeout`` seconds in all.
@@ -177,7 +180,10 @@ class Transport:
         return error
 
     def _answer(self, request: Request, deadline: float) -> Mapping[str, Any] | ApiError:
-        outcome = _in_thread(lambda: self._exchange(request, deadline), deadline)
+        self._overdue = [thread for thread in self._overdue if thread.is_alive()]
+        if len(self._overdue) >= MAX_OVERDUE:
+            return self._error(ApiTimeout, request, f"is not asked: {MAX_OVERDUE} requests before have found no end")
+        outcome = _in_thread(lambda: self._exchange(request, deadline), deadline, self._overdue)
         answer = self._read(outcome, request) if isinstance(outcome, _Reply) else self._lost(outcome, request)
         if self._gate is not None and isinstance(answer, ApiRateLimited):
             self._gate.refused(request.operation, vars(answer).get("retry_after"))
@@ -308,8 +314,9 @@ def _checked_key(api_key: str) -> _Secret:
     return _Secret(api_key)
 
 
-def _in_thread(work: Callable[[], _Reply], deadline: float) -> _Outcome:
-    """What ``work`` returns or raises; None when the deadline passes first, whatever it is that takes so long."""
+def _in_thread(work: Callable[[], _Reply], deadline: float, overdue: list[threading.Thread]) -> _Outcome:
+    """What ``work`` returns or raises; None when the deadline passes first, whatever it is that takes so long. A thread
+    that nobody waits for any more is ``overdue``."""
     done: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
 
     def run() -> None:
@@ -318,11 +325,16 @@ def _in_thread(work: Callable[[], _Reply], deadline: float) -> _Outcome:
         except Exception as error:  # noqa: BLE001 - whoever waits looks at it
             done.put(error)
 
-    start(threading.Thread(target=run, name="stigg-guard-api", daemon=True))
+    thread = threading.Thread(target=run, name="stigg-guard-api", daemon=True)
+    start(thread)
     try:
         return done.get(timeout=max(deadline - time.monotonic(), 0.0))
     except queue.Empty:
+        overdue.append(thread)
         return None
+    except BaseException:  # from outside
+        overdue.append(thread)
+        raise
 
 
 def _pieces(response: requests.Response, deadline: float) -> Iterator[bytes]:
