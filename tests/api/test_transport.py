@@ -137,6 +137,7 @@ HOSTILE: dict[str, tuple[Fault, type[ApiError], str, bool]] = {
     "nested too deep": (status(200, b"[" * 100_000), ApiUnreadable, "no GraphQL", True),
     "no data": (status(200, b'{"data": null}'), ApiUnreadable, "no GraphQL", True),
     "a gateway that waited too long": (status(408, PAGE), ApiUnreadable, "status 408 and no GraphQL", True),
+    "the same with errors": (status(408, errors("ANYTHING")), ApiRejected, "answered: no", True),
     "404": (status(404, PAGE), ApiUnreadable, "status 404 and no GraphQL", False),
     "401": (status(401), ApiUnauthenticated, "does not accept the key; set API_KEY", False),
     "unauthenticated": (status(200, errors("UNAUTHENTICATED")), ApiUnauthenticated, "does not accept the key", False),

@@ -245,10 +245,12 @@ class Transport:
         if status in (401, 403) or code in _UNAUTHENTICATED:
             problem = "does not accept the key; set API_KEY to a server key of this environment"
             return self._error(ApiUnauthenticated, request, problem, status=status, code=code)
+        may_be_done = status < 400 or status == HTTPStatus.REQUEST_TIMEOUT  # a gateway's, that waited for the API
         if errors:
-            unknown = status < 400 and code not in _NOT_DONE
+            turned_away = not may_be_done or code in _NOT_DONE
             said = f"answered: {_said(errors)}"
-            rejected = self._error(ApiRejected, request, said, status=status, code=code, unknown=unknown)
+            rejected = self._error(ApiRejected, request, said, status=status, code=code, unknown=not turned_away)
+            rejected.turned_away = turned_away
             rejected.errors, rejected.data = errors, answer.get("data")
             rejected.said = self._without_key(str(errors[0].get("message")))
             return rejected
@@ -256,8 +258,7 @@ class Transport:
         if status >= 400 or not isinstance(data, dict):
             expected = "GraphQL" if request.query is None else "data"
             problem = f"answered with status {status} and no {expected}; is {self._setting} the address of Stigg's API?"
-            unknown = status < 400 or status == HTTPStatus.REQUEST_TIMEOUT  # a gateway's, that waited for the API
-            return self._error(ApiUnreadable, request, problem, status=status, unknown=unknown)
+            return self._error(ApiUnreadable, request, problem, status=status, unknown=may_be_done)
         return data
 
     def _failing(
