@@ -138,6 +138,7 @@ NUMERIC = {"feature": {**FEATURE, "meterType": None}}
 ENUM = {"feature": {**FEATURE, "featureType": "ENUM"}}
 CREDIT = {"__typename": "CreditEntitlement", "isGranted": True, "usageLimit": 5, "currentUsage": 1}
 CREDIT |= dict.fromkeys(("accessDeniedReason", "hasSoftLimit", "usagePeriodEnd", "validUntil"))
+WORDS = dict.fromkeys(("description", "unitSingular", "unitPlural"))
 CURRENCY = {"currencyId": "x", "displayName": "X", "additionalMetaData": None}
 
 
@@ -204,11 +205,16 @@ def test_what_is_no_list_of_entitlements_is_not_an_empty_one(data: Any, server: 
 
 def test_what_is_told_twice_is_asked_for_alone(server: ApiServer, cloud: Cloud) -> None:
     other = {**METERED, "feature": {**FEATURE, "refId": "g"}}
-    wallet = {**CREDIT, "currency": {**dict.fromkeys(("description", "unitSingular", "unitPlural")), **CURRENCY}}
-    wallet["currency"]["currencyId"] = "g"
+    wallet = {**CREDIT, "currency": {**WORDS, **CURRENCY, "currencyId": "g"}}
     answer = all_told(server, cloud, {**METERED, "isGranted": False}, other, METERED, wallet)
     assert [each.WhichOneof("entitlement") for each in answer.entitlements] == ["metered", "credit"]
     assert answer.entitlements[0].metered.feature.id == "g"
+
+
+def test_what_is_about_a_currency_is_no_answer_about_a_feature(server: ApiServer, cloud: Cloud) -> None:
+    server.faults.append(answering(entitlementV2={**CREDIT, "currency": {**WORDS, **CURRENCY}}))
+    with pytest.raises(SidecarError, match="GetEntitlementV2: the answer does not follow"):
+        cloud.answer("GetEntitlement", pb.GetEntitlementRequest(customer_id="c", feature_id="x"))
 
 
 def test_access_to_no_feature_is_none(server: ApiServer, cloud: Cloud) -> None:

@@ -240,7 +240,10 @@ def _told(said: Any, kind: str | None) -> pb.EntitlementV2:
         unknown = pb.ACCESS_DENIED_REASON_ENTITLEMENT_NOT_FOUND
         return missing(kind or "boolean", unknown if kind == "credit" else pb.ACCESS_DENIED_REASON_FEATURE_NOT_FOUND)
     reason, is_known = answer.access_denied_reason, getattr(said, "feature", None) is not None
-    if answer.has_access and not is_known and answer.WhichOneof("entitlement") != "credit":
+    is_credit = answer.WhichOneof("entitlement") == "credit"
+    if is_credit and kind != "credit":
+        raise ValueError("it is about a currency, and a feature was asked about")
+    if answer.has_access and not is_known and not is_credit:
         raise ValueError("it grants what is no feature, so nobody knows how much")
     if reason not in NOT_THERE:
         return of_kind(answer, kind)
