@@ -467,6 +467,7 @@ def test_a_wrong_key_names_its_setting(server: ApiServer, cloud: Cloud) -> None:
     ("code", "message", "field", "problem"),
     [
         ("VALIDATION_ERROR", "usages[1].value: must be finite", "usages[1].value", "must be finite"),
+        ("VALIDATION_ERROR", "usages[1].createdAt: lies ahead", "usages[1].timestamp", "lies ahead"),
         ("CUSTOMER_NOT_FOUND", "Customer not found", "customer_id", "Customer not found"),
         ("FEATURE_NOT_FOUND", "No such feature: f", "feature_id", "No such feature: f"),
         ("VALIDATION_ERROR", "Nothing like that", "", "Nothing like that"),

@@ -309,5 +309,5 @@ def _error_of(error: ApiError, *, is_report: bool) -> StiggGuardError:
 def _rejection(error: ApiRejected) -> InvalidRequest:
     field, separator, problem = error.said.partition(": ")
     if separator and " " not in field:
-        return InvalidRequest(field, problem)
+        return InvalidRequest(field.replace("createdAt", "timestamp"), problem)  # its name for the time of a use
     return InvalidRequest(_FIELDS.get(error.code, ""), error.said)
