@@ -48,6 +48,9 @@ DENIAL_SECONDS = 1.0
 SPREAD = 0.1
 """By which part of its TTL a snapshot may be refreshed early where requests are counted: those that were fetched
 together are not all fetched together again."""
+REPEATED_AT_ONCE = (0.0,)
+"""The pauses before repetitions in the place of a sidecar: one repetition, for a connection that was closed. What is
+known and the ledger bridge what lasts longer, and a view waits for neither."""
 _NOT_SEEDED = (Reason.CUSTOMER_NOT_FOUND, Reason.FEATURE_NOT_FOUND, Reason.CUSTOMER_RESOURCE_NOT_FOUND)
 
 MAX_RELOADED = 10
@@ -414,7 +417,8 @@ def cloud_answers(config: Config, clock: Clock) -> Answerer:
     from stigg_guard.cloud.rates import gate_of
 
     assert config.api_key is not None  # the configuration saw to that
-    return Cloud(Api(config.api_key, config.api_url, gate=gate_of(config, clock)), now=clock.now)
+    api = Api(config.api_key, config.api_url, gate=gate_of(config, clock), pauses=REPEATED_AT_ONCE)
+    return Cloud(api, now=clock.now)
 
 
 def _client(config: Config, clock: Clock) -> Stigg:

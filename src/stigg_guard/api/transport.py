@@ -123,16 +123,24 @@ class Transport:
 
     Proxies and authorities are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``). What
     the ``gate`` does not admit is not sent: a question fails at once, a change may wait as after a 429. Errors name the
-    address by its ``setting``.
+    address by its ``setting``. ``pauses`` are the seconds before each repetition, in the place of ``PAUSES``.
 
     Raises:
         ConfigError: the key or the address is malformed.
     """
 
-    def __init__(self, api_key: str, api_url: str, gate: Gate | None = None, setting: str = "API_URL") -> None:
+    def __init__(
+        self,
+        api_key: str,
+        api_url: str,
+        gate: Gate | None = None,
+        setting: str = "API_URL",
+        pauses: Sequence[float] | None = None,
+    ) -> None:
         self._key = _checked_key(api_key)
         self._gate = gate
         self._setting = setting
+        self._pauses = pauses
         self._told_time = ""
         self.url = endpoint(api_url, setting)
         self._host = urlsplit(self.url).netloc
@@ -146,7 +154,7 @@ class Transport:
             ApiError: it failed, and so did its repetitions, where it may be repeated.
         """
         deadline = time.monotonic() + timeout
-        pauses = iter(PAUSES)
+        pauses = iter(PAUSES if self._pauses is None else self._pauses)
         unknown = False
         while True:
             answer = self._held_back(request) or self._answer(request, deadline)
