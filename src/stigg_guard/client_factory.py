@@ -10,6 +10,10 @@ from stigg_guard.config import Config
 from stigg_guard.readers import split_address
 from stigg_guard.wire import Answerer
 
+REPEATED_AT_ONCE = (0.0,)
+"""The pauses before repetitions in the place of a sidecar: one repetition, for a connection that was closed. What is
+known and the ledger bridge what lasts longer, and a view waits for neither."""
+
 
 def cloud_answers(config: Config, clock: Clock) -> Answerer:
     """Stigg's API in the place of a sidecar, within its rate limits."""
@@ -18,7 +22,8 @@ def cloud_answers(config: Config, clock: Clock) -> Answerer:
     from stigg_guard.cloud.rates import gate_of
 
     assert config.api_key is not None  # the configuration saw to that
-    return Cloud(Api(config.api_key, config.api_url, gate=gate_of(config, clock)), now=clock.now)
+    api = Api(config.api_key, config.api_url, gate=gate_of(config, clock), pauses=REPEATED_AT_ONCE)
+    return Cloud(api, now=clock.now)
 
 
 def client_of(config: Config, clock: Clock) -> Stigg:

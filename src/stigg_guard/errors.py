@@ -262,9 +262,11 @@ class ApiUnauthenticated(ApiError):
 
 class ApiRejected(ApiError):
     """Stigg's API answered with errors. ``errors`` are these as they came, ``data`` is what it answered beside them.
-    ``said`` is the message of the first, without our key."""
+    ``said`` is the message of the first, without our key. ``turned_away`` says that nothing was carried out, since what
+    was asked is wrong; otherwise the API failed over it."""
 
     said: str = ""
+    turned_away: bool = False
     errors: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, Any] | None = None
 

@@ -124,6 +124,7 @@ HOSTILE: dict[str, tuple[Fault, type[ApiError], str, bool]] = {
     "nested too deep": (status(200, b"[" * 100_000), ApiUnreadable, "no GraphQL", True),
     "no data": (status(200, b'{"data": null}'), ApiUnreadable, "no GraphQL", True),
     "a gateway that waited too long": (status(408, PAGE), ApiUnreadable, "status 408 and no GraphQL", True),
+    "the same with errors": (status(408, errors("ANYTHING")), ApiRejected, "answered: no", True),
     "404": (status(404, PAGE), ApiUnreadable, "status 404 and no GraphQL", False),
     "401": (status(401), ApiUnauthenticated, "does not accept the key; set API_KEY", False),
     "unauthenticated": (status(200, errors("UNAUTHENTICATED")), ApiUnauthenticated, "does not accept the key", False),
@@ -264,6 +265,25 @@ def test_what_may_have_happened_before_the_last_repetition_may_have_happened(api
     with pytest.raises(ApiRateLimited) as caught:
         api.report_usage({"customer_id": "c", "feature_id": "f", "value": 1})
     assert caught.value.outcome_unknown
+
+
+def test_requests_that_find_no_end_do_not_become_ever_more(
+    api: Api, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_OVERDUE", 2)
+    server.faults += [drips_headers] * 2
+    for _ in range(2):
+        with pytest.raises(ApiTimeout, match="did not answer"):
+            api.get_coupons(timeout=0.2)
+    with pytest.raises(ApiTimeout, match="2 requests before have found no end") as failed:
+        api.report_usage({"customerId": "c", "featureId": "f", "value": 1}, timeout=5)
+    assert not failed.value.outcome_unknown
+    assert len(server.received) == 2
+    server.released.set()
+    for thread in threading.enumerate():
+        if thread.name == "stigg-guard-api":
+            thread.join()
+    assert api.get_coupons()
 
 
 def test_what_was_never_sent_did_not_happen(api: Api, server: ApiServer) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
 from api_server import KEY, ApiServer, Handler
-from stigg_guard import InvalidRequest, SidecarError, SidecarTimeout, SidecarUnavailable
+from conftest import ManualClock
+from stigg_guard import Config, InvalidRequest, SidecarError, SidecarTimeout, SidecarUnavailable, Stigg
 from stigg_guard.api import Api, transport
 from stigg_guard.cache.snapshots import NO_TICKET, snapshot_of
 from stigg_guard.cloud.answers import Cloud
 from stigg_guard.cloud.fields import first_end
 from stigg_guard.errors import SidecarUnauthenticated
 from stigg_guard.fallbacks import Fallback
+from stigg_guard.ledger import UsageKey, Use, ledger_from_url
+from stigg_guard.usage.delivery import Delivery
+from stigg_guard.usage.sender import Sender
 from stigg_guard.wire import sidecar_pb2 as pb
 from stigg_guard.wire.beside import set_rates, set_valid_until, valid_until
 
@@ -133,6 +138,7 @@ NUMERIC = {"feature": {**FEATURE, "meterType": None}}
 ENUM = {"feature": {**FEATURE, "featureType": "ENUM"}}
 CREDIT = {"__typename": "CreditEntitlement", "isGranted": True, "usageLimit": 5, "currentUsage": 1}
 CREDIT |= dict.fromkeys(("accessDeniedReason", "hasSoftLimit", "usagePeriodEnd", "validUntil"))
+WORDS = dict.fromkeys(("description", "unitSingular", "unitPlural"))
 CURRENCY = {"currencyId": "x", "displayName": "X", "additionalMetaData": None}
 
 
@@ -145,6 +151,12 @@ CURRENCY = {"currencyId": "x", "displayName": "X", "additionalMetaData": None}
         {**METERED, "isGranted": "false"},
         {**METERED, "hasSoftLimit": "false"},
         {**METERED, "hasUnlimitedUsage": "false"},
+        {**METERED, "isGranted": 1},
+        {**METERED, "hasSoftLimit": 1},
+        {**METERED, "hasUnlimitedUsage": 1},
+        {**METERED, "usageLimit": True},
+        {**METERED, "currentUsage": False},
+        {**METERED, **NUMERIC, "usageLimit": "5"},
         {**METERED, "resetPeriod": ["DAY"]},
         {**METERED, "usagePeriodEnd": "0001-01-01T00:00:00+14:00"},
         {**METERED, "isGranted": False, "accessDeniedReason": 5},
@@ -159,6 +171,10 @@ CURRENCY = {"currencyId": "x", "displayName": "X", "additionalMetaData": None}
         {**CREDIT, "currency": CURRENCY, "currentUsage": "1"},
         {**CREDIT, "currency": {**CURRENCY, "additionalMetaData": deep(300)}},
         {"__typename": "FeatureEntitlement"},
+        {},
+        [],
+        "granted",
+        1,
     ],
 )
 def test_an_answer_that_does_not_follow_the_schema_is_none(said: Any, server: ApiServer, cloud: Cloud) -> None:
@@ -185,6 +201,49 @@ def test_what_is_no_list_of_entitlements_is_not_an_empty_one(data: Any, server: 
     server.faults.append(answering(**data))
     with pytest.raises(SidecarError, match="GetEntitlementsState: the answer does not follow"):
         cloud.answer("GetEntitlementsStateV2", STATE)
+
+
+def test_what_is_told_twice_is_asked_for_alone(server: ApiServer, cloud: Cloud) -> None:
+    other = {**METERED, "feature": {**FEATURE, "refId": "g"}}
+    wallet = {**CREDIT, "currency": {**WORDS, **CURRENCY, "currencyId": "g"}}
+    answer = all_told(server, cloud, {**METERED, "isGranted": False}, other, METERED, wallet)
+    assert [each.WhichOneof("entitlement") for each in answer.entitlements] == ["metered", "credit"]
+    assert answer.entitlements[0].metered.feature.id == "g"
+
+
+def test_what_is_about_a_currency_is_no_answer_about_a_feature(server: ApiServer, cloud: Cloud) -> None:
+    server.faults.append(answering(entitlementV2={**CREDIT, "currency": {**WORDS, **CURRENCY}}))
+    with pytest.raises(SidecarError, match="GetEntitlementV2: the answer does not follow"):
+        cloud.answer("GetEntitlement", pb.GetEntitlementRequest(customer_id="c", feature_id="x"))
+
+
+def test_access_to_no_feature_is_none(server: ApiServer, cloud: Cloud) -> None:
+    with pytest.raises(SidecarError, match="GetEntitlementV2: the answer does not follow"):
+        told(server, cloud, feature=None, currentUsage=3.0)
+    assert not told(server, cloud, feature=None, isGranted=False, accessDeniedReason="BudgetExceeded").has_access
+
+
+MEASURED = {**dict.fromkeys(("resourceId", "usagePeriodStart", "usagePeriodEnd")), "id": "m", "customerId": "c"}
+MEASURED |= {"featureId": "f", "currentUsage": 1.0}
+
+
+@pytest.mark.parametrize("told", [[], [MEASURED], [MEASURED] * 3, [MEASURED, {**MEASURED, "currentUsage": True}]])
+def test_a_bulk_without_a_measurement_for_each_report_may_have_been_counted(
+    told: Any, server: ApiServer, cloud: Cloud
+) -> None:
+    server.faults.append(answering(reportUsageBulk=told))
+    with pytest.raises(SidecarError, match="ReportUsageBulk: the answer does not follow") as failed:
+        cloud.answer("ReportUsageBulk", pb.ReportUsageBulkRequest(usages=[USAGE] * 2))
+    assert failed.value.outcome_unknown
+
+
+def test_events_that_nobody_answered_for_may_have_been_counted(server: ApiServer, cloud: Cloud) -> None:
+    events = pb.ReportEventsRequest(events=[pb.Event(customer_id="c", event_name="e", idempotency_key="k")])
+    server.faults += [answering(), answering(reportEvent=None)]
+    with pytest.raises(SidecarError, match="ReportEvent: the answer does not follow") as failed:
+        cloud.answer("ReportEvents", events)
+    assert (failed.value.code, failed.value.outcome_unknown) == ("UNAVAILABLE", True)
+    assert cloud.answer("ReportEvents", events).ByteSize() == 0
 
 
 @pytest.mark.parametrize("told", [None, [], {}, {"id": 5}, [None], "counted"])
@@ -303,6 +362,7 @@ def test_what_is_beside_the_contract_survives_writing_and_is_no_field_of_it() ->
 
 def test_each_usage_carries_a_key_of_its_own_that_is_the_same_again(server: ApiServer, cloud: Cloud) -> None:
     bulk = pb.ReportUsageBulkRequest(usages=[USAGE, USAGE])
+    server.resolvers["reportUsageBulk"] = lambda **_: [MEASURED] * 2
     for _ in range(2):
         cloud.answer("ReportUsageBulk", bulk, idempotency_key="batch")
         cloud.answer("ReportUsage", USAGE, idempotency_key="batch")
@@ -325,9 +385,11 @@ def test_a_lost_answer_is_asked_for_again_under_the_same_key(server: ApiServer, 
         (lambda handler: handler.send(500, b"{}"), SidecarUnavailable, "UNAVAILABLE", True),
         (lambda handler: handler.owner.released.wait(60), SidecarTimeout, "DEADLINE_EXCEEDED", True),
         (lambda handler: handler.send(401, b"{}"), SidecarUnauthenticated, "UNAUTHENTICATED", False),
-        (lambda handler: handler.send(404, b"<html>"), SidecarError, "UNAVAILABLE", False),
-        (lambda handler: handler.send(200, b"<html>"), SidecarError, "UNAVAILABLE", True),
+        (lambda handler: handler.send(404, b"<html>"), SidecarUnavailable, "UNAVAILABLE", False),
+        (lambda handler: handler.send(200, b"<html>"), SidecarUnavailable, "UNAVAILABLE", True),
+        (lambda handler: handler.send(302, b""), SidecarUnavailable, "UNAVAILABLE", False),
         (rejecting("INTERNAL_SERVER_ERROR"), SidecarError, "UNAVAILABLE", True),
+        (rejecting(""), SidecarError, "UNAVAILABLE", True),
     ],
 )
 def test_failures_are_those_of_a_sidecar(
@@ -347,8 +409,44 @@ def test_failures_are_those_of_a_sidecar(
         cloud.answer("GetEntitlementsStateV2", STATE, timeout=1.0)
     assert type(failed.value) is kind
     assert (failed.value.code, failed.value.outcome_unknown) == (code, unknown)
-    assert not also_failed.value.outcome_unknown
+    assert (also_failed.value.code, also_failed.value.outcome_unknown) == (code, False)
+    assert isinstance(also_failed.value, (SidecarUnavailable, SidecarUnauthenticated))  # so it answers nobody
     assert KEY not in str(failed.value)
+
+
+@pytest.mark.parametrize("said", [b"<html>", b'{"data": null, "errors": [{"message": "Internal server error"}]}'])
+def test_an_outage_leaves_nothing_to_a_person_however_it_is_told(
+    said: bytes, server: ApiServer, cloud: Cloud, clock: ManualClock
+) -> None:
+    used = 0.0
+
+    def count(**arguments: Any) -> Any:
+        nonlocal used
+        used += arguments["input"]["value"]
+        return {**MEASURED, "currentUsage": used}
+
+    server.resolvers["reportUsage"] = count
+    server.resolvers["entitlementV2"] = lambda **_: {**METERED, "currentUsage": used}
+    ledger = ledger_from_url("memory://", clock.clock, settle_grace=15)
+    stigg, config = Stigg(answers=cloud), Config()
+    delivery = Delivery(ledger, Sender(lambda: stigg, config.on_uncertain), config, clock.clock, lambda _: None)
+
+    def work(turns: int, *faults: Callable[[Handler], None]) -> None:
+        for _ in range(turns):
+            for step in (lambda: delivery.send_batch(5.0), delivery.decide_uncertain):
+                server.faults.clear()
+                server.faults += faults
+                with suppress(SidecarError):
+                    step()
+            clock.advance(60)
+
+    ledger.record(Use(UsageKey("c", "", "f"), 3))
+    work(1)
+    ledger.record(Use(UsageKey("c", "", "f"), 2))
+    work(10, *[lambda handler: handler.send(200, said)] * 4)
+    work(3)
+    assert set(ledger.counts().values()) == {0}
+    assert (used, delivery.counts["acknowledged"]) == (5, 2)
 
 
 def test_how_long_to_wait_is_passed_on(server: ApiServer, cloud: Cloud) -> None:
@@ -369,6 +467,7 @@ def test_a_wrong_key_names_its_setting(server: ApiServer, cloud: Cloud) -> None:
     ("code", "message", "field", "problem"),
     [
         ("VALIDATION_ERROR", "usages[1].value: must be finite", "usages[1].value", "must be finite"),
+        ("VALIDATION_ERROR", "usages[1].createdAt: lies ahead", "usages[1].timestamp", "lies ahead"),
         ("CUSTOMER_NOT_FOUND", "Customer not found", "customer_id", "Customer not found"),
         ("FEATURE_NOT_FOUND", "No such feature: f", "feature_id", "No such feature: f"),
         ("VALIDATION_ERROR", "Nothing like that", "", "Nothing like that"),

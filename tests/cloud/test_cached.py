@@ -24,7 +24,7 @@ from stigg_guard.sidecar.store import Store
 from stigg_guard.wire import sidecar_pb2 as pb
 
 FREE, BIG = "customer-demo-03", "customer-demo-01"
-TEMPLATES = "feature-templates"
+TEMPLATES, CREDITS = "feature-templates", "api-credits"
 
 
 @pytest.fixture
@@ -157,6 +157,11 @@ def test_reload_reads_the_source(make: Callable[..., CachedAnswers], engine: Eng
         (pb.GetBooleanEntitlementRequest(customer_id="nobody", feature_id="f"), "GetBooleanEntitlement"),
         (pb.GetBooleanEntitlementRequest(customer_id=BIG, feature_id=TEMPLATES), "GetBooleanEntitlement"),
         (pb.GetEntitlementRequest(customer_id=BIG, feature_id="feature-regions"), "GetEntitlement"),
+        (pb.GetEntitlementRequest(customer_id=BIG, feature_id=CREDITS), "GetEntitlement"),
+        (pb.GetMeteredEntitlementRequest(customer_id=BIG, feature_id=CREDITS), "GetMeteredEntitlement"),
+        (pb.GetEntitlementV2Request(customer_id=BIG, feature_id=CREDITS), "GetEntitlementV2"),
+        (pb.GetEntitlementV2Request(customer_id=BIG, currency_id=CREDITS), "GetEntitlementV2"),
+        (pb.GetEntitlementV2Request(customer_id=BIG, currency_id=TEMPLATES), "GetEntitlementV2"),
     ],
 )
 def test_what_the_list_lacks_and_what_it_has_are_answered_alike(

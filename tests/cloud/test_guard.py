@@ -122,6 +122,22 @@ def test_snapshots_of_one_moment_are_not_all_fetched_again_in_one(make: Callable
     assert all(27 <= end <= 30 for end in ends)
 
 
+def test_who_fails_is_asked_once_more_at_once_and_the_rest_is_left_to_the_cache_and_the_ledger(
+    clock: ManualClock,
+) -> None:
+    server = ApiServer()
+    server.faults += [lambda handler: handler.send(500, b"{}")] * 8
+    config = {"SIDECAR": "cloud", "API_KEY": "k", "API_URL": server.url, "LEDGER": "memory://", "REPORT": "inline"}
+    with Guard(Config.from_mapping({**config, "TIMEOUT": 20}), clock=clock.clock) as guard:
+        with pytest.raises(SidecarUnavailable, match="fails with status 500"):
+            guard.check("f", customer="c")
+        assert len(server.received) == 2
+        guard.report("f", 1, customer="c")
+        assert [each.payload["operationName"] for each in server.received[2:4]] == ["ReportUsage"] * 2
+        server.faults.clear()
+    server.stop()
+
+
 def test_a_wrong_key_is_said_and_known_data_goes_on(clock: ManualClock) -> None:
     server = ApiServer()
     config = Config(sidecar="cloud", api_key="server-secret", api_url=server.url, ledger="memory://")

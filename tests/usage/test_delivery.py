@@ -107,8 +107,9 @@ def test_a_report_that_was_counted_but_not_answered_counts_once(
     assert len(faulty.asked) == 2
 
 
-def test_a_key_is_not_relied_on_for_longer_than_a_day(
-    ledger: Ledger, faulty: FaultySidecar, stigg: Stigg, clock: ManualClock
+@pytest.mark.parametrize("days", [1.1, -1.1])
+def test_a_key_is_not_relied_on_for_longer_than_a_day_nor_by_a_clock_that_was_wrong(
+    ledger: Ledger, faulty: FaultySidecar, stigg: Stigg, clock: ManualClock, days: float
 ) -> None:
     config = Config()
     sender = Sender(lambda: stigg, config.on_uncertain, clock.now)
@@ -117,7 +118,8 @@ def test_a_key_is_not_relied_on_for_longer_than_a_day(
     ledger.record(Use(KEY, 3))
     deliver(delivery)
     faulty.after = no_fault
-    clock.advance(86_400 + 60)
+    clock.set_forward(days * 86_400)
+    clock.advance(60)
     deliver(delivery)
     assert [name for name, _ in faulty.asked] == ["ReportUsage"]
     assert delivery.counts["doubted"] == 1

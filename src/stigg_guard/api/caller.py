@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 
@@ -50,8 +50,9 @@ class Caller:
         timeout: float = SECONDS,
         on_change: OnChange | None = None,
         gate: Gate | None = None,
+        pauses: Sequence[float] | None = None,
     ) -> None:
-        self._transport = Transport(api_key, api_url or STIGG, gate)
+        self._transport = Transport(api_key, api_url or STIGG, gate, pauses=pauses)
         self._timeout = _checked_timeout(timeout)
         self._on_change = on_change
 

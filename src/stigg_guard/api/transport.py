@@ -40,6 +40,8 @@ MAX_BYTES = 16 * 1024 * 1024
 """How long an answer may be, decoded."""
 PAUSES = (0.1, 0.4, 1.6)
 """Seconds before each repetition, and up to half as long again."""
+MAX_OVERDUE = 50
+"""How many requests may be under way beyond their deadlines before no other is sent."""
 MAX_RETRY_AFTER = 86_400.0
 """Seconds; a server that says more is asked again after a day all the same."""
 PIECE = 64 * 1024
@@ -121,20 +123,29 @@ class Transport:
 
     Proxies and authorities are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``). What
     the ``gate`` does not admit is not sent: a question fails at once, a change may wait as after a 429. Errors name the
-    address by its ``setting``.
+    address by its ``setting``. ``pauses`` are the seconds before each repetition, in the place of ``PAUSES``.
 
     Raises:
         ConfigError: the key or the address is malformed.
     """
 
-    def __init__(self, api_key: str, api_url: str, gate: Gate | None = None, setting: str = "API_URL") -> None:
+    def __init__(
+        self,
+        api_key: str,
+        api_url: str,
+        gate: Gate | None = None,
+        setting: str = "API_URL",
+        pauses: Sequence[float] | None = None,
+    ) -> None:
         self._key = _checked_key(api_key)
         self._gate = gate
         self._setting = setting
+        self._pauses = pauses
         self._told_time = ""
         self.url = endpoint(api_url, setting)
         self._host = urlsplit(self.url).netloc
         self._sessions: dict[int, requests.Session] = {}  # by process
+        self._overdue: list[threading.Thread] = []
 
     def send(self, request: Request, timeout: float) -> Mapping[str, Any]:
         """The ``data`` of the answer, within ``timeout`` seconds in all.
@@ -143,7 +154,7 @@ class Transport:
             ApiError: it failed, and so did its repetitions, where it may be repeated.
         """
         deadline = time.monotonic() + timeout
-        pauses = iter(PAUSES)
+        pauses = iter(PAUSES if self._pauses is None else self._pauses)
         unknown = False
         while True:
             answer = self._held_back(request) or self._answer(request, deadline)
@@ -177,7 +188,10 @@ class Transport:
         return error
 
     def _answer(self, request: Request, deadline: float) -> Mapping[str, Any] | ApiError:
-        outcome = _in_thread(lambda: self._exchange(request, deadline), deadline)
+        self._overdue = [thread for thread in self._overdue if thread.is_alive()]
+        if len(self._overdue) >= MAX_OVERDUE:
+            return self._error(ApiTimeout, request, f"is not asked: {MAX_OVERDUE} requests before have found no end")
+        outcome = _in_thread(lambda: self._exchange(request, deadline), deadline, self._overdue)
         answer = self._read(outcome, request) if isinstance(outcome, _Reply) else self._lost(outcome, request)
         if self._gate is not None and isinstance(answer, ApiRateLimited):
             self._gate.rate_limited(request.operation, vars(answer).get("retry_after"))
@@ -239,10 +253,12 @@ class Transport:
         if status in (401, 403) or code in _UNAUTHENTICATED:
             problem = "does not accept the key; set API_KEY to a server key of this environment"
             return self._error(ApiUnauthenticated, request, problem, status=status, code=code)
+        may_be_done = status < 400 or status == HTTPStatus.REQUEST_TIMEOUT  # a gateway's, that waited for the API
         if errors:
-            unknown = status < 400 and code not in _NOT_DONE
+            turned_away = not may_be_done or code in _NOT_DONE
             said = f"answered: {_said(errors)}"
-            rejected = self._error(ApiRejected, request, said, status=status, code=code, unknown=unknown)
+            rejected = self._error(ApiRejected, request, said, status=status, code=code, unknown=not turned_away)
+            rejected.turned_away = turned_away
             rejected.errors, rejected.data = errors, answer.get("data")
             rejected.said = self._without_key(str(errors[0].get("message")))
             return rejected
@@ -250,8 +266,7 @@ class Transport:
         if status >= 400 or not isinstance(data, dict):
             expected = "GraphQL" if request.query is None else "data"
             problem = f"answered with status {status} and no {expected}; is {self._setting} the address of Stigg's API?"
-            unknown = status < 400 or status == HTTPStatus.REQUEST_TIMEOUT  # a gateway's, that waited for the API
-            return self._error(ApiUnreadable, request, problem, status=status, unknown=unknown)
+            return self._error(ApiUnreadable, request, problem, status=status, unknown=may_be_done)
         return data
 
     def _failing(
@@ -308,8 +323,9 @@ def _checked_key(api_key: str) -> _Secret:
     return _Secret(api_key)
 
 
-def _in_thread(work: Callable[[], _Reply], deadline: float) -> _Outcome:
-    """What ``work`` returns or raises; None when the deadline passes first, whatever it is that takes so long."""
+def _in_thread(work: Callable[[], _Reply], deadline: float, overdue: list[threading.Thread]) -> _Outcome:
+    """What ``work`` returns or raises; None when the deadline passes first, whatever it is that takes so long. A thread
+    that nobody waits for any more is ``overdue``."""
     done: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
 
     def run() -> None:
@@ -318,11 +334,16 @@ def _in_thread(work: Callable[[], _Reply], deadline: float) -> _Outcome:
         except Exception as error:  # noqa: BLE001 - whoever waits looks at it
             done.put(error)
 
-    start(threading.Thread(target=run, name="stigg-guard-api", daemon=True))
+    thread = threading.Thread(target=run, name="stigg-guard-api", daemon=True)
+    start(thread)
     try:
         return done.get(timeout=max(deadline - time.monotonic(), 0.0))
     except queue.Empty:
+        overdue.append(thread)
         return None
+    except BaseException:  # from outside
+        overdue.append(thread)
+        raise
 
 
 def _pieces(response: requests.Response, deadline: float) -> Iterator[bytes]:

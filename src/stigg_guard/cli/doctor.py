@@ -29,6 +29,7 @@ ASSUMPTIONS = (
     "an idempotency key is remembered for a day at least",
     "a report under a known key is answered as before",
     "a bulk of reports is taken or rejected as a whole",
+    "a bulk of reports is answered with one measurement for each",
     "isGranted may leave out the limit, so the figures decide",
     "no answer for a feature means that Stigg has none of that id",
     "a missing resource is told by the code RESOURCE_NOT_FOUND",

@@ -35,7 +35,6 @@ from stigg_guard.errors import (
     ApiTimeout,
     ApiUnauthenticated,
     ApiUnavailable,
-    ApiUnreadable,
     InvalidRequest,
     SidecarError,
     SidecarTimeout,
@@ -166,11 +165,16 @@ class Cloud:
         ]
         answer = self._api.report_usage_bulk({"usages": usages}, fields=MEASUREMENT, timeout=timeout)
         with _reading("ReportUsageBulk"):
-            return pb.ReportUsageBulkResponse(usages=map(usage_response, listed(answer.report_usage_bulk)))
+            measured = list(map(usage_response, listed(answer.report_usage_bulk)))
+            if len(measured) != len(usages):
+                raise ValueError(f"{len(measured)} measurements for {len(usages)} usages")
+            return pb.ReportUsageBulkResponse(usages=measured)
 
     def _report_events(self, request: Any, timeout: float, _key: str | None) -> Message:
         events: Any = [event_input(event, f"events[{index}].") for index, event in enumerate(request.events)]
-        self._api.report_event(UsageEventsReportInput(usage_events=events), timeout=timeout)
+        answer = self._api.report_event(UsageEventsReportInput(usage_events=events), timeout=timeout)
+        with _reading("ReportEvent"):
+            _ = answer.report_event  # which may be null, but is there
         return METHODS["ReportEvents"].response()
 
 
@@ -236,6 +240,11 @@ def _told(said: Any, kind: str | None) -> pb.EntitlementV2:
         unknown = pb.ACCESS_DENIED_REASON_ENTITLEMENT_NOT_FOUND
         return missing(kind or "boolean", unknown if kind == "credit" else pb.ACCESS_DENIED_REASON_FEATURE_NOT_FOUND)
     reason, is_known = answer.access_denied_reason, getattr(said, "feature", None) is not None
+    is_credit = answer.WhichOneof("entitlement") == "credit"
+    if is_credit and kind != "credit":
+        raise ValueError("it is about a currency, and a feature was asked about")
+    if answer.has_access and not is_known and not is_credit:
+        raise ValueError("it grants what is no feature, so nobody knows how much")
     if reason not in NOT_THERE:
         return of_kind(answer, kind)
     if reason == pb.ACCESS_DENIED_REASON_NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION and is_known:
@@ -268,33 +277,37 @@ def _reading(operation: str) -> Iterator[None]:
     """What is read here is as the API sent it: nobody has held it to the schema yet.
 
     Raises:
-        ApiUnreadable: it does not follow the schema. A report that was answered so may have been counted.
+        SidecarError: it does not follow the schema. A report that was answered so may have been counted.
     """
     try:
         yield
     except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
         problem = "the answer does not follow the API's schema; is API_URL the address of Stigg's API?"
-        raise ApiUnreadable(problem, operation=operation, outcome_unknown=True) from error
+        unknown = operation.startswith("Report")
+        raise SidecarError(f"{operation}: {problem}", code="UNAVAILABLE", outcome_unknown=unknown) from error
 
 
 def _error_of(error: ApiError, *, is_report: bool) -> StiggGuardError:
-    """The error of a sidecar that stands for the API's."""
+    """The error of a sidecar that stands for the API's. That the API failed over a report may be the report's fault;
+    whoever fails otherwise, or does not answer as the API does, answers nobody."""
     unknown = error.outcome_unknown and is_report
     if isinstance(error, ApiTimeout):
         return SidecarTimeout(str(error), code="DEADLINE_EXCEEDED", outcome_unknown=unknown)
-    if isinstance(error, ApiUnavailable):
-        away = SidecarUnavailable(str(error), code="UNAVAILABLE", outcome_unknown=unknown)
-        away.retry_after = error.retry_after
-        return away
     if isinstance(error, ApiUnauthenticated):
         return SidecarUnauthenticated(str(error), code="UNAUTHENTICATED", outcome_unknown=unknown)
-    if isinstance(error, ApiRejected) and not unknown:
-        return _rejection(error) if is_report else SidecarError(error.said, code="INVALID_ARGUMENT")
-    return SidecarError(str(error), code="UNAVAILABLE", outcome_unknown=unknown)
+    if isinstance(error, ApiRejected):
+        if error.turned_away and not unknown:
+            return _rejection(error) if is_report else SidecarError(error.said, code="INVALID_ARGUMENT")
+        if is_report:
+            return SidecarError(str(error), code="UNAVAILABLE", outcome_unknown=unknown)
+    away = SidecarUnavailable(str(error), code="UNAVAILABLE", outcome_unknown=unknown)
+    if isinstance(error, ApiUnavailable):
+        away.retry_after = error.retry_after
+    return away
 
 
 def _rejection(error: ApiRejected) -> InvalidRequest:
     field, separator, problem = error.said.partition(": ")
     if separator and " " not in field:
-        return InvalidRequest(field, problem)
+        return InvalidRequest(field.replace("createdAt", "timestamp"), problem)  # its name for the time of a use
     return InvalidRequest(_FIELDS.get(error.code, ""), error.said)

@@ -162,7 +162,7 @@ def _decided(
     if snapshot.denial is not None:
         return missing(kind or "boolean", REASONS[str(snapshot.denial)])
     known = snapshot.messages.get(wanted)
-    if known is None:
+    if known is None or (known.WhichOneof("entitlement") == "credit") != (kind == "credit"):  # it is of another's id
         return None
     message = pb.EntitlementV2()
     message.CopyFrom(known)

@@ -7,7 +7,8 @@ list of what is assumed is in docs/cloud.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -17,7 +18,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from stigg_guard import amounts
 from stigg_guard.api import CreditEntitlement, EntitlementsState, FeatureEntitlement, UsageMeasurementWithCurrentUsage
-from stigg_guard.decoding import entitlement_from_wire
+from stigg_guard.decoding import entitlement_from_wire, ids_and_period_ends
 from stigg_guard.errors import InvalidRequest
 from stigg_guard.wire import sidecar_pb2 as pb
 from stigg_guard.wire.beside import set_rates, set_valid_until
@@ -76,7 +77,7 @@ def state_response(state: EntitlementsState, now: datetime) -> pb.GetEntitlement
     """All entitlements of a customer, with the instant until which they hold where that can be read."""
     told = listed(state.entitlements_v2)
     found = [each for each in map(entitlement_message, told) if each is not None]
-    response = pb.GetEntitlementsStateV2Response(entitlements=found)
+    response = pb.GetEntitlementsStateV2Response(entitlements=_told_once(found))
     if state.access_denied_reason:
         response.access_denied_reason = reason_number(state.access_denied_reason)
     until = first_end((getattr(each, "valid_until", None) for each in told), now)
@@ -87,12 +88,18 @@ def state_response(state: EntitlementsState, now: datetime) -> pb.GetEntitlement
 
 
 def entitlement_message(said: object) -> pb.EntitlementV2 | None:
-    """One entitlement; None for a kind that this version does not know."""
+    """One entitlement; None for nothing, and for a kind that this version does not know.
+
+    Raises:
+        TypeError: it says of no kind that it is one, or a field is not of its type.
+    """
     if not isinstance(said, (FeatureEntitlement, CreditEntitlement)):
+        if said is not None and not (isinstance(said, dict) and "__typename" in said):
+            raise TypeError("expected an entitlement")
         return None
-    answer = pb.EntitlementV2(has_access=said.is_granted)
+    answer = pb.EntitlementV2(has_access=_flag(said.is_granted))
     kind = kind_of(said)
-    if said.access_denied_reason and not said.is_granted:
+    if said.access_denied_reason and not answer.has_access:
         answer.access_denied_reason = reason_number(said.access_denied_reason)
     body: Message = _credit(said) if isinstance(said, CreditEntitlement) else _feature(said, kind)
     getattr(answer, kind).CopyFrom(body)
@@ -194,10 +201,18 @@ def usage_response(measured: UsageMeasurementWithCurrentUsage) -> pb.ReportUsage
         customer_id=measured.customer_id,
         resource_id=measured.resource_id or None,
         feature_id=measured.feature_id,
-        current_usage=measured.current_usage,
+        current_usage=_number(measured.current_usage),
         usage_period_start=_moment(measured.usage_period_start),
         usage_period_end=_moment(measured.usage_period_end),
     )
+
+
+def _told_once(found: Sequence[pb.EntitlementV2]) -> list[pb.EntitlementV2]:
+    """Without those of which there are two: which one holds is not documented, so the API is asked for it alone."""
+    ids, _ = ids_and_period_ends(found)
+    names = [(each.WhichOneof("entitlement") == "credit", named) for each, named in zip(found, ids, strict=True)]
+    count = Counter(names)
+    return [each for each, name in zip(found, names, strict=True) if count[name] == 1]
 
 
 def _rates(told: Iterable[object]) -> Iterator[tuple[str, tuple[str, float]]]:
@@ -217,14 +232,15 @@ def _feature(said: FeatureEntitlement, kind: str) -> Message:
     if kind == "enum":
         return pb.EnumEntitlement(feature=described, enum_values=listed(said.enum_values or []))
     if kind == "numeric":
-        value = None if said.usage_limit is None else int(said.usage_limit)
-        return pb.NumericEntitlement(feature=described, value=value, is_unlimited=said.has_unlimited_usage)
+        limit = _number(said.usage_limit)
+        value = None if limit is None else int(limit)
+        return pb.NumericEntitlement(feature=described, value=value, is_unlimited=_flag(said.has_unlimited_usage))
     return pb.MeteredEntitlement(
         feature=described,
-        usage_limit=said.usage_limit,
-        is_unlimited=said.has_unlimited_usage,
-        current_usage=said.current_usage,
-        has_soft_limit=said.has_soft_limit,
+        usage_limit=_number(said.usage_limit),
+        is_unlimited=_flag(said.has_unlimited_usage),
+        current_usage=_number(said.current_usage),
+        has_soft_limit=_flag(said.has_soft_limit),
         reset_period=_RESETS.get(said.reset_period or "", pb.ENTITLEMENT_RESET_PERIOD_UNSPECIFIED),
         usage_period_anchor=_moment(said.usage_period_anchor),
         usage_period_start=_moment(said.usage_period_start),
@@ -258,10 +274,10 @@ def _credit(said: CreditEntitlement) -> Message:
             unit_plural=currency.unit_plural,
             additional_meta_data=ParseDict(metadata, Struct()) if isinstance(metadata, dict) else None,
         ),
-        usage_limit=said.usage_limit,
-        current_usage=said.current_usage,
+        usage_limit=_number(said.usage_limit),
+        current_usage=_number(said.current_usage),
         usage_period_end=_moment(said.usage_period_end),
-        has_soft_limit=said.has_soft_limit,
+        has_soft_limit=_flag(said.has_soft_limit),
     )
     credit.remaining = amounts.left(credit.current_usage, credit.usage_limit)
     return credit
@@ -279,6 +295,28 @@ def _held_to_its_limit(answer: pb.EntitlementV2) -> pb.EntitlementV2:
 def _moment(instant: object) -> datetime | None:
     """An instant that was read; None for what is none."""
     return instant if isinstance(instant, datetime) else None
+
+
+def _flag(told: object) -> bool | None:
+    """What is to be true or false, or is not told. A message would take 1 for true.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if told is not None and not isinstance(told, bool):
+        raise TypeError(f"expected true or false, not {type(told).__name__}")
+    return told
+
+
+def _number(told: object) -> float | None:
+    """What is to be a number, or is not told. A message would take true for 1.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if told is not None and (isinstance(told, bool) or not isinstance(told, (int, float))):
+        raise TypeError(f"expected a number, not {type(told).__name__}")
+    return told
 
 
 def _readings(told: object) -> list[float]:

@@ -53,14 +53,15 @@ class Sender:
 
     def may_repeat(self, report: Entry) -> bool:
         """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to. One whose use is longer
-        ago than a key is remembered for certain may not.
+        ago than a key is remembered for certain may not, nor one that lies as far ahead: a clock was wrong, and nobody
+        knows how old it is.
 
         Raises:
             SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
         """
         if report.event or report.is_set or self._on_uncertain is OnUncertain.RESEND:
             return True
-        if report.first_at and self._now().timestamp() - report.first_at / 1e6 > KEY_SECONDS:
+        if report.first_at and abs(self._now().timestamp() - report.first_at / 1e6) > KEY_SECONDS:
             return False
         stigg = self._stigg()
         if stigg.honours_keys is None:
