@@ -257,3 +257,18 @@ def test_what_is_used_during_a_flush_waits_for_the_next(
     faulty.before = no_fault
     assert guard.flush() == 0
     assert faulty.used() == 3
+
+
+def test_of_two_threads_after_an_interrupted_start_the_first_ends(guard: Guard, faulty: FaultySidecar) -> None:
+    reporter = guard._own.holds.reporter
+    reporter.start()
+    first, reporter._thread = reporter._thread, None
+    guard.report("f", 1, customer="c")
+    second = reporter._thread
+    assert first is not None
+    assert isinstance(second, threading.Thread)
+    first.join(30)
+    assert not first.is_alive()
+    assert second.is_alive()
+    assert guard.flush() == 0
+    assert faulty.used() == 1

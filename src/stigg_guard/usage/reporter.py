@@ -208,6 +208,8 @@ class Reporter:
                 sleep(LINGER_SECONDS)
                 self._empty_wake()
             pause = 0.0 if self._is_over else self._turn()
+            if self._thread is not threading.current_thread():
+                return  # its start was interrupted from outside, and another one does its work
         if self._is_left:
             self._turn()
         atexit.unregister(self._at_exit)
