@@ -134,7 +134,7 @@ class Reporter:
             came_to_the_end = self._try_work(remaining)
             if not self._left():
                 return 0
-            if not (came_to_the_end or self._failures or self._stranded):
+            if came_to_the_end is False and not self._stranded:
                 break  # what is left came meanwhile
             sleep(max(0.0, min(pause, deadline - monotonic())))  # others are sending, or a decision is not due yet
             pause = min(2 * pause, longest)
@@ -235,7 +235,8 @@ class Reporter:
             return _back_off(self._failures)
         return IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS
 
-    def _try_work(self, timeout: float = inf) -> bool:
+    def _try_work(self, timeout: float = inf) -> bool | None:
+        """As :meth:`_work`; None if it failed, which others that work at the same time may overcome."""
         answered = self._answered()
         try:
             came_to_the_end = self._work(timeout)
@@ -246,11 +247,11 @@ class Reporter:
                 self._contact.pop()  # of several threads that fail at once, one tells
                 self._audience.tell(Observer.lost_contact, error)
             self._failures += 1
-            return False
+            return None
         except Exception:  # whatever it is, the thread goes on: nothing else reports
             logger.exception("reporting usage failed; it stays in the ledger")
             self._failures += 1
-            return False
+            return None
         if not self._failures or self._answered() > answered or not self._left():
             self._failures = 0
             self._contact.append(True)
