@@ -299,3 +299,14 @@ def test_flush_goes_on_after_a_failure_that_another_thread_has_overcome(
         ledger.record(Use(UsageKey("c", "", "f"), 1))
         assert guard.flush() == 0
         assert faulty.used() == 1
+
+
+def test_flush_goes_on_after_usage_of_a_clock_that_was_ahead(faulty: FaultySidecar, clock: ManualClock) -> None:
+    ledger = SqliteLedger(None, clock.clock)
+    with Guard(Config(sidecar=faulty.address), ledger=ledger, clock=clock.clock) as guard:
+        clock.advance(200)
+        ledger.record(Use(UsageKey("c", "", "f"), 1))
+        clock.advance(-200)
+        ledger.record(Use(UsageKey("c", "", "f"), 2, dimensions={"kept": "apart"}))
+        assert guard.flush() == 0
+        assert faulty.used() == 3

@@ -33,6 +33,7 @@ IDLE_SECONDS = 2.0  # how soon what others left in the ledger, and what is due, 
 MAX_BACK_OFF = 10.0
 EXIT_SECONDS = 2.0
 REPEAT_SECONDS = 60.0
+CLOCKS_APART = 60e6  # microseconds; what is further ahead is of a clock that was wrong, and not new
 FLUSH_PAUSES = (0.02, 0.5)
 
 
@@ -114,7 +115,8 @@ class Reporter:
             fault = fault or error
             if batch is None:
                 break
-            all_is_new = all(report.first_at > begun_at for report in batch.reports)
+            latest = self._clock.now().timestamp() * 1e6 + CLOCKS_APART
+            all_is_new = all(begun_at < report.first_at < latest for report in batch.reports)
             if all_is_new or self._is_over or self._clock.monotonic() >= deadline:
                 return False
         if fault is not None:
