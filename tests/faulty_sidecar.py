@@ -27,6 +27,8 @@ f = { limit = 100, reset = "year" }
 g = { limit = 100, reset = "year" }
 [customers.c]
 plan = "p"
+[customers.d]
+plan = "p"
 """
 
 
@@ -40,6 +42,7 @@ class FaultySidecar:
         self.asked: list[tuple[str, str | None]] = []
         self.without: set[str] = set()
         self.unreadable: set[str] = set()  # features whose usage cannot be read
+        self.unanswered: set[str] = set()  # customers about whom no question is answered
         self.reported: set[str] = set()  # the features of the last report, and the latest time in it
         self.reported_at = 0.0
         self.honours_keys = True  # the local sidecar does; Stigg's own does not
@@ -68,6 +71,8 @@ class FaultySidecar:
             if self.honours_keys and name in TELLS_OF_KEYS:
                 context.set_trailing_metadata((KEYS_HONOURED,))
             if not name.startswith("Report"):
+                if getattr(request, "customer_id", "") in self.unanswered:
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "on purpose")
                 if getattr(request, "feature_id", "") in self.unreadable:
                     context.abort(grpc.StatusCode.NOT_FOUND, "on purpose")
                 return self.engine.answer(name, request)

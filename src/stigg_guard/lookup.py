@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from types import MappingProxyType
@@ -59,7 +59,9 @@ class Lookup:
         self._closed = False
         self._outage = OutagePolicy(config)
         self._outdated: set[Customer] = set()  # whom the sidecar has to read again before it is asked
-        self._list: Callable[[Customer, Ticket], Snapshot] = self._state_v2
+        self._lists = (self._state_v2, self._state_v1)  # the newest way to list first
+        self._way = 0  # which of them this sidecar knows; none of them is the last
+        self._has_listed = False
         self.cache = SnapshotCache(
             self._fetch,
             ttl=config.cache_ttl,
@@ -282,8 +284,8 @@ class Lookup:
             return snapshot.missing[feature]
         try:
             answer = _about(feature, self.cache.once((customer, feature), lambda: self._single(feature, customer)))
-        except SidecarError:
-            if fallback is not None:
+        except SidecarError as error:
+            if fallback is not None or self._is_without_list(error):
                 raise
             reason = Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION
             return Entitlement(feature_id=feature, has_access=False, reason=reason, source=source)
@@ -303,15 +305,36 @@ class Lookup:
     def _fetched(self, customer: Customer) -> Snapshot:
         if customer in self._outdated:
             self._reload(customer)
-        ticket = self._next_ticket(customer)
-        try:
-            snapshot = self._list(customer, ticket)
-        except NotSupported:
-            self._list = self._state_v1 if self._list == self._state_v2 else _no_list
-            return self._fetched(customer)
-        self._outage.has_answered = True
+        snapshot = self._listed(customer, self._next_ticket(customer))
         self.stigg.watch(self._heard)
         return snapshot
+
+    def _listed(self, customer: Customer, ticket: Ticket) -> Snapshot:
+        """All that the customer has, by the newest way that the sidecar knows; an empty snapshot where it has never
+        known any, which each feature is asked into alone.
+
+        Raises:
+            SidecarError: it does not answer, or knows no way any more.
+        """
+        for way in range(self._way, len(self._lists)):
+            try:
+                snapshot = self._lists[way](customer, ticket)
+            except NotSupported:
+                if self._has_listed and way + 1 == len(self._lists):
+                    raise
+                continue
+            self._way, self._has_listed, self._outage.has_answered = way, True, True
+            return snapshot
+        self._way = len(self._lists)
+        return Snapshot({}, None, ticket)
+
+    def _is_without_list(self, error: SidecarError) -> bool:
+        """Whether a failed question about one feature leaves nothing to go by, since the sidecar does not list. One
+        that knows neither question is none: another that comes in its place is asked for lists again."""
+        is_without = self._way == len(self._lists)
+        if is_without and isinstance(error, NotSupported):
+            self._way = 0
+        return is_without
 
     def _heard(self, customer: str | None) -> None:
         """The sidecar tells that a customer has changed, or anybody."""
@@ -360,12 +383,8 @@ class Lookup:
                 answer: Any = self.stigg.get_entitlement_v2(wire.GetEntitlementV2Request(**ids)).entitlement
             except NotSupported:
                 answer = self.stigg.get_entitlement(wire.GetEntitlementRequest(**ids))
+        self._outage.has_answered = True
         return entitlement_from_wire(answer, feature_id=feature)
-
-
-def _no_list(_customer: Customer, ticket: Ticket) -> Snapshot:
-    """For sidecars that cannot list: an empty snapshot, which each feature is asked into alone."""
-    return Snapshot({}, None, ticket)
 
 
 def _about(feature: str, answer: Entitlement) -> Entitlement:

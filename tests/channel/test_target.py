@@ -103,9 +103,11 @@ class Certificates:
         self._folder = folder
         self.ours = trustme.CA()
 
-    def server(self, name: str = "localhost", **options: Any) -> grpc.ServerCredentials:
+    def server(self, name: str = "localhost", *, asks_for_ours: bool = False, **options: Any) -> grpc.ServerCredentials:
         issued = self.ours.issue_cert(name, **options)
-        return grpc.ssl_server_credentials([(issued.private_key_pem.bytes(), issued.cert_chain_pems[0].bytes())])
+        shown = [(issued.private_key_pem.bytes(), issued.cert_chain_pems[0].bytes())]
+        accepted = self.ours.cert_pem.bytes() if asks_for_ours else None
+        return grpc.ssl_server_credentials(shown, accepted, require_client_auth=asks_for_ours)
 
     def file(self, authority: trustme.CA) -> Path:
         path = self._folder / "ca.pem"
@@ -142,6 +144,12 @@ class TestCertificates:
 
     def test_that_nobody_asks_for(self, certificates: Certificates, books: Books) -> None:
         self._is_told(books, certificates.server(), None, "speaks TLS; name the authority")
+
+    def test_that_we_have_none_of(self, certificates: Certificates, books: Books) -> None:
+        shown = certificates.server(asks_for_ours=True)
+        self._is_told(
+            books, shown, certificates.file(certificates.ours), "asks for a certificate of ours, TLS_CERT_FILE"
+        )
 
     def test_that_went_bad_meanwhile(self, certificates: Certificates, books: Books) -> None:
         trusted = certificates.file(certificates.ours)

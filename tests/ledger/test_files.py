@@ -155,6 +155,19 @@ class TestFolder:
                 make_folder(folder)
 
     @as_root
+    def test_within_one_of_another_user_is_told_with_its_owner(self, common: Path) -> None:
+        folder = common / "private" / "state"
+        make_folder(folder)
+        says = f"the folder {folder} cannot be made: {folder.parent} belongs to the user 'root' and does not let in"
+
+        def refused() -> bool:
+            with pytest.raises(ConfigError, match=says):
+                make_folder(folder)
+            return True
+
+        assert as_user(ANN, refused)
+
+    @as_root
     def test_that_cannot_be_written_is_told_with_its_owner(self, common: Path) -> None:
         def refused() -> bool:
             with pytest.raises(ConfigError, match=f"LEDGER: {common} belongs to the user 'root' and does not let in"):

@@ -131,6 +131,7 @@ def test_plan_change_is_taken_under_a_loopback_name(sidecar: Sidecar, host: str)
         (400, {"json": {"plan": "growth", "until": "tomorrow"}}),
         (400, {"json": ["growth"]}),
         (400, {"data": b"{", "headers": {"Content-Type": "application/json"}}),
+        (400, {"data": b"[" * 1_000_000, "headers": {"Content-Type": "application/json"}}),
         (403, {"json": {"plan": "growth"}, "headers": {"Host": "attacker.example"}}),
         (403, {"json": {"plan": "growth"}, "headers": {"Host": "[::1"}}),
         (415, {"data": b'{"plan": "growth"}', "headers": {"Content-Type": "text/plain"}}),

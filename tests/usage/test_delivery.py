@@ -160,6 +160,45 @@ def test_a_report_that_is_refused_alone_is_set_aside(
     assert "the sidecar rejects usage of 'c unheard-of'" in caplog.text
 
 
+def test_a_report_that_is_never_answered_keeps_no_other_waiting(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    faulty.honours_keys = False
+
+    def fail_for_g(context: ServicerContext) -> None:
+        if "g" in faulty.reported:
+            context.abort(StatusCode.INTERNAL, "on purpose")
+
+    for fault in (no_fault, fail_for_g):
+        faulty.before = fault
+        for feature in ("g", "f"):
+            ledger.record(Use(UsageKey("c", "", feature), 1))
+        for _ in range(5):
+            deliver(delivery)
+            clock.advance(60)
+    assert (faulty.used("f"), faulty.used("g"), ledger.outstanding(KEY)) == (2, 1, 0)
+
+
+def test_a_customer_about_whom_nothing_is_answered_keeps_no_other_waiting(
+    make: Callable[..., Delivery], ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    faulty.honours_keys = False
+    delivery = make()
+    with faulty.client() as of_another_process:
+        for sends, fault in ((make(of_another_process), no_fault), (delivery, abort(StatusCode.UNAVAILABLE))):
+            faulty.before = fault
+            for customer in ("d", "c"):
+                ledger.record(Use(UsageKey(customer, "", "f"), 1))
+            deliver(sends)
+            clock.advance(60)
+    faulty.before, faulty.unanswered = no_fault, {"d"}
+    for _ in range(5):
+        clock.advance(60)
+        deliver(delivery)
+    assert (faulty.used(), ledger.outstanding(KEY)) == (2, 0)
+    assert ledger.counts()["uncertain"] == 1
+
+
 class TestUncertainReports:
     """Against a sidecar that, like Stigg's own, knows no idempotency key."""
 

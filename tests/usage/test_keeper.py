@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
@@ -96,3 +96,36 @@ def test_renewing_goes_on_in_a_thread_of_its_own_and_after_a_failure(
     keeper.leave()
     thread.join(WAIT)
     assert not thread.is_alive()
+
+
+def test_of_two_threads_after_an_interrupted_start_the_first_ends(ledger: WatchedLedger) -> None:
+    keeper, owner, hold = HoldKeeper(ledger, 0.03), Owner(), taken(ledger)
+    assert isinstance(hold, Hold)
+    first, second = two_threads(keeper, hold, owner)
+    first.join(WAIT)
+    assert not first.is_alive()
+    assert second.is_alive()
+    keeper.leave()
+    second.join(WAIT)
+    assert not second.is_alive()
+
+
+def test_all_threads_end_with_the_guard(ledger: WatchedLedger) -> None:
+    keeper, owner, hold = HoldKeeper(ledger, 3600), Owner(), taken(ledger)
+    assert isinstance(hold, Hold)
+    threads = two_threads(keeper, hold, owner)
+    keeper.leave()
+    for thread in threads:
+        thread.join(WAIT)
+    assert [thread.is_alive() for thread in threads] == [False, False]
+
+
+def two_threads(keeper: HoldKeeper, hold: Hold, owner: Owner) -> tuple[Thread, Thread]:
+    """As an exception from outside leaves them: whoever came next did not see yet that the first one had started."""
+    keeper.watch(hold, owner)
+    first, keeper._thread = keeper._thread, None
+    keeper.watch(hold, owner)
+    second = keeper._thread
+    assert first is not None
+    assert isinstance(second, Thread)
+    return first, second

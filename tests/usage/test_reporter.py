@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import pytest
 
 from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
-from stigg_guard import Config, FeatureDenied, Guard
+from stigg_guard import Config, FeatureDenied, Guard, LedgerUnavailable
 from stigg_guard.ledger import Batch, Claim, Hold, LimitExceeded, UsageKey, Use
+from stigg_guard.ledger.sqlite import SqliteLedger
 from stigg_guard.usage import flushing
 
 
@@ -257,3 +258,55 @@ def test_what_is_used_during_a_flush_waits_for_the_next(
     faulty.before = no_fault
     assert guard.flush() == 0
     assert faulty.used() == 3
+
+
+def test_of_two_threads_after_an_interrupted_start_the_first_ends(guard: Guard, faulty: FaultySidecar) -> None:
+    reporter = guard._own.holds.reporter
+    reporter.start()
+    first, reporter._thread = reporter._thread, None
+    guard.report("f", 1, customer="c")
+    second = reporter._thread
+    assert first is not None
+    assert isinstance(second, threading.Thread)
+    first.join(30)
+    assert not first.is_alive()
+    assert second.is_alive()
+    assert guard.flush() == 0
+    assert faulty.used() == 1
+
+
+def test_flush_goes_on_after_a_failure_that_another_thread_has_overcome(
+    faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    class BusyOnce(SqliteLedger):
+        """Fails once, and another thread reports with success before anybody looks."""
+
+        is_busy = True
+
+        def take_batch(self, size: int, lease: float) -> Batch | None:
+            if self.is_busy:
+                raise LedgerUnavailable("it did not answer")
+            return super().take_batch(size, lease)
+
+        def counts(self) -> Mapping[str, int]:
+            if self.is_busy:
+                self.is_busy = False
+                guard._own.holds.reporter._failures = 0
+            return super().counts()
+
+    ledger = BusyOnce(None, clock.clock)
+    with Guard(Config(sidecar=faulty.address), ledger=ledger, clock=clock.clock) as guard:
+        ledger.record(Use(UsageKey("c", "", "f"), 1))
+        assert guard.flush() == 0
+        assert faulty.used() == 1
+
+
+def test_flush_goes_on_after_usage_of_a_clock_that_was_ahead(faulty: FaultySidecar, clock: ManualClock) -> None:
+    ledger = SqliteLedger(None, clock.clock)
+    with Guard(Config(sidecar=faulty.address), ledger=ledger, clock=clock.clock) as guard:
+        clock.advance(200)
+        ledger.record(Use(UsageKey("c", "", "f"), 1))
+        clock.advance(-200)
+        ledger.record(Use(UsageKey("c", "", "f"), 2, dimensions={"kept": "apart"}))
+        assert guard.flush() == 0
+        assert faulty.used() == 3

@@ -61,8 +61,12 @@ def tls_fault(host: str, port: int, authority: Authority | None, timeout: float)
     """
     place = f"{host} port {port}"
     try:
-        with socket.create_connection((host, port), timeout) as plain:
-            (authority.context if authority else _trusting()).wrap_socket(plain, server_hostname=host).close()
+        context = authority.context if authority else _trusting()
+        with (
+            socket.create_connection((host, port), timeout) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            is_turned_away = authority is not None and _ends(secure)
     except ssl.SSLCertVerificationError as error:
         reason = error.verify_message.rstrip(".")
         return f"the certificate of {place} is not accepted: {reason}; renew it, or look at TLS_CA_FILE"
@@ -71,7 +75,20 @@ def tls_fault(host: str, port: int, authority: Authority | None, timeout: float)
         return f"{place} does not answer as TLS does ({error.reason}); {remedy}" if authority else ""
     except (OSError, ValueError):  # ValueError: the host is written as no certificate can name it
         return ""
+    if is_turned_away:
+        remedy = "look whether it asks for a certificate of ours, TLS_CERT_FILE"
+        return f"{place} ends the connection after the TLS handshake; {remedy}"
     return "" if authority else f"{place} speaks TLS; name the authority of its certificate in TLS_CA_FILE"
+
+
+def _ends(secure: ssl.SSLSocket) -> bool:
+    """Whether the server, which speaks first, ends the connection instead: it looks at our certificate only now."""
+    try:
+        return not secure.recv(1)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
 
 
 def _context() -> ssl.SSLContext:

@@ -85,6 +85,9 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
     path = os.path.abspath(folder)
     try:
         _make(path)
+    except PermissionError as error:
+        nearest = next(str(above) for above in Path(path).parents if os.path.isdir(above))
+        raise ConfigError(f"LEDGER: the folder {path} cannot be made: {_no_permission(nearest)}") from error
     except OSError as error:
         raise ConfigError(f"LEDGER: the folder {path} cannot be made ({error.strerror}); name another") from error
     if not _may(path, os.W_OK | os.X_OK):

@@ -28,8 +28,7 @@ from stigg_guard.wire import Answerer
 if TYPE_CHECKING:
     from stigg_guard.sidecar.graph import Graph
 
-MAX_BODY_BYTES = 64 * 1024
-MAX_GRAPHQL_BYTES = 1024 * 1024  # of a batch of usages or events
+MAX_BODY_BYTES = 1024 * 1024
 GRAPHQL = "/graphql"
 CUSTOMERS = "/customers/"
 OFFLINE = "this sidecar is offline: it knows no customers"
@@ -150,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path, _, _ = self.path.partition("?")
         try:
-            body = self._body(MAX_GRAPHQL_BYTES if path == GRAPHQL else MAX_BODY_BYTES)
+            body = self._body()
             if path.startswith(CHANGES):
                 self._change(path.removeprefix(CHANGES), body)
                 self._reply(HTTPStatus.NO_CONTENT)
@@ -197,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _change_plan(self) -> None:
         # Read first, whatever the answer: closing a socket with unread input would cut the answer off.
-        body = self._body(MAX_BODY_BYTES)
+        body = self._body()
         path, _, _ = self.path.partition("?")
         if not path.startswith(CUSTOMERS):
             raise _Problem(HTTPStatus.NOT_FOUND, f"PUT is for {CUSTOMERS}{{id}}")
@@ -242,12 +241,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise _Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send Content-Type: application/json")
 
-    def _body(self, most: int) -> bytes:
+    def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise _Problem(HTTPStatus.LENGTH_REQUIRED, "send the body with a Content-Length")
-        if len(length) > len(str(most)) or int(length) > most:
-            raise _Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {most} bytes")
+        if len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES:
+            raise _Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {MAX_BODY_BYTES} bytes")
         return self.rfile.read(int(length))
 
     def _reply_problem(self, problem: _Problem) -> None:

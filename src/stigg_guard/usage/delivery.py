@@ -59,20 +59,22 @@ class Delivery:
         self._config = config
         self._monotonic = clock.monotonic
         self._acknowledged = acknowledged
+        self._size = BATCH_SIZE  # of the next batch
 
     def send_batch(self, timeout: float) -> tuple[Batch | None, SidecarError | None]:
         """Sends the next batch, waiting ``timeout`` seconds for its answer. None when there is nothing to send, and the
         error when the sidecar got it and did not tell the outcome; it comes again, and others are sent meanwhile.
 
         Whoever was paused between taking a batch and sending it for so long that somebody else may have it, sends
-        nothing.
+        nothing. After a batch without an answer single reports are sent first, and more with each answer: a report that
+        is never answered does not keep others with it.
 
         Raises:
             SidecarError: the sidecar does not answer, or takes nothing now; the batch stays in the ledger.
             LedgerUnavailable: the ledger cannot be read, or the outcome not be noted in it.
         """
         taken_at = self._monotonic()
-        batch = self._ledger.take_batch(BATCH_SIZE, LEASE_SECONDS)
+        batch = self._ledger.take_batch(self._size, LEASE_SECONDS)
         if batch is None or self._monotonic() - taken_at + timeout > LEASE_SECONDS:
             return batch, None
         try:
@@ -142,7 +144,7 @@ class Delivery:
         attempts = batch.reports[0].attempts
         came_again = attempts > 1  # it was sent, and nobody knows the outcome
         try:
-            if came_again and not all(map(self._sender.may_repeat, batch.reports)):
+            if came_again and not self._sender.may_repeat(batch.reports):
                 self._doubt(batch.reports)
                 return
             answers = self._sender.send(batch, timeout)
@@ -153,6 +155,7 @@ class Delivery:
                 self._single_out(batch, error)
             return
         except SidecarError as error:
+            self._size = 1
             if not (error.outcome_unknown or came_again):
                 self._ledger.put_back(batch.reports)
             elif attempts >= MAX_RESENDS and not isinstance(error, ANSWERS_NOBODY):
@@ -160,6 +163,7 @@ class Delivery:
             else:
                 self._ledger.postpone(batch, RECHECK_SECONDS)
             raise
+        self._size = min(2 * self._size, BATCH_SIZE)
         self._acknowledge(answers)
 
     def _acknowledge(self, answers: Sequence[Acknowledged]) -> None:

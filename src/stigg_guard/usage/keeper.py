@@ -82,10 +82,13 @@ class HoldKeeper:
             self._renew()
 
     def _is_over(self, pause: float) -> bool:
+        """Waits; whether this thread ends, as does one that another has replaced: its start was interrupted."""
         try:
-            return self._over.get(timeout=pause)
+            self._over.get(timeout=pause)
         except Empty:
-            return False
+            return self._thread is not threading.current_thread()
+        self._over.put(True)  # for one that waits beside this one
+        return True
 
     def _renew(self) -> None:
         holds = [hold for hold, owner in list(self._holds.values()) if owner() is not None]

@@ -33,6 +33,7 @@ IDLE_SECONDS = 2.0  # how soon what others left in the ledger, and what is due, 
 MAX_BACK_OFF = 10.0
 EXIT_SECONDS = 2.0
 REPEAT_SECONDS = 60.0
+CLOCKS_APART = 60e6  # microseconds; what is further ahead is of a clock that was wrong, and not new
 FLUSH_PAUSES = (0.02, 0.5)
 
 
@@ -107,14 +108,16 @@ class Reporter:
             LedgerUnavailable: what is unsent cannot be read.
         """
         begun_at = self._clock.now().timestamp() * 1e6 if before is None else before
-        deadline = self._clock.monotonic() + timeout
+        started = self._clock.monotonic()
+        deadline = started + timeout
         fault: SidecarError | None = None
         while True:
             batch, error = self._delivery.send_batch(min(timeout, SEND_SECONDS))
             fault = fault or error
             if batch is None:
                 break
-            all_is_new = all(report.first_at > begun_at for report in batch.reports)
+            latest = begun_at + (self._clock.monotonic() - started) * 1e6 + CLOCKS_APART
+            all_is_new = all(begun_at < report.first_at < latest for report in batch.reports)
             if all_is_new or self._is_over or self._clock.monotonic() >= deadline:
                 return False
         if fault is not None:
@@ -134,7 +137,7 @@ class Reporter:
             came_to_the_end = self._try_work(remaining)
             if not self._left():
                 return 0
-            if not (came_to_the_end or self._failures or self._stranded):
+            if came_to_the_end is False and not self._stranded:
                 break  # what is left came meanwhile
             sleep(max(0.0, min(pause, deadline - monotonic())))  # others are sending, or a decision is not due yet
             pause = min(2 * pause, longest)
@@ -208,6 +211,8 @@ class Reporter:
                 sleep(LINGER_SECONDS)
                 self._empty_wake()
             pause = 0.0 if self._is_over else self._turn()
+            if self._thread is not threading.current_thread():
+                return  # its start was interrupted from outside, and another one does its work
         if self._is_left:
             self._turn()
         atexit.unregister(self._at_exit)
@@ -233,7 +238,8 @@ class Reporter:
             return _back_off(self._failures)
         return IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS
 
-    def _try_work(self, timeout: float = inf) -> bool:
+    def _try_work(self, timeout: float = inf) -> bool | None:
+        """As :meth:`_work`; None if it failed, which others that work at the same time may overcome."""
         answered = self._answered()
         try:
             came_to_the_end = self._work(timeout)
@@ -244,11 +250,11 @@ class Reporter:
                 self._contact.pop()  # of several threads that fail at once, one tells
                 self._audience.tell(Observer.lost_contact, error)
             self._failures += 1
-            return False
+            return None
         except Exception:  # whatever it is, the thread goes on: nothing else reports
             logger.exception("reporting usage failed; it stays in the ledger")
             self._failures += 1
-            return False
+            return None
         if not self._failures or self._answered() > answered or not self._left():
             self._failures = 0
             self._contact.append(True)

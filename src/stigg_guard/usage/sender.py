@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -20,6 +21,9 @@ T = TypeVar("T")
 
 KEY_SECONDS = 86_400.0
 """For how long a key is relied on: the local sidecar remembers it for a day; how long Stigg's API does is not told."""
+
+MAX_ASKED = 2
+"""How many customers are asked about at once to learn whether keys are honoured."""
 
 
 class Sender:
@@ -51,26 +55,37 @@ class Sender:
         with self._audience.timed(Observer.sent, None, features):
             return self._sent(batch, timeout)
 
-    def may_repeat(self, report: Entry) -> bool:
-        """Whether a report in doubt may be sent again: it cannot count twice, or is allowed to. One whose use is longer
-        ago than a key is remembered for certain may not, nor one that lies as far ahead: a clock was wrong, and nobody
-        knows how old it is.
+    def may_repeat(self, reports: Sequence[Entry]) -> bool:
+        """Whether reports in doubt may be sent again: none of them can count twice, or each is allowed to. Those whose
+        use is longer ago than a key is remembered for certain may not, nor those that lie as far ahead: a clock was
+        wrong, and nobody knows how old they are.
 
         Raises:
             SidecarError: the sidecar must tell whether it honours idempotency keys, and does not answer.
         """
-        if report.event or report.is_set or self._on_uncertain is OnUncertain.RESEND:
+        adding = [report for report in reports if not (report.event or report.is_set)]
+        if not adding or self._on_uncertain is OnUncertain.RESEND:
             return True
-        if report.first_at and abs(self._now().timestamp() - report.first_at / 1e6) > KEY_SECONDS:
+        now = self._now().timestamp()
+        if any(report.first_at and abs(now - report.first_at / 1e6) > KEY_SECONDS for report in adding):
             return False
+        return self._honours_keys({(report.key.customer_id, report.key.resource_id): report.key for report in adding})
+
+    def _honours_keys(self, by_owner: Mapping[tuple[str, str], UsageKey]) -> bool:
+        """Asks about customers at random: one for whom it fails must not keep all others waiting."""
         stigg = self._stigg()
-        if stigg.honours_keys is None:
+        fault: SidecarError | None = None
+        for owner in random.sample(list(by_owner), min(MAX_ASKED, len(by_owner))):
+            if stigg.honours_keys is not None:
+                break
             try:
-                stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, report.key))
-            except SidecarUnavailable:
-                raise
+                stigg.reload_entitlements(request_of(wire.ReloadEntitlementsRequest, by_owner[owner]))
+            except SidecarUnavailable as error:
+                fault = error
             except (InvalidRequest, SidecarError):  # who cannot tell honours none
                 return False
+        if stigg.honours_keys is None and fault is not None:
+            raise fault
         return bool(stigg.honours_keys)
 
     def read_back(self, key: UsageKey) -> wire.MeteredEntitlement | None:

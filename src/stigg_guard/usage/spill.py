@@ -96,7 +96,7 @@ class StrandedUses:
                 return True
             return self._is_sent(kept)
         try:
-            may_repeat = self._sender.may_repeat(kept.batch.reports[0])
+            may_repeat = self._sender.may_repeat(kept.batch.reports)
         except SidecarError:  # nobody says yet whether it may
             return False
         if may_repeat:
