@@ -24,16 +24,15 @@ STEP = {
     for number, rooms in re.findall(r"^(\d+)\. ((?:`[\w/]+` ?)+)$", MANUAL, re.MULTILINE)
     for room in re.findall(r"`([\w/]+)`", rooms)
 }
-WINGS = {"cache", "cloud", "usage", "web", "cli"}
+WINGS = {"cache", "checks", "cloud", "usage", "web", "cli", "runtime", "settings"}
 STARTS_A_SIDECAR = {
     "client",
     "testing",
-    "stand_in",
     "__main__",
     "django/management/commands/stigg_sidecar.py",
     "flask/cli.py",
 }
-READS_CATALOGS = {"cli/features", "names"}
+READS_CATALOGS = {"cli/features", "web/names"}
 FOREIGN = {
     "grpc": {"channel", "sidecar"},
     "grpc_health": {"sidecar"},
@@ -51,7 +50,7 @@ FOREIGN = {
     "sqlalchemy": {"flask"},
     "werkzeug": {"flask"},
     "jinja2": {"django", "flask"},
-    "redis": {"redis_homes", "ledger", "cache/redis", "sidecar"},
+    "redis": {"settings/redis_homes", "ledger", "cache/redis", "sidecar"},
     "requests": {"api"},
     "urllib3": {"api"},
     "graphql": {"api", "sidecar"},

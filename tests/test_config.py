@@ -11,7 +11,7 @@ from stigg_guard.config import PREFIX, STATUS_CODES, Config, OnOutage, ReportMod
 from stigg_guard.entitlements import Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback
-from stigg_guard.readers import split_address
+from stigg_guard.settings.readers import split_address
 
 SECRET = "server-0123456789"
 

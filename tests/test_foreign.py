@@ -236,7 +236,7 @@ def test_a_plan_change_of_a_strange_address_is_not_found(sidecar: Sidecar, path:
     assert (status, problem["status"]) == (404, 404)
 
 
-@pytest.mark.parametrize("length", ["9" * 5_000, "0" * 5_000, "65537"])
+@pytest.mark.parametrize("length", ["9" * 5_000, "0" * 5_000, "1048577"])
 def test_a_length_that_no_body_may_have_is_refused(sidecar: Sidecar, length: str) -> None:
     status, _ = put(sidecar, "/customers/customer-demo-01", b"", **{"Content-Length": length})
     assert status == 413

@@ -12,9 +12,9 @@ from google.protobuf.message import Message
 from stigg_guard.channel import MAX_TIMEOUT, Channel, checked_port
 from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, NotSupported, SidecarError
 from stigg_guard.fallbacks import Fallback, fallback_answer, parse_fallbacks, requested_fallback
-from stigg_guard.log import logger
 from stigg_guard.offline import OfflineConfig, OfflineReports
-from stigg_guard.urls import is_api_key, is_http_url
+from stigg_guard.runtime.log import logger
+from stigg_guard.settings.urls import is_api_key, is_http_url
 from stigg_guard.wire import METHODS, Answerer
 from stigg_guard.wire import sidecar_pb2 as wire
 from stigg_guard.wire.documented import by_kind

@@ -10,14 +10,14 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
-from stigg_guard import readers
-from stigg_guard.credits import Rates, parse_rates
 from stigg_guard.entitlements import Customer, Reason
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.foreign import json_value, quoted
 from stigg_guard.offline import OfflineReports
 from stigg_guard.rules import Rule
+from stigg_guard.settings import readers
+from stigg_guard.usage.credits import Rates, parse_rates
 
 PREFIX = "STIGG_GUARD_"
 

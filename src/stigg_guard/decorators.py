@@ -10,7 +10,7 @@ from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.calls import Begin, Calls, Dimensions, Ending, OneOrComputed, name_of
 from stigg_guard.entitlements import require_id
 from stigg_guard.errors import ConfigError, UsageRepeated
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.keys import PER_DOWNLOAD, BoundKey, FileKey, PerDownload
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from stigg_guard import decorators
 from stigg_guard.amounts import Amount, usage_amount
 from stigg_guard.calls import Calls, Dimensions, OneOrComputed
+from stigg_guard.checks.lookup import Lookup
 from stigg_guard.client import ApiConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
@@ -24,7 +25,6 @@ from stigg_guard.errors import (
 )
 from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, UsageKey, Use
-from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.usage.confirm import Confirm, confirm_now
 from stigg_guard.usage.consumption import Consumption, Occupation, checked_dimensions, make_event

@@ -12,7 +12,7 @@ from stigg_guard.clock import Clock
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import FeatureDenied, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Use
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 
 P = ParamSpec("P")
 T = TypeVar("T")

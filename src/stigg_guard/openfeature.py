@@ -12,8 +12,8 @@ from stigg_guard.entitlements import Customer, Entitlement, Kind, Source
 from stigg_guard.entitlements import Reason as Denial
 from stigg_guard.errors import InvalidRequest, MissingExtra, NotSupported, SidecarError, StiggGuardError
 from stigg_guard.guard import Guard
-from stigg_guard.log import logger
 from stigg_guard.observer import Observer, Step
+from stigg_guard.runtime.log import logger
 
 try:
     from openfeature.evaluation_context import EvaluationContext

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from stigg_guard.cache.messages import read_message
 from stigg_guard.guard import Guard
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 
 SECRET_HEADER = "Stigg-Webhooks-Secret"  # noqa: S105 - the name of the header, not what is in it
 MAX_BYTES = 1024 * 1024

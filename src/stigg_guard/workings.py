@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from stigg_guard.checks.lookup import Lookup
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.ledger import Ledger, ledger_from_url
 from stigg_guard.ledger.files import default_url, user_state_folder
-from stigg_guard.lookup import Lookup
 from stigg_guard.usage.holds import Holds
 
 

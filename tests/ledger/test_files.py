@@ -30,7 +30,7 @@ from stigg_guard.ledger.files import (
     share_companions,
     user_state_folder,
 )
-from stigg_guard.urls import LedgerFile, ledger_file
+from stigg_guard.settings.urls import LedgerFile, ledger_file
 
 ANN, BOB, EVE = 64_001, 64_002, 64_003  # users of no name
 WEB = 64_100  # the group of Ann and Bob

@@ -13,11 +13,11 @@ import pytest
 from conftest import ManualClock
 from stigg_guard import Config, ConfigError, Customer, FeatureDenied, Guard, Reason
 from stigg_guard.amounts import units
-from stigg_guard.credits import CreditRate, told_rates
 from stigg_guard.ledger import State, UsageKey, Use
 from stigg_guard.sidecar import entitlement_checks
 from stigg_guard.sidecar.catalog import parse_catalog
 from stigg_guard.sidecar.store import Store
+from stigg_guard.usage.credits import CreditRate, told_rates
 from usage.outage import MakeGuard, Outage, WatchedEngine
 
 CATALOG = """

@@ -33,8 +33,8 @@ from stigg_guard.errors import (
     ConfigError,
 )
 from stigg_guard.foreign import quoted
-from stigg_guard.threads import start
-from stigg_guard.urls import is_api_key, is_http_url
+from stigg_guard.runtime.threads import start
+from stigg_guard.settings.urls import is_api_key, is_http_url
 
 MAX_BYTES = 16 * 1024 * 1024
 """How long an answer may be, decoded."""

@@ -18,7 +18,7 @@ except ImportError as error:
     raise MissingExtra("redis", "A Redis cache") from error
 
 from stigg_guard.ledger.redis_server import Packer  # it needs redis-py, too
-from stigg_guard.redis_homes import Home, home_of
+from stigg_guard.settings.redis_homes import Home, home_of
 
 FAULTS = (RedisError, OSError)
 """What is raised when Redis is away, or fails."""

@@ -20,10 +20,10 @@ from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
 from stigg_guard.ledger import Ticket
-from stigg_guard.log import logger
-from stigg_guard.redis_homes import Home, home_of
-from stigg_guard.threads import start
-from stigg_guard.urls import REDIS, prefix_at
+from stigg_guard.runtime.log import logger
+from stigg_guard.runtime.threads import start
+from stigg_guard.settings.redis_homes import Home, home_of
+from stigg_guard.settings.urls import REDIS, prefix_at
 from stigg_guard.wire import sidecar_pb2 as wire
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from stigg_guard.cache.redis_snapshots import RedisSnapshots, news_in
 from stigg_guard.cache.shared import AllOf
 from stigg_guard.cache.snapshots import Snapshot
+from stigg_guard.checks.lookup import Lookup
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra, SidecarError, StiggGuardError
 from stigg_guard.ledger import Ledger, SqliteLedger, ledger_from_url
-from stigg_guard.log import logger
-from stigg_guard.lookup import Lookup
-from stigg_guard.urls import REDIS
+from stigg_guard.runtime.log import logger
+from stigg_guard.settings.urls import REDIS
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest

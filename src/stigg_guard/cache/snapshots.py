@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 from stigg_guard.amounts import Amount
-from stigg_guard.credits import NO_RATES, Rates, told_rates
 from stigg_guard.decoding import entitlement_from_wire, ids_and_period_ends
 from stigg_guard.entitlements import Entitlement, Reason, Source
 from stigg_guard.ledger import Ticket
+from stigg_guard.usage.credits import NO_RATES, Rates, told_rates
 from stigg_guard.wire.beside import rates, valid_until
 
 AMOUNTS_KEPT = 100

@@ -12,8 +12,8 @@ from stigg_guard.api.event_queue import EventQueueAccess
 from stigg_guard.cache.messages import Message, read_message
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ApiError, ConfigError, MissingExtra
-from stigg_guard.log import logger
-from stigg_guard.urls import is_http_url
+from stigg_guard.runtime.log import logger
+from stigg_guard.settings.urls import is_http_url
 
 try:
     import botocore

@@ -18,8 +18,8 @@ from stigg_guard.channel.statuses import error_of
 from stigg_guard.channel.target import Target, checked_port
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, InvalidRequest, SidecarError, StiggGuardError
-from stigg_guard.forks import follow_forks
-from stigg_guard.log import logger
+from stigg_guard.runtime.forks import follow_forks
+from stigg_guard.runtime.log import logger
 from stigg_guard.wire import KEYS_HONOURED, METHODS, TELLS_OF_KEYS
 
 __all__ = ["MAX_TIMEOUT", "Channel", "checked_port"]

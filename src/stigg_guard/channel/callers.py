@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed
-from stigg_guard.threads import start
+from stigg_guard.runtime.threads import start
 
 logger = logging.getLogger("stigg_guard")
 

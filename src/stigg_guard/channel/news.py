@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
 from stigg_guard.channel.target import Target
-from stigg_guard.threads import start
+from stigg_guard.runtime.threads import start
 from stigg_guard.wire import WATCH
 
 PAUSES = (0.2, 10.0)

@@ -13,7 +13,7 @@ import grpc
 
 from stigg_guard.channel.tls import Authority, read_authority, tls_fault
 from stigg_guard.errors import ConfigError
-from stigg_guard.urls import is_api_key
+from stigg_guard.settings.urls import is_api_key
 from stigg_guard.wire import API_KEY
 
 # gRPC waits up to two minutes between attempts to connect: right for a network, wrong for a sidecar on this host.

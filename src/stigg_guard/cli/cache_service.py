@@ -17,7 +17,7 @@ from stigg_guard.cache.service import CONTENT_TYPE, CacheService
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import ConfigError
-from stigg_guard.threads import start
+from stigg_guard.runtime.threads import start
 
 if TYPE_CHECKING:
     from stigg_guard.cache.sqs import QueueReader

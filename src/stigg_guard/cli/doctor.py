@@ -16,7 +16,7 @@ from stigg_guard.config import Config
 from stigg_guard.errors import ApiUnavailable, StiggGuardError
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import is_default, obstacle
-from stigg_guard.urls import SQLITE, ledger_file, prefix_at
+from stigg_guard.settings.urls import SQLITE, ledger_file, prefix_at
 from stigg_guard.wire import sidecar_pb2 as wire
 
 NOBODY = "stigg-guard-doctor"

@@ -25,7 +25,7 @@ from stigg_guard.foreign import printable
 from stigg_guard.guard import Guard
 from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, UsageKey
 from stigg_guard.ledger.files import default_url, obstacle, user_state_folder
-from stigg_guard.urls import SQLITE, ledger_file
+from stigg_guard.settings.urls import SQLITE, ledger_file
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.reporter import Reporter
 from stigg_guard.web.display import usage_text

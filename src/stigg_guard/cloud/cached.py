@@ -11,8 +11,9 @@ from google.protobuf.message import Message
 from stigg_guard.amounts import is_figure
 from stigg_guard.cache.snapshots import Listed, Snapshot
 from stigg_guard.cache.ttl_cache import cache_key
+from stigg_guard.checks.client_factory import cloud_answers
+from stigg_guard.checks.lookup import DENIAL_SECONDS, Lookup
 from stigg_guard.client import Stigg
-from stigg_guard.client_factory import cloud_answers
 from stigg_guard.clock import Clock
 from stigg_guard.cloud.answers import asked_for, enveloped, exists, of_kind, older_list
 from stigg_guard.cloud.fields import REASONS, decided, missing
@@ -22,7 +23,6 @@ from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, SidecarError
 from stigg_guard.fallbacks import fallback_answer, requested_fallback
 from stigg_guard.ledger import SqliteLedger
-from stigg_guard.lookup import DENIAL_SECONDS, Lookup
 from stigg_guard.wire import sidecar_pb2 as pb
 
 

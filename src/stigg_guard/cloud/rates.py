@@ -22,8 +22,8 @@ from stigg_guard.config import Config
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.foreign import Unreadable, json_value
 from stigg_guard.ledger.files import user_state_folder
-from stigg_guard.log import logger
-from stigg_guard.urls import prefix_at
+from stigg_guard.runtime.log import logger
+from stigg_guard.settings.urls import prefix_at
 
 BURST = 0.1
 """The part of a limit that may come at once."""

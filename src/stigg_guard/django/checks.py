@@ -44,7 +44,7 @@ from stigg_guard.django.ledger.checks import connection_notes, database_faults, 
 from stigg_guard.django.middleware import StiggGuardMiddleware, login_page
 from stigg_guard.errors import ConfigError
 from stigg_guard.ledger.files import obstacle
-from stigg_guard.urls import SQLITE, ledger_file
+from stigg_guard.settings.urls import SQLITE, ledger_file
 
 TAG = "stigg_guard"
 _MIDDLEWARE = f"{StiggGuardMiddleware.__module__}.{StiggGuardMiddleware.__qualname__}"

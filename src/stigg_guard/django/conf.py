@@ -27,8 +27,8 @@ from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, MissingExtra
 from stigg_guard.guard import Guard
 from stigg_guard.ledger.files import default_url
-from stigg_guard.readers import split_address
-from stigg_guard.urls import ledger_file, redis_url
+from stigg_guard.settings.readers import split_address
+from stigg_guard.settings.urls import ledger_file, redis_url
 from stigg_guard.usage.confirm import confirm_now
 from stigg_guard.web.paywall import Paywalls
 

@@ -21,7 +21,7 @@ from stigg_guard.django.requests import asked_configuration, displayed_plan, is_
 from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
 from stigg_guard.errors import ApiError, FeatureDenied
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.web.denial import UNANSWERED, Denial, DeniedError, is_answered
 from stigg_guard.web.rate_limit import rate_limit_headers
 from stigg_guard.web.views import EXEMPT, private_unless_said

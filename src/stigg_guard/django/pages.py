@@ -14,7 +14,7 @@ from stigg_guard.django import asynchronous
 from stigg_guard.django.conf import DEFAULT, configured, get_guard
 from stigg_guard.django.requests import displayed_plan
 from stigg_guard.django.wording import WORDING
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.web import denial, paywall
 from stigg_guard.web.display import DisplayedPlan
 

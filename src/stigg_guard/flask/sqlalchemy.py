@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from flask import g, has_app_context
 
 from stigg_guard.errors import MissingExtra
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.usage.confirm import Confirm, ConfirmSince
 
 try:

@@ -18,7 +18,7 @@ from stigg_guard.entitlements import Entitlement
 from stigg_guard.errors import ConfigError
 from stigg_guard.flask import addresses
 from stigg_guard.flask.current import app_guard
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.web.denial import page_source
 from stigg_guard.web.display import Line
 from stigg_guard.web.paywall import TEMPLATE

@@ -22,8 +22,8 @@ from stigg_guard.ledger.entries import (
     Use,
 )
 from stigg_guard.ledger.sqlite import SqliteLedger
-from stigg_guard.log import logger
-from stigg_guard.urls import REDIS, SQLITE, ledger_file, redis_url, require_parts
+from stigg_guard.runtime.log import logger
+from stigg_guard.settings.urls import REDIS, SQLITE, ledger_file, redis_url, require_parts
 
 __all__ = [
     "Acknowledged",

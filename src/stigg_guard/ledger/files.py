@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from stigg_guard.errors import ConfigError
-from stigg_guard.urls import LedgerFile
+from stigg_guard.settings.urls import LedgerFile
 
 try:
     import grp

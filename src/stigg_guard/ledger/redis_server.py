@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable, MissingExtra
 from stigg_guard.ledger.redis_scripts import Script
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 
 try:
     from redis.backoff import NoBackoff
@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise MissingExtra("redis", "A Redis ledger") from error
 
-from stigg_guard.redis_homes import Place, home_of  # it needs redis-py, too
+from stigg_guard.settings.redis_homes import Place, home_of  # it needs redis-py, too
 
 _DEFAULTS = {"socket_connect_timeout": 0.25, "socket_timeout": 0.25}
 _FIXED = {

@@ -65,7 +65,7 @@ from stigg_guard.ledger.sqlite_statements import (
     standing,
     usage_of,
 )
-from stigg_guard.urls import LedgerFile
+from stigg_guard.settings.urls import LedgerFile
 
 
 class SqliteLedger(SqliteDatabase):

@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 from stigg_guard.clock import Clock, microseconds
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable
-from stigg_guard.forks import follow_forks
 from stigg_guard.ledger.entries import Hold
 from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
 from stigg_guard.ledger.sqlite_schema import prepare
 from stigg_guard.ledger.sqlite_statements import end
-from stigg_guard.log import logger
-from stigg_guard.urls import LedgerFile
+from stigg_guard.runtime.forks import follow_forks
+from stigg_guard.runtime.log import logger
+from stigg_guard.settings.urls import LedgerFile
 
 BUSY_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # how often it is seen whether the file is still there

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from stigg_guard.errors import InvalidRequest, StiggGuardError
 from stigg_guard.foreign import json_value
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.metrics import CONTENT_TYPE, Metrics
 from stigg_guard.sidecar.offline import FallbackAnswers

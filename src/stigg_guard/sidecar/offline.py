@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from stigg_guard.fallbacks import Fallback, fallback_answer, requested_fallback
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.wire import METHODS
 from stigg_guard.wire import sidecar_pb2 as pb
 

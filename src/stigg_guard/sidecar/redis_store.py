@@ -14,7 +14,7 @@ from threading import Event, Lock
 from typing import Any, TypeAlias
 
 from stigg_guard.errors import MissingExtra
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.state import (
     ANSWERS_KEPT,
@@ -36,8 +36,8 @@ try:
 except ImportError as error:
     raise MissingExtra("redis", "A sidecar with Redis") from error
 
-from stigg_guard.redis_homes import home_of  # it needs redis-py, too
-from stigg_guard.urls import prefix_at
+from stigg_guard.settings.redis_homes import home_of  # it needs redis-py, too
+from stigg_guard.settings.urls import prefix_at
 
 FORMAT = 1
 ANSWER_SECONDS = 0.5

@@ -19,7 +19,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
 from stigg_guard.errors import ClientClosed, ConfigError, InvalidRequest, MissingExtra, SidecarError, SidecarStartError
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.faults import Faults, Injected
 from stigg_guard.sidecar.health import HealthServer, is_loopback, is_wildcard, resolve

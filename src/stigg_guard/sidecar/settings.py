@@ -13,10 +13,10 @@ from urllib.parse import quote
 from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback, parse_fallbacks
 from stigg_guard.foreign import quoted
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
+from stigg_guard.settings.urls import REDIS, REDIS_FORM, is_api_key, redis_url
 from stigg_guard.sidecar import HTTP_PORT, PORT
 from stigg_guard.sidecar.faults import Fault, parse_faults
-from stigg_guard.urls import REDIS, REDIS_FORM, is_api_key, redis_url
 
 PREFIX = "STIGG_SIDECAR_"
 """What the variables begin with that Stigg's container does not have."""

@@ -9,7 +9,7 @@ from threading import Event, Thread
 from typing import TypeAlias
 
 from stigg_guard.errors import ConfigError
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.sidecar.catalog import load_catalog
 from stigg_guard.sidecar.engine import Engine
 

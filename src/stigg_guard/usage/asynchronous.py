@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from stigg_guard.calls import Ending, HoldOpen
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.usage.streams import SettlingStream, end_dropped
 
 T = TypeVar("T")

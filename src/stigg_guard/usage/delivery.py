@@ -9,7 +9,6 @@ from dataclasses import replace
 from stigg_guard.amounts import quanta_used
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnUncertain
-from stigg_guard.credits import paid
 from stigg_guard.errors import (
     InvalidRequest,
     NotSupported,
@@ -20,7 +19,8 @@ from stigg_guard.errors import (
 )
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, Period
 from stigg_guard.ledger.accounting import was_counted
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
+from stigg_guard.usage.credits import paid
 from stigg_guard.usage.messages import acknowledged
 from stigg_guard.usage.sender import Sender
 

@@ -7,7 +7,7 @@ from time import monotonic, sleep
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.errors import LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Ledger, State
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.usage.processes import may_end_at_once
 from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
 

@@ -13,9 +13,10 @@ from typing import cast
 
 from stigg_guard.cache.snapshots import Snapshot
 from stigg_guard.cache.ttl_cache import cache_key
+from stigg_guard.checks.lookup import DENIAL_SECONDS, Lookup
+from stigg_guard.checks.outage import assumed
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config, OnOutage
-from stigg_guard.credits import price
 from stigg_guard.entitlements import Customer, Entitlement, Kind
 from stigg_guard.errors import (
     ClientClosed,
@@ -28,11 +29,10 @@ from stigg_guard.errors import (
     UsageRepeated,
 )
 from stigg_guard.ledger import Acknowledged, Event, Hold, Ledger, Once, UsageKey, Use
-from stigg_guard.log import logger
-from stigg_guard.lookup import DENIAL_SECONDS, Lookup
 from stigg_guard.observer import Audience, Observer
-from stigg_guard.outage import assumed
+from stigg_guard.runtime.log import logger
 from stigg_guard.usage.confirm import Confirm, ConfirmSince
+from stigg_guard.usage.credits import price
 from stigg_guard.usage.flushing import Flusher
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.pricing import Found, Pricing, Wallets, unpaid

@@ -9,8 +9,8 @@ from queue import Empty, SimpleQueue
 
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.ledger import Hold, Ledger
-from stigg_guard.log import logger
-from stigg_guard.threads import start
+from stigg_guard.runtime.log import logger
+from stigg_guard.runtime.threads import start
 
 CLOSE_SECONDS = 2.0
 

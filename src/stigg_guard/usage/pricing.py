@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 from stigg_guard.amounts import quanta, quanta_used
 from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
-from stigg_guard.credits import Rates, price, wallet_claim
 from stigg_guard.entitlements import Customer, Entitlement, Kind, changed
 from stigg_guard.ledger import Claim, News, Period, UsageKey
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
+from stigg_guard.usage.credits import Rates, price, wallet_claim
 
 Wallets: TypeAlias = "Mapping[str, tuple[Entitlement, Snapshot]]"
 """Wallets of credits by their currency, with the snapshot that each came from."""

@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 from typing import Any
 
-from stigg_guard.forks import follow_forks
+from stigg_guard.runtime.forks import follow_forks
 
 # Servers' workers live long and end in good order. Their masters fork them, or make them by ``multiprocessing``.
 _FORKING_SERVERS = ("gunicorn", "uwsgi", "mod_wsgi", "uvicorn", "hypercorn", "granian")

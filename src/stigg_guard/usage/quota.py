@@ -7,10 +7,10 @@ from time import monotonic, sleep
 from typing import NamedTuple
 
 from stigg_guard.amounts import quanta, quanta_used, units
-from stigg_guard.credits import repriced
 from stigg_guard.entitlements import Entitlement, changed
 from stigg_guard.ledger import Claim, Hold, Ledger, LimitExceeded, Once
 from stigg_guard.ledger.accounting import affordable
+from stigg_guard.usage.credits import repriced
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05  # in seconds, between two tries to hold what is perhaps free
 

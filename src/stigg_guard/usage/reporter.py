@@ -19,9 +19,9 @@ from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Ledger, Use
-from stigg_guard.log import logger
 from stigg_guard.observer import Audience, Observer
-from stigg_guard.threads import start
+from stigg_guard.runtime.log import logger
+from stigg_guard.runtime.threads import start
 from stigg_guard.usage.delivery import RECHECK_SECONDS, Delivery
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.sender import Sender

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from stigg_guard.clock import Clock, microseconds
 from stigg_guard.errors import InvalidRequest, LedgerUnavailable, SidecarError, StiggGuardError
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, State, Use
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.usage.sender import Sender
 
 MAX_STRANDED = 10_000

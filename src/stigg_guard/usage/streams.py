@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 
 Item = TypeVar("Item")
 

@@ -9,8 +9,8 @@ from stigg_guard.amounts import quanta, quanta_used
 from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import StiggGuardError
 from stigg_guard.ledger import Acknowledged
-from stigg_guard.log import logger
 from stigg_guard.observer import Audience, Observer
+from stigg_guard.runtime.log import logger
 
 Decide: TypeAlias = Callable[[str, Customer], Entitlement]
 

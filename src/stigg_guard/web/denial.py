@@ -25,7 +25,7 @@ from stigg_guard.errors import (
     UsageInProgress,
     UsageRepeated,
 )
-from stigg_guard.names import feature_name
+from stigg_guard.web.names import feature_name
 from stigg_guard.web.rate_limit import has_policy
 from stigg_guard.wording import ENGLISH, Text, Wording
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason
 from stigg_guard.errors import InvalidRequest, SidecarError
 from stigg_guard.guard import Guard
-from stigg_guard.log import logger
-from stigg_guard.names import feature_name
+from stigg_guard.runtime.log import logger
+from stigg_guard.web.names import feature_name
 from stigg_guard.wording import ENGLISH, Text, Wording
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stigg_guard.errors import ApiError, ConfigError
 from stigg_guard.guard import Guard
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.wording import Text, Wording
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from stigg_guard.calls import Begin, Calls, Ending, Guarding
 from stigg_guard.config import Config
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, InvalidRequest
-from stigg_guard.log import logger
 from stigg_guard.rules import guards_method, method_names
+from stigg_guard.runtime.log import logger
 
 P = ParamSpec("P")
 R = TypeVar("R")

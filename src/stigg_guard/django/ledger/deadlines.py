@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
-from stigg_guard.forks import follow_forks
-from stigg_guard.threads import start
+from stigg_guard.runtime.forks import follow_forks
+from stigg_guard.runtime.threads import start
 
 _steps: dict[object, tuple[float, socket.socket]] = {}  # changed and read by single operations only
 _lock = threading.Lock()

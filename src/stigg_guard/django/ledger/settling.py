@@ -22,7 +22,7 @@ from stigg_guard.errors import ClientClosed, LedgerUnavailable
 from stigg_guard.ledger import Hold, Period, Use
 from stigg_guard.ledger.accounting import UNTOLD, Pending, is_counted, stamped
 from stigg_guard.ledger.entries import event_text, instant_text, period_text
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 
 UNDONE_REMEMBERED = 1000
 COMMITS_REMEMBERED_SECONDS = 3600.0  # far less than PostgreSQL does

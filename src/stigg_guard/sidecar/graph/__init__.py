@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from stigg_guard.errors import InvalidRequest, MissingExtra
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.graph.inputs import GraphError
 from stigg_guard.sidecar.graph.resolvers import Resolvers

@@ -17,7 +17,7 @@ from stigg_guard.errors import ConfigError
 from stigg_guard.fallbacks import Fallback, parse_fallbacks
 from stigg_guard.foreign import json_value, quoted
 from stigg_guard.rules import Rule, parse_rules
-from stigg_guard.urls import REDIS, REDIS_FORM, redis_url, require_parts
+from stigg_guard.settings.urls import REDIS, REDIS_FORM, redis_url, require_parts
 
 YEAR = 366 * 86_400.0
 

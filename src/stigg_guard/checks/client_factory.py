@@ -7,7 +7,7 @@ from typing import Any
 from stigg_guard.client import ApiConfig, LocalSidecarConfig, Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
-from stigg_guard.readers import split_address
+from stigg_guard.settings.readers import split_address
 from stigg_guard.wire import Answerer
 
 REPEATED_AT_ONCE = (0.0,)

@@ -16,13 +16,13 @@ from google.protobuf.message import Message
 
 from stigg_guard.amounts import Amount
 from stigg_guard.channel.statuses import error_of
+from stigg_guard.checks.lookup import Lookup
 from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock, utc_now
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError, SidecarTimeout
 from stigg_guard.ledger import Acknowledged, Entry, ledger_from_url
-from stigg_guard.lookup import Lookup
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.sidecar.faults import Fault, Faults, Injected, parse_faults
 from stigg_guard.sidecar.one_plan import Given, OnePlan, parse_plan

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from stigg_guard.cache.single_flight import SingleFlight
 from stigg_guard.errors import ConfigError, MissingExtra
-from stigg_guard.urls import REDIS_FORM, RedisUrl, redis_url
+from stigg_guard.settings.urls import REDIS_FORM, RedisUrl, redis_url
 
 try:
     from redis import Redis

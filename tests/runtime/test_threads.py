@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from stigg_guard.threads import start
+from stigg_guard.runtime.threads import start
 
 pytestmark = pytest.mark.timeout(120, method="thread")  # the alarm is these tests' own
 

@@ -14,8 +14,9 @@ from stigg_guard.amounts import Amount
 from stigg_guard.cache.shared import NOT_SHARED, AllOf, SharedSnapshots
 from stigg_guard.cache.snapshots import NO_TICKET, Snapshot, snapshot_of
 from stigg_guard.cache.ttl_cache import SnapshotCache, cache_key
+from stigg_guard.checks.client_factory import client_of
+from stigg_guard.checks.outage import OutagePolicy, assumed, fallen_back
 from stigg_guard.client import OFFLINE_REFUSES, Stigg
-from stigg_guard.client_factory import client_of
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.decoding import entitlement_from_wire
@@ -25,7 +26,6 @@ from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.offline import OfflineReports
-from stigg_guard.outage import OutagePolicy, assumed, fallen_back
 from stigg_guard.wire import sidecar_pb2 as wire
 
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.

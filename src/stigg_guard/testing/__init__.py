@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 
 from stigg_guard.errors import ConfigError, RealLedgerWarning
 from stigg_guard.sidecar.one_plan import Given, parse_plan
-from stigg_guard.stand_in import SOURCE, Report, StandIn, standing_in
+from stigg_guard.testing.stand_in import SOURCE, Report, StandIn, standing_in
 
 __all__ = ["Override", "RealLedgerWarning", "Report", "StandIn", "override_entitlements"]
 

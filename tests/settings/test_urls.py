@@ -6,7 +6,7 @@ import pytest
 from redis import ConnectionPool
 
 from stigg_guard import Config, ConfigError
-from stigg_guard.urls import LedgerFile, RedisUrl, ledger_file, redis_url, require_parts
+from stigg_guard.settings.urls import LedgerFile, RedisUrl, ledger_file, redis_url, require_parts
 
 SECRET = "s3cr3t"
 REDIS = [

@@ -19,7 +19,7 @@ from redis_server import RedisNodes, RedisSentinels, redis_nodes, redis_sentinel
 from stigg_guard.clock import Clock
 from stigg_guard.errors import LedgerUnavailable
 from stigg_guard.ledger import Ledger, UsageKey, Use, ledger_from_url
-from stigg_guard.redis_homes import home_of
+from stigg_guard.settings.redis_homes import home_of
 from stigg_guard.sidecar.metrics import Metrics
 from stigg_guard.sidecar.redis_store import RedisStore
 from stigg_guard.sidecar.state import CounterKey, StateUnavailable

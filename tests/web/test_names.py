@@ -11,8 +11,8 @@ from django.utils import translation
 from django.utils.translation import gettext_lazy
 
 from stigg_guard import Config, Entitlement, Guard
-from stigg_guard.names import feature_name
 from stigg_guard.web.display import DisplayedPlan
+from stigg_guard.web.names import feature_name
 
 NAMED = '[features.shown]\ntype = "boolean"\ndisplay_name = "Shown"\n[features.bare]\ntype = "boolean"\n'
 

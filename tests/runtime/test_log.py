@@ -15,10 +15,10 @@ import pytest
 import stigg_guard
 from stigg_guard import ConfigError, Customer, Entitlement, FeatureDenied, InvalidRequest, SidecarError
 from stigg_guard.ledger import UsageKey
-from stigg_guard.log import logger
+from stigg_guard.runtime.log import logger
 
 PACKAGE = Path(stigg_guard.__file__).parent
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 FORGED = "\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029CRITICAL forged \x1b[2J"
 LEVELS = {
     **{name: name.upper() for name in ("debug", "info", "warning", "error", "critical")},

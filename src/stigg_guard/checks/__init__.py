@@ -1,0 +1,1 @@
+"""How a check is answered: from the cache, by the sidecar, by the outage policy."""

@@ -1,0 +1,1 @@
+"""What concerns the process itself: its threads, its forks, its log."""

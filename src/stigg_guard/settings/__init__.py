@@ -1,0 +1,1 @@
+"""What settings may be: their readers, the URLs of ledgers and caches, where a Redis is."""
