@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from timeit import Timer
 from typing import Any, TypeAlias
 
-from benchmarks.measure import Comparison, adds_at_most
+from benchmarks.measure import Comparison, adds_at_most, ratio_at_most
 from benchmarks.project import set_up_django
 from benchmarks.servers import local_sidecar
 
@@ -40,6 +40,7 @@ def in_django() -> Iterator[Comparison]:
         nothing_unsent = get_guard().flush
         return Comparison(
             name=f"Django view, consumes_usage, {ledger} / bare view",
+            aim=adds_at_most(60) if ledger == "memory://" else None,
             ours=Timer("consuming(Request())", nothing_unsent, globals=names),
             floor=Timer("view(Request())", nothing_unsent, globals=names),
         )
@@ -73,7 +74,7 @@ def _django_requests() -> Comparison:
 
 def _requests(name: str, guarded: Any, bare: Any) -> Comparison:
     ours, floor = request_of(guarded, "/guarded"), request_of(bare, "/bare")
-    return Comparison(name=name, ours=Timer(ours), floor=Timer(floor))
+    return Comparison(name=name, ours=Timer(ours), floor=Timer(floor), aim=ratio_at_most(1.1))
 
 
 def request_of(app: Any, path: str) -> Callable[[], None]:
@@ -115,6 +116,7 @@ def in_flask() -> Iterator[Comparison]:
         nothing_unsent = guard.guard.flush
         return Comparison(
             name=f"Flask view, consumes_usage, {ledger} / bare view",
+            aim=adds_at_most(60) if ledger == "memory://" else None,
             ours=Timer("consuming()", nothing_unsent, globals=names),
             floor=Timer("view()", nothing_unsent, globals=names),
         )

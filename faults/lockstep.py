@@ -17,7 +17,7 @@ from faults.django_ledger import set_up
 from faults.promise import Promise, Scale
 from faults.workers import CONTEXT, processes
 
-STEPS = 2_000
+STEPS = 400
 """How many steps each round of the scale adds."""
 AT_ONCE = 1_000
 PATIENCE = 7_200.0
