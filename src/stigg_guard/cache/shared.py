@@ -1,4 +1,4 @@
-"""The protocol of snapshots that several processes share: whose turn it is to fetch, and what is invalidated."""
+"""Snapshots that processes share, as a protocol: whose turn it is to fetch, who waits how long, what is invalidated."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The rate limits of Stigg's API, kept by all processes together: token buckets in the Redis of the cache, or in a file
-of this host.
+"""The rate limits of Stigg's API: token buckets that all processes share, in the cache's Redis or a file of this host.
 
 A bucket is one number, the instant at which it is full again (the *generic cell rate algorithm*): a request is admitted
 if that is not further ahead than a burst takes, and puts it off by its own share. A tenth of a limit may come at once,

@@ -1,4 +1,4 @@
-"""When usage is certain: with the commit of the transaction that the work was done in."""
+"""When successful work counts: with the commit of the transaction that it was done in."""
 
 from __future__ import annotations
 

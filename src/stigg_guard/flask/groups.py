@@ -1,5 +1,7 @@
-"""Groups of views and rules by path. What guards them begins as the last thing before the view, whoever calls that, and
-ends with the view."""
+"""Guards groups of views, such as blueprints, and views that rules by path are for.
+
+What guards them begins as the last thing before the view, whoever calls that, and ends with the view.
+"""
 
 from __future__ import annotations
 

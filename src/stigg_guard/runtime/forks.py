@@ -1,4 +1,4 @@
-"""Callbacks around forks, on systems that fork."""
+"""Registers callbacks around forks, on systems that fork. What they do stands with those that register them."""
 
 from __future__ import annotations
 

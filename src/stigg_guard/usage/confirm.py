@@ -1,4 +1,4 @@
-"""When the usage of successful work is certain: at once, or when what it wrote is committed."""
+"""When successful work counts: at once, or when the transaction that it wrote in is committed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credit rates: what a unit of a feature costs, and the claims on the wallets that pay for it."""
+"""Credit rates: reads them, and reckons what an amount of a feature costs and what is claimed of a wallet for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivers reports, and notes the outcome of each: acknowledged, sent again, in doubt, or a dead letter."""
+"""Delivers reports, and notes the outcome of each: acknowledged, sent again, uncertain, or a dead letter."""
 
 from __future__ import annotations
 

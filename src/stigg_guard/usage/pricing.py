@@ -1,4 +1,4 @@
-"""Prices what is wanted: claims on features, and on the wallets of credits that pay for them."""
+"""Finds which credit rates and wallets apply to what is wanted, and makes the claims on features and wallets."""
 
 from __future__ import annotations
 
