@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import Any
 
@@ -284,6 +285,22 @@ def test_requests_that_find_no_end_do_not_become_ever_more(
         if thread.name == "stigg-guard-api":
             thread.join()
     assert api.get_coupons()
+
+
+def test_of_requests_at_the_same_time_all_that_find_no_end_are_counted(
+    api: Api, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_OVERDUE", 8)
+    server.faults += [drips_headers] * 8
+
+    def ask(_: int) -> None:
+        with pytest.raises(ApiTimeout, match="did not answer"):
+            api.get_coupons(timeout=0.5)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(ask, range(8)))
+    with pytest.raises(ApiTimeout, match="8 requests before have found no end"):
+        api.get_coupons(timeout=5)
 
 
 def test_what_was_never_sent_did_not_happen(api: Api, server: ApiServer) -> None:

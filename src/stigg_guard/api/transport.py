@@ -145,7 +145,7 @@ class Transport:
         self.url = endpoint(api_url, setting)
         self._host = urlsplit(self.url).netloc
         self._sessions: dict[int, requests.Session] = {}  # by process
-        self._overdue: list[threading.Thread] = []
+        self._overdue: set[threading.Thread] = set()  # changed by single operations only: threads share it
 
     def send(self, request: Request, timeout: float) -> Mapping[str, Any]:
         """The ``data`` of the answer, within ``timeout`` seconds in all.
@@ -188,7 +188,7 @@ class Transport:
         return error
 
     def _answer(self, request: Request, deadline: float) -> Mapping[str, Any] | ApiError:
-        self._overdue = [thread for thread in self._overdue if thread.is_alive()]
+        self._overdue -= {thread for thread in list(self._overdue) if not thread.is_alive()}
         if len(self._overdue) >= MAX_OVERDUE:
             return self._error(ApiTimeout, request, f"is not asked: {MAX_OVERDUE} requests before have found no end")
         outcome = _in_thread(lambda: self._exchange(request, deadline), deadline, self._overdue)
@@ -323,7 +323,7 @@ def _checked_key(api_key: str) -> _Secret:
     return _Secret(api_key)
 
 
-def _in_thread(work: Callable[[], _Reply], deadline: float, overdue: list[threading.Thread]) -> _Outcome:
+def _in_thread(work: Callable[[], _Reply], deadline: float, overdue: set[threading.Thread]) -> _Outcome:
     """What ``work`` returns or raises; None when the deadline passes first, whatever it is that takes so long. A thread
     that nobody waits for any more is ``overdue``."""
     done: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
@@ -339,10 +339,10 @@ def _in_thread(work: Callable[[], _Reply], deadline: float, overdue: list[thread
     try:
         return done.get(timeout=max(deadline - time.monotonic(), 0.0))
     except queue.Empty:
-        overdue.append(thread)
+        overdue.add(thread)
         return None
     except BaseException:  # from outside
-        overdue.append(thread)
+        overdue.add(thread)
         raise
 
 
