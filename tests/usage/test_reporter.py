@@ -310,3 +310,39 @@ def test_flush_goes_on_after_usage_of_a_clock_that_was_ahead(faulty: FaultySidec
         ledger.record(Use(UsageKey("c", "", "f"), 2, dimensions={"kept": "apart"}))
         assert guard.flush() == 0
         assert faulty.used() == 3
+
+
+def test_flush_reports_all_where_the_ledgers_clock_is_ahead(faulty: FaultySidecar, clock: ManualClock) -> None:
+    ahead = ManualClock()
+    ahead.advance(10)
+    ledger = SqliteLedger(None, ahead.clock)
+    with Guard(Config(sidecar=faulty.address), ledger=ledger, clock=clock.clock) as guard:
+        for total in (1, 2, 3):
+            ledger.record(Use(UsageKey("c", "", "f"), total, is_set=True))
+        assert guard.flush() == 0
+        assert faulty.used() == 3
+
+
+def test_flush_waits_for_what_was_used_before_it_behind_the_report_of_another_process(
+    faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    ledger = SqliteLedger(None, clock.clock)
+    with Guard(Config(sidecar=faulty.address), ledger=ledger, clock=clock.clock) as guard:
+        ledger.record(Use(UsageKey("c", "", "f"), 1))
+        of_another_process = ledger.take_batch(1, 30)
+        assert of_another_process is not None
+        ledger.record(Use(UsageKey("c", "", "f"), 2))
+        ledger.record(Use(UsageKey("c", "", "g"), 1))
+
+        def use_more(_context: grpc.ServicerContext) -> None:
+            faulty.before = acknowledge
+            clock.advance(0.1)
+            ledger.record(Use(UsageKey("c", "", "g"), 1))
+
+        def acknowledge(_context: grpc.ServicerContext) -> None:
+            faulty.before = no_fault
+            ledger.put_back(of_another_process.reports)
+
+        faulty.before = use_more
+        assert guard.flush() == 0
+        assert (faulty.used("f"), faulty.used("g")) == (3, 2)

@@ -18,7 +18,7 @@ from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
-from stigg_guard.ledger import Acknowledged, Ledger, Use
+from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, Use
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.runtime.log import logger
 from stigg_guard.runtime.threads import start
@@ -131,13 +131,15 @@ class Reporter:
         Zero means that the sidecar acknowledged all of them. Those that wait for a person are not counted.
         """
         self._enter_process()
-        deadline = monotonic() + timeout
+        deadline, due = monotonic() + timeout, self._clock.monotonic() + timeout
         pause, longest = FLUSH_PAUSES
-        while (remaining := deadline - monotonic()) > 0:
-            came_to_the_end = self._try_work(remaining)
+        before: int | None = None
+        while (remaining := min(deadline - monotonic(), due - self._clock.monotonic())) > 0:
+            before = before or self._ledger_time()
+            came_to_the_end = self._try_work(remaining, before)
             if not self._left():
                 return 0
-            if came_to_the_end is False and not self._stranded:
+            if came_to_the_end is False and not self._stranded and not self._is_older(before):
                 break  # what is left came meanwhile
             sleep(max(0.0, min(pause, deadline - monotonic())))  # others are sending, or a decision is not due yet
             pause = min(2 * pause, longest)
@@ -238,11 +240,11 @@ class Reporter:
             return _back_off(self._failures)
         return IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS
 
-    def _try_work(self, timeout: float = inf) -> bool | None:
+    def _try_work(self, timeout: float = inf, before: int | None = None) -> bool | None:
         """As :meth:`_work`; None if it failed, which others that work at the same time may overcome."""
         answered = self._answered()
         try:
-            came_to_the_end = self._work(timeout)
+            came_to_the_end = self._work(timeout, before)
         except StiggGuardError as error:
             level = logging.DEBUG if self._failures else logging.WARNING
             logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
@@ -264,12 +266,12 @@ class Reporter:
         """How many reports the sidecar has answered: who finds all of them under way has not reached it."""
         return self._delivery.counts["acknowledged"] + self._delivery.counts["rejected"]
 
-    def _work(self, timeout: float) -> bool:
-        """Whether nothing is left to do at present."""
+    def _work(self, timeout: float, before: int | None) -> bool:
+        """Whether nothing is left to do at present; ``before`` as in :meth:`drain`."""
         self._stranded.retry()
         self._keeper.give_back_dropped()
         try:
-            came_to_the_end = self.drain(timeout)
+            came_to_the_end = self.drain(timeout, before=before)
         except SidecarError as error:
             if not isinstance(error, SidecarUnavailable):
                 self._delivery.decide_uncertain()
@@ -284,6 +286,26 @@ class Reporter:
             return 1 + len(self._stranded)  # who cannot count must look again
         undecided = counts["uncertain"] - counts["waiting"]
         return counts["unsent"] + counts["sending"] + undecided + len(self._stranded)
+
+    def _oldest(self) -> Entry | None:
+        """The report that waits longest to be sent or answered; None where there is none, or the ledger says none."""
+        with contextlib.suppress(StiggGuardError):
+            for entry in self._ledger.entries([State.UNSENT, State.SENDING], 1):
+                return entry
+        return None
+
+    def _ledger_time(self) -> int | None:
+        """The present on the ledger's own clock, which may be that of a server; None where nothing waits."""
+        oldest = self._oldest()
+        if oldest is not None:
+            with contextlib.suppress(StiggGuardError):
+                return self._ledger.ticket(oldest.key.customer_id).at
+        return None
+
+    def _is_older(self, before: int | None) -> bool:
+        """Whether anything that waits was used before this instant of the ledger's clock."""
+        oldest = self._oldest()
+        return oldest is not None and before is not None and oldest.first_at <= before
 
     def _at_exit(self) -> None:
         left = self.close()
