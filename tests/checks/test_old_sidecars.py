@@ -92,3 +92,28 @@ def test_an_old_sidecar_that_many_ask_at_once_is_asked_for_its_list(
             guard = new_guard()
             list(threads.map(keys, [guard] * 8, range(8)))
             assert guard.entitlements("c").keys() == {"f", "g"}
+
+
+def test_a_sidecar_in_the_place_of_an_older_one_is_asked_for_its_own_list(
+    new_guard: Callable[..., Guard], faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    guard = new_guard()
+    faulty.without = V2
+    assert guard.entitlements("c").keys() == {"f", "g"}
+    faulty.without = {"GetEntitlements"}
+    with pytest.raises(NotSupported):
+        guard.entitlements("d")
+    clock.advance(1)
+    assert guard.entitlements("d").keys() == {"f", "g"}
+
+
+@pytest.mark.parametrize("fallback", [None, Fallback(True)])
+def test_a_fallback_hides_no_sidecar_in_the_place_of_what_answered_nothing(
+    new_guard: Callable[..., Guard], faulty: FaultySidecar, clock: ManualClock, fallback: Fallback | None
+) -> None:
+    guard = new_guard(on_outage="allow")
+    faulty.without = EVERYTHING
+    assert guard.check("f", customer="c", fallback=fallback).is_fallback
+    faulty.without = set()
+    clock.advance(31)
+    assert guard.entitlements("c").keys() == {"f", "g"}

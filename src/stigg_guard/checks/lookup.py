@@ -285,7 +285,7 @@ class Lookup:
         try:
             answer = _about(feature, self.cache.once((customer, feature), lambda: self._single(feature, customer)))
         except SidecarError as error:
-            if fallback is not None or self._is_without_list(error):
+            if self._is_without_list(error) or fallback is not None:
                 raise
             reason = Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION
             return Entitlement(feature_id=feature, has_access=False, reason=reason, source=source)
@@ -314,13 +314,15 @@ class Lookup:
         known any, which each feature is asked into alone.
 
         Raises:
-            SidecarError: it does not answer, or knows no way any more.
+            SidecarError: it does not answer, or knows this way no more: another came in its place, and all are tried
+                at the next fetch.
         """
         for way in range(self._way, len(self._lists)):
             try:
                 snapshot = self._lists[way](customer, ticket)
             except NotSupported:
                 if self._has_listed and way + 1 == len(self._lists):
+                    self._way = 0
                     raise
                 continue
             self._way, self._has_listed, self._outage.has_answered = way, True, True
