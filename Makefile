@@ -35,7 +35,7 @@ help:
 	@echo "make bench-loaded   measure servers under load: gunicorn and uvicorn, asked by wrk"
 	@echo "make bench-ledgers   measure how many uses a second each home of a ledger carries"
 	@echo "make bench-recovery   measure how soon answers are fresh after an outage, and what a hung sidecar costs"
-	@echo "make faults  prove the promises under kill -9, outages and full disks; minutes"
+	@echo "make faults  prove the promises under kill -9, outages and full disks; more than an hour"
 	@echo "make package   build wheel and sdist in dist/, and inspect them"
 	@echo "make wire    generate the wire code from sidecar.proto"
 	@echo "make api     generate the types and methods of .api from stigg.graphql and operations.json"
