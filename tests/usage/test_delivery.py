@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -105,6 +107,32 @@ def test_a_report_that_was_counted_but_not_answered_counts_once(
     assert faulty.used() == 3
     assert len({key for _, key in faulty.asked}) == 1
     assert len(faulty.asked) == 2
+
+
+def test_a_report_whose_sending_was_interrupted_from_outside_is_sent_again_at_once(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, told: list[Acknowledged]
+) -> None:
+    class Struck(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise Struck
+
+    def interrupt(_context: ServicerContext) -> None:
+        faulty.before = no_fault
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    ledger.record(Use(KEY, 2))
+    faulty.before = interrupt
+    handled = signal.signal(signal.SIGUSR1, strike)
+    try:
+        with pytest.raises(Struck):
+            delivery.send_batch(SECONDS)
+    finally:
+        signal.signal(signal.SIGUSR1, handled)
+    deliver(delivery)
+    assert [answer.report.amount for answer in told] == [2]
+    assert faulty.used() == 2
 
 
 @pytest.mark.parametrize("days", [1.1, -1.1])

@@ -67,7 +67,7 @@ class Delivery:
 
         Whoever was paused between taking a batch and sending it for so long that somebody else may have it, sends
         nothing. After a batch without an answer single reports are sent first, and more with each answer: a report that
-        is never answered does not keep others with it.
+        is never answered does not keep others with it. What an exception from outside interrupts is due again at once.
 
         Raises:
             SidecarError: the sidecar does not answer, or takes nothing now; the batch stays in the ledger.
@@ -83,6 +83,11 @@ class Delivery:
             if isinstance(error, SidecarUnavailable) or not error.outcome_unknown:
                 raise
             return batch, error
+        except StiggGuardError:
+            raise
+        except BaseException:
+            self._ledger.postpone(batch, 0)
+            raise
         return batch, None
 
     def decide_uncertain(self) -> None:

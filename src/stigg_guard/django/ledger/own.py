@@ -120,6 +120,8 @@ _inherited: list[_Own] = []  # a connection is the parent's: to close it, or to 
 class _Own:
     """A connection, not connected yet. It is closed when anything on it fails."""
 
+    _pid = 0  # of nobody, until it is made whole
+
     def __init__(self, database: BaseDatabaseWrapper) -> None:
         self._database = database
         self._socket: socket.socket | None = None
