@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from stigg_guard.amounts import MAX_AMOUNT, quanta, units
@@ -29,16 +31,18 @@ def parse_rates(value: Any) -> Rates:
     return {str(feature): _parsed(feature, told) for feature, told in table.items()}
 
 
+@lru_cache(maxsize=128)
 def told_rates(told: bytes) -> Rates:
-    """What a source tells, in the form of the setting, as far as it is a rate: none is that of a formula."""
+    """What a source tells, in the form of the setting, as far as it is a rate: none is that of a formula. It tells the
+    same of many customers, and each time that one is fetched."""
     if not told:
         return NO_RATES
-    rates = {}
+    rates: dict[str, CreditRate] = {}
     with suppress(TypeError, ValueError):
         for feature, rate in dict(json_value(told)).items():
             with suppress(ValueError):
                 rates[feature] = _parsed(feature, rate)
-    return rates
+    return MappingProxyType(rates)
 
 
 def _parsed(feature: Any, told: Any) -> CreditRate:
