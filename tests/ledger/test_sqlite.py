@@ -44,6 +44,30 @@ record()
 print(recorded)
 """
 
+MAKE_LEDGERS_TOGETHER = """
+import sys
+from multiprocessing import get_context
+from stigg_guard.clock import Clock
+from stigg_guard.ledger import UsageKey, Use, ledger_from_url
+
+context = get_context("fork")
+together = context.Barrier(4)
+
+def make():
+    for number in range(150):
+        together.wait(20)
+        ledger = ledger_from_url(f"sqlite:///{sys.argv[1]}/{number}", Clock())
+        ledger.record(Use(UsageKey("ann", "", "f"), 1))
+        ledger.close()
+
+makers = [context.Process(target=make) for _ in range(4)]
+for maker in makers:
+    maker.start()
+for maker in makers:
+    maker.join()
+print([maker.exitcode for maker in makers])
+"""
+
 RECORDS_IN_A_READ_ONLY_FILE = """
 import os, sys
 from stigg_guard.clock import Clock
@@ -242,3 +266,10 @@ def test_batch_does_not_look_through_all_that_waits(tmp_path: Path, clock: Manua
         plan = db.execute(f"EXPLAIN QUERY PLAN {BRING_BACK}", (1, 1, 1)).fetchall()
     db.close()
     assert [step for *_, step in plan] == ["SEARCH entries USING INDEX entries_by_end (until>?)"]
+
+
+def test_processes_make_a_ledger_at_the_same_moment(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", MAKE_LEDGERS_TOGETHER, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert (told.stdout, told.stderr) == ("[0, 0, 0, 0]\n", "")

@@ -126,7 +126,7 @@ class SqliteDatabase:
                     db = self._own_connection()
                     if db.in_transaction:
                         db.execute("ROLLBACK")
-                    return _once_free(work, db)
+                    return _once_free(partial(work, db))
                 finally:
                     self._is_stepping = False
         except sqlite3.Error as error:
@@ -211,7 +211,7 @@ def _opened(file: LedgerFile | None) -> sqlite3.Connection:
         if is_default(file.path):
             make_folder(os.path.dirname(os.path.abspath(file.path)))
         make_file(file)
-        db = _prepared(place, file.path)
+        db = _once_free(partial(_prepared, place, file.path))
     except (OSError, sqlite3.Error) as error:
         if os.path.isdir(file.path):
             raise ConfigError(f"LEDGER: {file.path} is a folder; name a file") from error
@@ -243,13 +243,14 @@ def _file_of(path: str | None) -> tuple[int, int] | None:
     return found and (found.st_dev, found.st_ino)
 
 
-def _once_free(work: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T:
+def _once_free(work: Callable[[], T]) -> T:
     """What the work answers once no other process is in its way: until then it fails, and has done nothing. SQLite
-    itself would look again after 1, 2, 5, 10 milliseconds and more, where a transaction takes a tenth of one."""
+    itself would look again after 1, 2, 5, 10 milliseconds and more, where a transaction takes a tenth of one; and not
+    at all where two make a new file a log at the same time."""
     deadline, pause = monotonic() + BUSY_SECONDS, SHORTEST_PAUSE
     while True:
         try:
-            return work(db)
+            return work()
         except sqlite3.OperationalError as error:
             if str(error) != _IS_BUSY or monotonic() >= deadline:
                 raise
