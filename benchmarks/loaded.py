@@ -131,7 +131,7 @@ def _homes(open_: ExitStack, folder: Path) -> dict[str, Callable[[], Site]]:
 def _with_tables(database: dict[str, object]) -> Site:
     site = Site("django://default", json.dumps({**database, "CONN_MAX_AGE": None}))
     program = (
-        "import benchmarks.site as site; site._set_up_django(); "
+        "import benchmarks.site as site; site.set_up_site(); "
         "from django.core.management import call_command; call_command('migrate', verbosity=0)"
     )
     environ = {

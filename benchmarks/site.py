@@ -49,7 +49,7 @@ def make_flask() -> Flask:
 
 def make_django() -> Any:
     """A WSGI application."""
-    _set_up_django()
+    set_up_site()
     from django.core.handlers.wsgi import WSGIHandler
     from django.http import HttpRequest, HttpResponse
 
@@ -62,7 +62,7 @@ def make_django() -> Any:
 
 def make_django_async() -> Any:
     """An ASGI application."""
-    _set_up_django()
+    set_up_site()
     from django.core.handlers.asgi import ASGIHandler
     from django.http import HttpRequest, HttpResponse
 
@@ -73,7 +73,7 @@ def make_django_async() -> Any:
     return ASGIHandler()
 
 
-def _set_up_django() -> None:
+def set_up_site() -> None:
     import django
     from django.conf import settings
 

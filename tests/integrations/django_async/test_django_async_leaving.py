@@ -268,7 +268,7 @@ def test_what_a_closing_event_loop_drops_is_ended_all_the_same(visit: Visit, cap
         busy = asyncio.ensure_future(sync_to_async(visit.wait)())
         assert await asyncio.to_thread(visit.waits.wait, 30)
         tasks.extend([busy, asyncio.ensure_future(ASYNC_CALLS.settled(lambda: ended.append("ended")))])
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # two turns of the loop, so that both tasks have begun to wait
         await asyncio.sleep(0)
         threading.Thread(target=visit.goes_on.set).start()
 
