@@ -25,6 +25,7 @@ from stigg_guard.sidecar.catalog import demo_catalog
 from stigg_guard.sidecar.engine import Engine
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.sidecar.store import Store
+from striker import Striker
 
 collect_ignore = ["e2e"]  # they need a browser: make e2e
 
@@ -214,3 +215,10 @@ def django_sqlite(sqlite_ledger: Path, tmp_path: Path, django_db_blocker: Django
     settings = {"ENGINE": "django.db.backends.sqlite3", "NAME": path, "OPTIONS": {"timeout": 60}}
     with django_db_blocker.unblock(), django_database("sqlite", settings) as alias:
         yield alias
+
+
+@pytest.fixture
+def striker() -> Iterator[Striker]:
+    """Raises exceptions in steps of the main thread."""
+    with Striker().at_work() as striker:
+        yield striker

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import signal
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ import pytest
 from conftest import ManualClock
 from ledger.steps import LEASE, WAIT, answers, claim, commit, held
 from stigg_guard.ledger import Ledger, State, UsageKey, Use
+from striker import Striker
 
 pytestmark = pytest.mark.timeout(120, method="thread")  # the alarm is these tests' own
 
@@ -25,50 +24,11 @@ RUN_SECONDS = 1.0
 LATEST = 4e-4  # about as long as two steps take
 
 
-class Struck(Exception):
-    """What the signal handler raises."""
-
-
-class Striker:
-    """Makes steps in the main thread, in which an exception is raised after a random time."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = random.Random(seed)
-        self._armed = False
-        self.strikes = 0
-
-    def raise_it(self, *_: object) -> None:
-        if self._armed:
-            self._armed = False
-            self.strikes += 1
-            raise Struck
-
-    def returns(self, step: Callable[[], object]) -> bool:
-        """Whether the step returned before the exception came; it may have been made all the same."""
-        try:
-            self._armed = True
-            signal.setitimer(signal.ITIMER_REAL, self._rng.uniform(1e-6, LATEST))
-            step()
-            self._armed = False
-        except Struck:
-            return False
-        return True
-
-
-@pytest.fixture
-def striker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Striker]:
-    told = sys.unraisablehook
-
-    def tell_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if unraisable.exc_type is not Struck:  # Python itself swallows what strikes a finalizer, and the step goes on
-            told(unraisable)
-
-    monkeypatch.setattr(sys, "unraisablehook", tell_others)
-    striker = Striker(seed=8)
-    before = signal.signal(signal.SIGALRM, striker.raise_it)
-    yield striker
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+def moments() -> Iterator[float]:
+    """When to strike, in seconds after the step began."""
+    rng = random.Random(8)
+    while True:
+        yield rng.uniform(1e-6, LATEST)
 
 
 @contextmanager
@@ -98,11 +58,11 @@ def test_struck_steps_leave_no_lock_and_no_transaction_and_count_what_returned_o
     ledger: Ledger, tmp_path: Path, url: str, striker: Striker
 ) -> None:
     returned: set[int] = set()
-    tried = 0
+    tried, strike_after = 0, moments()
     ends = time.monotonic() + RUN_SECONDS
     with other_thread() as elsewhere, closing(sqlite3.connect(tmp_path / "ledger.db", timeout=0)) as another:
         while time.monotonic() < ends:
-            if striker.returns(partial(uses_one, ledger, tried)):
+            if striker.returns(partial(uses_one, ledger, tried), next(strike_after)):
                 returned.add(tried)
             elif url != "memory://":
                 another.execute("BEGIN IMMEDIATE")
@@ -119,11 +79,11 @@ def test_struck_steps_leave_no_lock_and_no_transaction_and_count_what_returned_o
 @pytest.mark.parametrize("url", ["memory_url", "file_url"], indirect=True)
 def test_struck_reports_lose_nothing(ledger: Ledger, clock: ManualClock, striker: Striker) -> None:
     arrived: list[str] = []
-    number = 0
+    number, strike_after = 0, moments()
     ends = time.monotonic() + RUN_SECONDS
     while time.monotonic() < ends:
         ledger.record(Use(UsageKey("ann", "", f"f{number}"), 1))
-        striker.returns(partial(reports_some, ledger, arrived))
+        striker.returns(partial(reports_some, ledger, arrived), next(strike_after))
         number += 1
     clock.advance(LEASE)
     while ledger.counts()["unsent"] + ledger.counts()["sending"]:

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from multiprocessing import get_context
 
 import pytest
 
 from conftest import ManualClock, in_child
+from django_databases import open_ledger
 from ledger.steps import (
     KEY,
     LEASE,
@@ -30,6 +32,7 @@ from ledger.steps import (
     said,
     taken,
 )
+from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, LedgerUnavailable
 from stigg_guard.ledger import Ledger, State, Ticket, Use
 
@@ -176,6 +179,53 @@ def fork_without_hooks() -> int:
     return int(ctypes.PyDLL(None).fork())
 
 
+Fork = Callable[[], int]
+Steps = Callable[[str, Fork], None]
+
+
+def alone(steps: Steps, url: str, fork: Fork) -> None:
+    """Makes the steps in a process of one thread, as a server has when it forks without Python's hooks: what another
+    thread is in the middle of is so for ever in the child, in Python's own locks too."""
+    process = get_context("spawn").Process(target=steps, args=(url, fork))
+    process.start()
+    process.join(60)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0
+
+
+def goes_on_when_its_parent_has_closed_the_file(url: str, fork: Fork) -> None:
+    ledger, again = open_ledger(url, Clock()), open_ledger(url, Clock())
+    ready, closed = os.pipe(), os.pipe()
+    ledger.record(Use(KEY, 1))
+    pid = fork()
+    if pid == 0:
+        ledger.record(Use(KEY, 2))
+        os.write(ready[1], b".")
+        os.read(closed[0], 1)
+        ledger.record(Use(KEY, 3))
+        os._exit(0)
+    os.read(ready[0], 1)
+    ledger.close()
+    os.write(closed[1], b".")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert amounts(taken(again)) == [6]
+
+
+def shares_the_limit_of_the_file(url: str, fork: Fork) -> None:
+    ledger = open_ledger(url, Clock())
+    commit(ledger, held(ledger, claim(2)))
+    assert in_child(lambda: commit(ledger, held(ledger, claim(3))) == 8, fork)
+    assert counts(ledger) == 8
+
+
+def leaves_what_its_parent_has_in_memory(url: str, fork: Fork) -> None:
+    ledger = open_ledger(url, Clock())
+    ledger.record(Use(KEY, 1))
+    assert in_child(lambda: ledger.take_batch(100, LEASE) is None, fork)
+    assert ledger.counts()["unsent"] == 1
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 class TestFork:
     def test_child_uses_the_file_while_threads_of_its_parent_do(self, make_ledger: Make, file_url: str) -> None:
@@ -201,42 +251,11 @@ class TestFork:
         recorded = {entry.key: entry.amount for entry in ledger.entries([State.UNSENT], 10)}
         assert recorded == {KEY: sum(one.result() for one in working), OTHER: 10}
 
+    @pytest.mark.parametrize("steps", [goes_on_when_its_parent_has_closed_the_file, shares_the_limit_of_the_file])
     @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks])
-    def test_child_goes_on_when_its_parent_has_closed_the_file(
-        self, make_ledger: Make, file_url: str, fork: Callable[[], int]
-    ) -> None:
-        ledger, again = make_ledger(file_url), make_ledger(file_url)
-        ready, closed = os.pipe(), os.pipe()
-        ledger.record(Use(KEY, 1))
-        pid = fork()
-        if pid == 0:
-            ledger.record(Use(KEY, 2))
-            os.write(ready[1], b".")
-            os.read(closed[0], 1)
-            ledger.record(Use(KEY, 3))
-            os._exit(0)
-        os.read(ready[0], 1)
-        ledger.close()
-        os.write(closed[1], b".")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        for end in (*ready, *closed):
-            os.close(end)
-        assert amounts(taken(again)) == [6]
+    def test_child(self, file_url: str, fork: Fork, steps: Steps) -> None:
+        alone(steps, file_url, fork)
 
     @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks])
-    def test_child_shares_the_limit_of_the_file(
-        self, make_ledger: Make, file_url: str, fork: Callable[[], int]
-    ) -> None:
-        ledger = make_ledger(file_url)
-        commit(ledger, held(ledger, claim(2)))
-        assert in_child(lambda: commit(ledger, held(ledger, claim(3))) == 8, fork)
-        assert counts(ledger) == 8
-
-    @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks])
-    def test_child_does_not_report_what_its_parent_has_in_memory(
-        self, make_ledger: Make, fork: Callable[[], int]
-    ) -> None:
-        ledger = make_ledger("memory://")
-        ledger.record(Use(KEY, 1))
-        assert in_child(lambda: ledger.take_batch(100, LEASE) is None, fork)
-        assert ledger.counts()["unsent"] == 1
+    def test_child_does_not_report_what_its_parent_has_in_memory(self, fork: Fork) -> None:
+        alone(leaves_what_its_parent_has_in_memory, "memory://", fork)
