@@ -101,6 +101,36 @@ def test_a_use_during_the_report_of_another_process_is_reported_before_it_return
     assert faulty.used() == 3
 
 
+def test_what_a_dead_process_was_to_send_is_waited_for_once(
+    faulty: FaultySidecar, tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+    nap = flushing.sleep
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        nap(seconds)
+
+    monkeypatch.setattr(flushing, "sleep", sleep)
+    ledger = f"sqlite:///{tmp_path / 'ledger'}"
+    given = {"SIDECAR": faulty.address, "LEDGER": ledger, "REPORT": "inline", "TIMEOUT": 0.2}
+    with Guard(Config.from_mapping(given), clock=clock.clock) as guard:
+        guard.ledger.record(Use(UsageKey("c", "", "f"), 1))
+        assert guard.ledger.take_batch(100, 30)
+        waited = []
+        for _ in range(3):
+            guard.report("f", 2, customer="c")
+            waited.append(len(naps))
+        assert waited[0] > 0
+        assert waited == [waited[0]] * 3
+        guard.report("g", 4, customer="c")
+        assert faulty.used("g") == 4
+        clock.advance(31)
+        guard.report("f", 8, customer="c")
+        assert faulty.used("f") == 1 + 3 * 2 + 8
+        assert guard.flush() == 0
+
+
 class HeldAnswer:
     """The sidecar counts a report of 60 units of 100, and a snapshot shows it before the report is answered."""
 

@@ -22,6 +22,7 @@ class Flusher:
         self._config = config
         self._ledger = ledger
         self._reporter = reporter
+        self._in_vain: dict[str, frozenset[tuple[str, State]]] = {}  # by customer: what was waited for, and in vain
 
     def send(self, customer_id: str = "") -> None:
         """Sends what is unsent as ``REPORT`` says, with what this process has just used of the customer; what fails
@@ -37,16 +38,28 @@ class Flusher:
 
     def _drained(self, customer_id: str, at_once: bool) -> bool:
         """Whether all is sent. What is used while others send a report of the same key goes in the next one, and may
-        be theirs to send: that is waited for, as long as a check may take."""
+        be theirs to send: that is waited for, as long as a check may take, and once: who was to send it may be dead."""
         used_at, deadline = self._ledger.ticket(customer_id).at, monotonic() + self._config.timeout
         is_done, pause = self._reporter.drain(SEND_SECONDS, before=used_at if at_once else None), _FIRST_PAUSE
-        while customer_id and self._waits(customer_id, used_at) and monotonic() < deadline:
+        if not customer_id:
+            return is_done
+        waiting = self._waiting(customer_id, used_at)
+        while waiting - self._in_vain.get(customer_id, frozenset()) and monotonic() < deadline:
             sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             is_done = self._reporter.drain(SEND_SECONDS, before=used_at)
-        return is_done
+            waiting = self._waiting(customer_id, used_at)
+        if waiting:
+            self._in_vain[customer_id] = waiting
+        else:
+            self._in_vain.pop(customer_id, None)
+        return is_done and not waiting
 
-    def _waits(self, customer_id: str, used_at: int) -> bool:
-        """Whether usage of the customer of that time is not acknowledged yet."""
+    def _waiting(self, customer_id: str, used_at: int) -> frozenset[tuple[str, State]]:
+        """Usage of the customer of that time or before that is not acknowledged yet."""
         oldest = self._ledger.entries([State.UNSENT, State.SENDING], _LOOKED_AT)
-        return any(entry.key.customer_id == customer_id and entry.first_at <= used_at for entry in oldest)
+        return frozenset(
+            (entry.id, entry.state)
+            for entry in oldest
+            if entry.key.customer_id == customer_id and entry.first_at <= used_at
+        )
