@@ -207,6 +207,60 @@ def test_a_report_that_is_never_answered_keeps_no_other_waiting(
     assert (faulty.used("f"), faulty.used("g"), ledger.outstanding(KEY)) == (2, 1, 0)
 
 
+@pytest.mark.parametrize("code", [StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED])
+def test_a_report_that_is_always_turned_away_keeps_no_other_waiting(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock, code: StatusCode
+) -> None:
+    def turn_g_away(context: ServicerContext) -> None:
+        if "g" in faulty.reported:
+            context.abort(code, "on purpose")
+
+    faulty.before = turn_g_away
+    for feature in ("g", "f"):
+        ledger.record(Use(UsageKey("c", "", feature), 1))
+    for _ in range(3):
+        deliver(delivery)
+    assert (faulty.used("f"), faulty.used("g"), ledger.counts()["unsent"]) == (1, 0, 1)
+    faulty.before = no_fault
+    clock.advance(60)
+    deliver(delivery)
+    assert (faulty.used("g"), ledger.counts()["unsent"]) == (1, 0)
+
+
+def test_a_batch_that_is_always_unavailable_while_others_are_answered_is_decided_one_by_one(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    def fail_for_g(context: ServicerContext) -> None:
+        if "g" in faulty.reported:
+            context.abort(StatusCode.UNAVAILABLE, "on purpose")
+
+    for fault in (no_fault, fail_for_g):
+        faulty.before = fault
+        for feature in ("g", "f"):
+            ledger.record(Use(UsageKey("c", "", feature), 1))
+        deliver(delivery)
+    for _ in range(10):
+        deliver(delivery)
+        ledger.record(Use(UsageKey("d", "", "f"), 1))
+        deliver(delivery)
+        clock.advance(60)
+    assert (faulty.used("f"), faulty.used("g"), ledger.outstanding(KEY)) == (2, 1, 0)
+
+
+def test_an_outage_sends_no_report_to_a_person(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    faulty.before = abort(StatusCode.UNAVAILABLE)
+    for feature in ("g", "f"):
+        ledger.record(Use(UsageKey("c", "", feature), 1))
+    for _ in range(20):
+        deliver(delivery)
+        clock.advance(60)
+    faulty.before = no_fault
+    deliver(delivery)
+    assert (faulty.used("f"), faulty.used("g"), delivery.counts["doubted"]) == (1, 1, 0)
+
+
 def test_a_customer_about_whom_nothing_is_answered_keeps_no_other_waiting(
     make: Callable[..., Delivery], ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:

@@ -60,6 +60,8 @@ class Delivery:
         self._monotonic = clock.monotonic
         self._acknowledged = acknowledged
         self._size = BATCH_SIZE  # of the next batch
+        self._has_answered = False  # since the last failure
+        self._passed_over: Counter[str] = Counter()  # by batch: its failures since each of which others were answered
 
     def send_batch(self, timeout: float) -> tuple[Batch | None, SidecarError | None]:
         """Sends the next batch, waiting ``timeout`` seconds for its answer. None when there is nothing to send, and the
@@ -134,6 +136,7 @@ class Delivery:
             self._acknowledge([told])
         elif counted is not None:
             self._ledger.put_back([report])
+            self._size = 1  # not with the one that kept it from being answered
         else:
             before = "unknown" if report.before is None else f"{report.before.used / 1e6:g}"
             self._look_again(report, f"the usage was {before} and is {answer.current_usage:g} now")
@@ -154,6 +157,7 @@ class Delivery:
                 return
             answers = self._sender.send(batch, timeout)
         except (InvalidRequest, NotSupported) as error:
+            self._has_answered = True
             if came_again:  # it is turned away now, which does not say that it was when it was sent before
                 self._doubt(batch.reports)
             else:
@@ -161,15 +165,30 @@ class Delivery:
             return
         except SidecarError as error:
             self._size = 1
+            is_answered = self._is_answered(batch, error)
             if not (error.outcome_unknown or came_again):
-                self._ledger.put_back(batch.reports)
-            elif attempts >= MAX_RESENDS and not isinstance(error, ANSWERS_NOBODY):
+                self._ledger.put_back(batch.reports, self._wait_of(batch))
+            elif attempts >= MAX_RESENDS and is_answered:
                 self._doubt(batch.reports)  # it reaches the sidecar, and is not answered: each is decided alone
             else:
                 self._ledger.postpone(batch, RECHECK_SECONDS)
             raise
         self._size = min(2 * self._size, BATCH_SIZE)
+        self._has_answered = True
+        self._passed_over.pop(batch.id, None)
         self._acknowledge(answers)
+
+    def _is_answered(self, batch: Batch, error: SidecarError) -> bool:
+        """Whether it is for this batch alone that the sidecar does not answer: it answered others between
+        ``MAX_RESENDS`` failures of this one, or says so itself."""
+        if self._has_answered:
+            self._passed_over[batch.id] += 1
+            self._has_answered = False
+        return not isinstance(error, ANSWERS_NOBODY) or self._passed_over[batch.id] >= MAX_RESENDS
+
+    def _wait_of(self, batch: Batch) -> float:
+        """How long a batch that was turned away waits: others that wait, and may be taken, go before one alone."""
+        return RECHECK_SECONDS if len(batch.reports) == 1 and self._ledger.counts()["unsent"] else 0.0
 
     def _acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         answers = [replace(one, paid=paid(one.report)) if one.report.rate else one for one in answers]
