@@ -165,10 +165,10 @@ class Delivery:
             return
         except SidecarError as error:
             self._size = 1
-            is_answered = self._is_answered(batch, error)
             if not (error.outcome_unknown or came_again):
                 self._ledger.put_back(batch.reports, self._wait_of(batch))
-            elif attempts >= MAX_RESENDS and is_answered:
+            elif self._is_left_out(batch, error) and attempts >= MAX_RESENDS:
+                self._passed_over.pop(batch.id, None)
                 self._doubt(batch.reports)  # it reaches the sidecar, and is not answered: each is decided alone
             else:
                 self._ledger.postpone(batch, RECHECK_SECONDS)
@@ -178,9 +178,9 @@ class Delivery:
         self._passed_over.pop(batch.id, None)
         self._acknowledge(answers)
 
-    def _is_answered(self, batch: Batch, error: SidecarError) -> bool:
-        """Whether it is for this batch alone that the sidecar does not answer: it answered others between
-        ``MAX_RESENDS`` failures of this one, or says so itself."""
+    def _is_left_out(self, batch: Batch, error: SidecarError) -> bool:
+        """Notes that the batch failed. Whether the sidecar answers others: it did so between ``MAX_RESENDS`` failures
+        of this one, or the error is none that whoever asks would get."""
         if self._has_answered:
             self._passed_over[batch.id] += 1
             self._has_answered = False
