@@ -43,7 +43,7 @@ class FaultySidecar:
         self.without: set[str] = set()
         self.unreadable: set[str] = set()  # features whose usage cannot be read
         self.unanswered: set[str] = set()  # customers about whom no question is answered
-        self.reported: set[str] = set()  # the features of the last report, and the latest time in it
+        self.reported: set[str] = set()  # the features or events of the last report, and the latest time in it
         self.reported_at = 0.0
         self.honours_keys = True  # the local sidecar does; Stigg's own does not
         self._server = grpc.server(ThreadPoolExecutor(4))
@@ -78,6 +78,7 @@ class FaultySidecar:
                 return self.engine.answer(name, request)
             usages = [request] if name == "ReportUsage" else getattr(request, "usages", [])
             self.reported = {usage.feature_id for usage in usages}
+            self.reported |= {event.event_name for event in getattr(request, "events", [])}
             self.reported_at = max((usage.timestamp.seconds for usage in usages), default=0)
             key = dict(context.invocation_metadata()).get("idempotency-key")
             self.asked.append((name, key))

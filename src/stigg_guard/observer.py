@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
@@ -81,6 +81,7 @@ class Observer:
         a change through ``.api``, a webhook, or another process that shares the ``CACHE``."""
 
 
+_UNHEARD = nullcontext()
 _EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
 
 
@@ -118,11 +119,19 @@ class Audience:
         if self._others is not None:
             self._others.tell(event, *what, **named)
 
-    @contextmanager
     def timed(
         self, event: Callable[[Observer, Step], None], customer: Customer | None, features: tuple[str, ...] = ()
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Tells of the block as a :class:`Step`, when it has ended."""
+        return self._timed(event, customer, features) if self._is_heard(event.__name__) else _UNHEARD
+
+    def _is_heard(self, name: str) -> bool:
+        return bool(self._listening[name]) or (self._others is not None and self._others._is_heard(name))
+
+    @contextmanager
+    def _timed(
+        self, event: Callable[[Observer, Step], None], customer: Customer | None, features: tuple[str, ...]
+    ) -> Iterator[None]:
         began_at, start = self._clock.now(), self._clock.monotonic()
         error: BaseException | None = None
         try:

@@ -193,6 +193,16 @@ def test_reading_back_shows_nothing_once_others_were_taken(row: Row, report: Pen
     assert taken(row, ticket, is_alone=False)[1] is None
 
 
+def test_news_from_before_an_acknowledgement_leave_its_figure_the_word_of_the_sidecar() -> None:
+    row = learned(Row(UNTOLD, 0, seen=1), Pending(3, UNTOLD, 0, ticket=3), 3, UNTOLD, ticket=4, now=20)
+    late = News(UNTOLD, 0, None, ticket=2, asked_at=10)
+    after, _ = believed(row, late, 30, GRACE)
+    assert (after.used, after.added) == (3, 0)
+    assert taken(after, 5, is_alone=True)[1] == Before(UNTOLD, 3, None)
+    unsure, _ = believed(row, late._replace(asked_at=25), 30, GRACE)
+    assert (unsure.used, unsure.added) == (3, 3)
+
+
 def test_reading_back_below_0_shows_nothing() -> None:
     row = Row(Period(0, 60), 2, settled=5)
     report = Pending(-3, Period(0, 60), 30, ticket=5)

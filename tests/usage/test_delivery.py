@@ -16,6 +16,7 @@ from stigg_guard import Clock, Config, Fallback, ReportUsageRequest, SidecarErro
 from stigg_guard.ledger import Acknowledged, Event, Ledger, State, UsageKey, Use, ledger_from_url
 from stigg_guard.usage.delivery import Delivery
 from stigg_guard.usage.sender import Sender
+from stigg_guard.wire import sidecar_pb2 as wire
 
 KEY = UsageKey("c", "", "f")
 SECONDS = 5.0
@@ -55,11 +56,13 @@ def delivery(make: Callable[..., Delivery]) -> Delivery:
 
 def deliver(delivery: Delivery) -> None:
     """Sends and decides all that is there, until the sidecar fails."""
+    failed: set[str] = set()
     with suppress(SidecarError):
         for _ in range(20):
             batch, error = delivery.send_batch(SECONDS)
-            if batch is None or error is not None:
+            if batch is None or batch.reports[0].id in failed:
                 break
+            failed |= {batch.reports[0].id} if error else set()
         delivery.decide_uncertain()
 
 
@@ -159,8 +162,9 @@ def test_a_report_that_was_certainly_not_counted_is_sent_again(
 ) -> None:
     faulty.before = abort(StatusCode.PERMISSION_DENIED)
     ledger.record(Use(KEY, 3))
-    with pytest.raises(SidecarError, match="PERMISSION_DENIED"):
-        delivery.send_batch(SECONDS)
+    _, error = delivery.send_batch(SECONDS)
+    assert error is not None
+    assert error.code == "PERMISSION_DENIED"
     assert ledger.counts()["unsent"] == 1
     faulty.before = no_fault
     deliver(delivery)
@@ -247,16 +251,34 @@ def test_a_batch_that_is_always_unavailable_while_others_are_answered_is_decided
     assert (faulty.used("f"), faulty.used("g"), ledger.outstanding(KEY)) == (2, 1, 0)
 
 
+def test_a_batch_that_is_always_unavailable_alone_is_decided_one_by_one_where_questions_are_answered(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    def fail_for_g(context: ServicerContext) -> None:
+        if "g" in faulty.reported:
+            context.abort(StatusCode.UNAVAILABLE, "on purpose")
+
+    for fault in (no_fault, fail_for_g):
+        faulty.before = fault
+        for feature in ("g", "f"):
+            ledger.record(Use(UsageKey("c", "", feature), 1))
+        deliver(delivery)
+    for _ in range(30):
+        clock.advance(60)
+        deliver(delivery)
+    assert (faulty.used("f"), faulty.used("g"), ledger.outstanding(KEY)) == (2, 1, 0)
+
+
 def test_an_outage_sends_no_report_to_a_person(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:
-    faulty.before = abort(StatusCode.UNAVAILABLE)
+    faulty.before, faulty.unanswered = abort(StatusCode.UNAVAILABLE), {"c"}
     for feature in ("g", "f"):
         ledger.record(Use(UsageKey("c", "", feature), 1))
-    for _ in range(20):
+    for _ in range(30):
         deliver(delivery)
         clock.advance(60)
-    faulty.before = no_fault
+    faulty.before, faulty.unanswered = no_fault, set()
     deliver(delivery)
     assert (faulty.used("f"), faulty.used("g"), delivery.counts["doubted"]) == (1, 1, 0)
 
@@ -279,6 +301,42 @@ def test_a_customer_about_whom_nothing_is_answered_keeps_no_other_waiting(
         deliver(delivery)
     assert (faulty.used(), ledger.outstanding(KEY)) == (2, 0)
     assert ledger.counts()["uncertain"] == 1
+
+
+@pytest.mark.parametrize("code", [StatusCode.PERMISSION_DENIED, StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED])
+def test_an_event_that_always_fails_keeps_no_other_waiting(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock, code: StatusCode
+) -> None:
+    def fail_for_g(context: ServicerContext) -> None:
+        if "g" in faulty.reported:
+            context.abort(code, "on purpose")
+
+    faulty.before = fail_for_g
+    for number in range(25):
+        ledger.record(Use(KEY, 1, event=Event("g" if number == 3 else "answered", f"key-{number}", {})))
+    for _ in range(60):
+        delivery.send_batch(SECONDS)
+    assert (delivery.counts["acknowledged"], ledger.counts()["unsent"] + ledger.counts()["sending"]) == (24, 1)
+    faulty.before = no_fault
+    clock.advance(60)
+    deliver(delivery)
+    assert (delivery.counts["acknowledged"], set(ledger.counts().values())) == (25, {0})
+
+
+@pytest.mark.parametrize("without", [{"ReportUsage", "ReportUsageBulk"}, {"ReportUsageBulk"}])
+def test_what_a_sidecar_does_not_implement_now_waits_until_it_does(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock, without: set[str]
+) -> None:
+    faulty.without = without
+    for feature in ("f", "g"):
+        ledger.record(Use(UsageKey("c", "", feature), 2))
+    for _ in range(5):
+        deliver(delivery)
+        clock.advance(60)
+    assert (ledger.counts()["dead"], ledger.counts()["uncertain"]) == (0, 0)
+    faulty.without = set()
+    deliver(delivery)
+    assert (faulty.used("f"), faulty.used("g"), set(ledger.counts().values())) == (2, 2, {0})
 
 
 class TestUncertainReports:
@@ -382,9 +440,36 @@ class TestUncertainReports:
             blind = make(stigg)
             assert blind.send_batch(SECONDS)[1] is None
             clock.advance(60)
-            with pytest.raises(SidecarError, match="a fallback answered"):
-                blind.decide_uncertain()
+            blind.decide_uncertain()
         assert ledger.counts()["uncertain"] == 1
+
+    def test_no_look_is_begun_after_the_time_is_up_and_the_others_come_again_at_once(
+        self,
+        delivery: Delivery,
+        faulty: FaultySidecar,
+        ledger: Ledger,
+        clock: ManualClock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        looks: list[str] = []
+        read_back = Sender.read_back
+
+        def slow(sender: Sender, key: UsageKey) -> wire.MeteredEntitlement | None:
+            clock.advance(1)
+            looks.append(key.customer_id)
+            return read_back(sender, key)
+
+        monkeypatch.setattr(Sender, "read_back", slow)
+        ids = [f"customer-{number}" for number in range(8)]
+        for customer in ids:
+            ledger.record(Use(UsageKey(customer, "", "f"), 1))
+        batch = ledger.take_batch(100, 30)
+        assert batch is not None
+        ledger.doubt(batch.reports, 0, "it was sent and not answered")
+        delivery.decide_uncertain(2.5)
+        assert looks == ids[:3]
+        delivery.decide_uncertain(2.5)
+        assert looks == ids[:6]
 
     def test_that_are_totals_are_sent_again(
         self,
@@ -510,7 +595,14 @@ def test_a_report_that_reaches_the_sidecar_and_is_never_answered_stops_no_other(
     for _ in range(10):
         clock.advance(60)
         deliver(delivery)
-    assert (ledger.counts()["sending"], delivery.counts["doubted"]) == (0, 1)
+    assert (ledger.counts()["sending"], delivery.counts["doubted"]) == (
+        1,
+        0,
+    )  # with its key it may always be sent again
+    faulty.before = no_fault
+    clock.advance(60)
+    deliver(delivery)
+    assert (faulty.used("f"), ledger.counts()["sending"]) == (1, 0)
 
 
 def test_who_was_paused_for_longer_than_the_lease_sends_nothing(

@@ -257,6 +257,25 @@ def test_a_greenlet_waits_without_stopping_the_others(faulty: FaultySidecar) -> 
     assert faulty.used() == 2
 
 
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"])
+def test_a_report_that_always_fails_keeps_no_other_from_being_flushed(
+    guard: Guard, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    def fail_for_g(context: grpc.ServicerContext) -> None:
+        if "g" in faulty.reported:
+            context.abort(grpc.StatusCode[code], "on purpose")
+
+    faulty.before = fail_for_g
+    guard.ledger.record(Use(UsageKey("c", "", "g"), 1))
+    assert guard.flush(timeout=0.2) == 1
+    for used in range(1, 4):
+        guard.ledger.record(Use(UsageKey("c", "", "f"), 1))
+        assert guard.flush(timeout=1) == 1
+        assert faulty.used("f") == used
+    assert len([one for one in caplog.records if one.levelno >= logging.WARNING]) == 1
+    assert guard.stats()["dead"] == guard.stats()["uncertain"] == 0
+
+
 def test_a_flush_without_time_sends_nothing_and_says_what_is_left(guard: Guard, faulty: FaultySidecar) -> None:
     guard.ledger.record(Use(UsageKey("c", "", "f"), 2))
     assert guard.flush(timeout=0) == 1

@@ -67,11 +67,14 @@ local function believed(row, news, now, grace)
     local has_just_moved = row.moved_at and asked_at < row.moved_at + grace
     local limit = lower(row.limit, news.limit)
     if news.period == row.period then
+        local settled_at = row.settled_at or 0
+        local is_older = 0 < asked_at and asked_at < settled_at and settled_at >= (row.moved_at or 0)
         row.used = may_lower and news.used or math.max(row.used, row.seen ~= 0 and news.used or told)
         if limit ~= row.limit then row.moved_at = now end
         row.limit = news.limit
         if has_just_moved then row.limit = limit end
-        row.seen, row.added = news.ticket, row.used - news.used
+        local added = row.used - news.used
+        row.seen, row.added = news.ticket, is_older and math.min(added, row.added) or added
     elseif has_just_moved then
         local used = math.max(row.used, told)
         row.limit, row.seen, row.added, row.settled_at = limit, news.ticket, row.added + used - row.used, now

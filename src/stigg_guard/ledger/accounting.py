@@ -141,7 +141,10 @@ def believed(row: Row | None, news: News, now: int, grace: int) -> tuple[Row, in
         used = news.used if may_lower else max(row.used, news.used if row.seen else told)
         limit = lower if has_just_moved else news.limit
         moved_at = row.moved_at if lower == row.limit else now
-        row = row._replace(used=used, limit=limit, seen=news.ticket, added=used - news.used, moved_at=moved_at)
+        added = used - news.used
+        if 0 < asked_at < (row.settled_at or 0) >= (row.moved_at or 0):  # the row has the word of a newer report
+            added = min(added, row.added)
+        row = row._replace(used=used, limit=limit, seen=news.ticket, added=added, moved_at=moved_at)
     elif has_just_moved:  # a replica that lags, or one more change
         used = max(row.used, told)
         added = row.added + used - row.used

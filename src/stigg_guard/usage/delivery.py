@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from stigg_guard.errors import (
     StiggGuardError,
 )
 from stigg_guard.ledger import Acknowledged, Batch, Entry, Ledger, Period
-from stigg_guard.ledger.accounting import was_counted
+from stigg_guard.ledger.accounting import BATCH_EVENTS_PER_USAGE, was_counted
 from stigg_guard.runtime.log import logger
 from stigg_guard.usage.credits import paid
 from stigg_guard.usage.messages import acknowledged
@@ -28,11 +29,17 @@ BATCH_SIZE = 100  # the contract's limit for one bulk report
 LEASE_SECONDS = 30.0
 RECHECK_SECONDS = 1.0
 MAX_RESENDS = 5
+MAX_TRIES = 20  # of a batch, where no other is there to show whether the sidecar answers
+MAX_KNOWN = 10_000
 CLOCK_SECONDS = 5.0
 """How long a report whose time is rejected waits: as long as a clock may take to be set right."""
 
-ANSWERS_NOBODY = (SidecarUnavailable, SidecarUnauthenticated)
-"""Errors that say nothing of one report: whoever asks, the sidecar takes no report, or not under this key."""
+LONGEST_WAIT = 8.0
+"""How many seconds a report waits that fails again and again: twice as long each time, up to this."""
+
+ANSWERS_NOBODY = (SidecarUnavailable, SidecarUnauthenticated, NotSupported)
+"""Errors that say nothing of one report: whoever asks, the sidecar takes no report, or not under this key. Behind a
+proxy without a route all calls are UNIMPLEMENTED."""
 
 UNANSWERED = "it was sent and not answered, so it may have been counted"
 REJECTED_TIME = "its time was rejected; it is sent again with a time that does not lie ahead of the clock"
@@ -60,19 +67,19 @@ class Delivery:
         self._monotonic = clock.monotonic
         self._acknowledged = acknowledged
         self._size = BATCH_SIZE  # of the next batch
-        self._has_answered = False  # since the last failure
-        self._passed_over: Counter[str] = Counter()  # by batch: its failures since each of which others were answered
+        self._failures: Counter[str] = Counter()  # by the first report of a batch
+        self._has_answered = False
 
     def send_batch(self, timeout: float) -> tuple[Batch | None, SidecarError | None]:
         """Sends the next batch, waiting ``timeout`` seconds for its answer. None when there is nothing to send, and the
-        error when the sidecar got it and did not tell the outcome; it comes again, and others are sent meanwhile.
+        error when the sidecar did not take it; it comes again, and others are sent meanwhile.
 
         Whoever was paused between taking a batch and sending it for so long that somebody else may have it, sends
         nothing. After a batch without an answer single reports are sent first, and more with each answer: a report that
         is never answered does not keep others with it. What an exception from outside interrupts is due again at once.
 
         Raises:
-            SidecarError: the sidecar does not answer, or takes nothing now; the batch stays in the ledger.
+            SidecarUnavailable: the sidecar cannot be reached; the batch stays in the ledger.
             LedgerUnavailable: the ledger cannot be read, or the outcome not be noted in it.
         """
         taken_at = self._monotonic()
@@ -80,45 +87,46 @@ class Delivery:
         if batch is None or self._monotonic() - taken_at + timeout > LEASE_SECONDS:
             return batch, None
         try:
-            self._send(batch, timeout)
-        except SidecarError as error:
-            if isinstance(error, SidecarUnavailable) or not error.outcome_unknown:
-                raise
-            return batch, error
+            return batch, self._send(batch, timeout)
         except StiggGuardError:
             raise
         except BaseException:
             self._ledger.postpone(batch, 0)
             raise
-        return batch, None
 
-    def decide_uncertain(self) -> None:
+    def decide_uncertain(self, timeout: float = LEASE_SECONDS) -> None:
         """Reconciles reports in doubt: the usage read back shows whether one was counted, unless others reported too.
 
         Each report is decided alone. One that cannot be decided is looked at again once, and then waits for a person.
-        While the sidecar answers nobody, none loses its second look.
+        While the sidecar answers nobody, none loses its second look. After ``timeout`` seconds none is begun.
 
         Raises:
-            SidecarError: the sidecar answers for none of them.
             LedgerUnavailable: the ledger can neither be read nor written.
         """
-        taken_at = self._monotonic()
+        latest = self._monotonic() + min(timeout, LEASE_SECONDS - 2 * self._config.timeout)
+        waiting = list(self._ledger.take_uncertain(BATCH_SIZE, LEASE_SECONDS))
         unanswered: list[tuple[Entry, SidecarError]] = []
-        reports = self._ledger.take_uncertain(BATCH_SIZE, LEASE_SECONDS)
-        for report in reports:
-            if self._monotonic() - taken_at + 2 * self._config.timeout > LEASE_SECONDS:
-                return  # the others come again
+        is_answered = False
+        while waiting and self._monotonic() <= latest:
+            report = waiting.pop(0)
             try:
                 self._decide(report)
+                is_answered = True
             except ANSWERS_NOBODY as error:
                 unanswered.append((report, error))
             except (SidecarError, InvalidRequest) as error:
                 self._look_again(report, f"the usage cannot be read back: {error}")
-        if len(unanswered) == len(reports) > 0:
-            self._ledger.doubt([report for report, _ in unanswered], RECHECK_SECONDS, reports[0].reason)
-            raise unanswered[0][1]
+                is_answered = True
+        self._come_again(waiting, 0.0)
+        if not is_answered:
+            self._come_again([report for report, _ in unanswered], RECHECK_SECONDS)
+            return
         for report, fault in unanswered:
             self._look_again(report, f"the usage cannot be read back: {fault}")
+
+    def _come_again(self, reports: Sequence[Entry], seconds: float) -> None:
+        for report in reports:
+            self._ledger.doubt([report], seconds, report.reason)
 
     def _decide(self, report: Entry) -> None:
         answer = self._sender.read_back(report.key)
@@ -148,47 +156,83 @@ class Delivery:
         self._ledger.doubt([report], None, f"nobody knows whether it was counted: {finding}")
         logger.error("usage of %r waits for a decision (stigg-guard ledger list): %s", str(report.key), finding)
 
-    def _send(self, batch: Batch, timeout: float) -> None:
-        attempts = batch.reports[0].attempts
-        came_again = attempts > 1  # it was sent, and nobody knows the outcome
+    def _send(self, batch: Batch, timeout: float) -> SidecarError | None:
+        came_again = batch.reports[0].attempts > 1  # it was sent, and nobody knows the outcome
         try:
             if came_again and not self._sender.may_repeat(batch.reports):
                 self._doubt(batch.reports)
-                return
+                return None
+        except SidecarError as error:
+            self._ledger.postpone(batch, self._wait(batch))
+            return error
+        try:
             answers = self._sender.send(batch, timeout)
-        except (InvalidRequest, NotSupported) as error:
-            self._has_answered = True
+        except InvalidRequest as error:
             if came_again:  # it is turned away now, which does not say that it was when it was sent before
                 self._doubt(batch.reports)
             else:
                 self._single_out(batch, error)
-            return
+            return None
         except SidecarError as error:
+            if isinstance(error, NotSupported) and len(batch.reports) > 1 and not came_again:
+                self._ledger.split(batch)  # it may know no bulk
+                return None
             self._size = 1
-            if not (error.outcome_unknown or came_again):
-                self._ledger.put_back(batch.reports, self._wait_of(batch))
-            elif self._is_left_out(batch, error) and attempts >= MAX_RESENDS:
-                self._passed_over.pop(batch.id, None)
-                self._doubt(batch.reports)  # it reaches the sidecar, and is not answered: each is decided alone
-            else:
-                self._ledger.postpone(batch, RECHECK_SECONDS)
-            raise
+            self._keep(batch, error, came_again)
+            if isinstance(error, SidecarUnavailable) and not error.outcome_unknown:
+                raise
+            return error
         self._size = min(2 * self._size, BATCH_SIZE)
         self._has_answered = True
-        self._passed_over.pop(batch.id, None)
+        self._failures.pop(batch.reports[0].id, None)
         self._acknowledge(answers)
+        return None
 
-    def _is_left_out(self, batch: Batch, error: SidecarError) -> bool:
-        """Notes that the batch failed. Whether the sidecar answers others: it did so between ``MAX_RESENDS`` failures
-        of this one, or the error is none that whoever asks would get."""
-        if self._has_answered:
-            self._passed_over[batch.id] += 1
-            self._has_answered = False
-        return not isinstance(error, ANSWERS_NOBODY) or self._passed_over[batch.id] >= MAX_RESENDS
+    def _keep(self, batch: Batch, error: SidecarError, came_again: bool) -> None:
+        """Keeps a batch that the sidecar did not take, so that it keeps no other from being sent."""
+        is_one = len(batch.reports) == 1
+        if not is_one and batch.reports[0].event is not None:
+            self._take_apart(batch)
+        elif not (error.outcome_unknown or came_again):
+            others_wait = is_one and self._ledger.counts()["unsent"] > 0
+            self._ledger.put_back(batch.reports, self._wait(batch) if others_wait else 0.0)
+        elif is_one:
+            self._ledger.postpone(batch, self._wait(batch))
+        elif self._answers_others(batch, error) and batch.reports[0].attempts >= MAX_RESENDS:
+            self._doubt(batch.reports)  # one of them is not answered: each is decided alone
+        else:
+            self._ledger.postpone(batch, RECHECK_SECONDS)
 
-    def _wait_of(self, batch: Batch) -> float:
-        """How long a batch that was turned away waits: others that wait, and may be taken, go before one alone."""
-        return RECHECK_SECONDS if len(batch.reports) == 1 and self._ledger.counts()["unsent"] else 0.0
+    def _answers_others(self, batch: Batch, error: SidecarError) -> bool:
+        """Whether it is for this batch alone that the sidecar does not answer: it has answered others since the last
+        failure of one, or answers a question after many tries."""
+        has_answered, self._has_answered = self._has_answered, False
+        if not isinstance(error, ANSWERS_NOBODY) or has_answered:
+            return True
+        if batch.reports[0].attempts < MAX_TRIES:
+            return False
+        try:
+            self._sender.read_back(random.choice(batch.reports).key)  # noqa: S311 - any of them, and another next time
+        except ANSWERS_NOBODY:
+            return False
+        except (SidecarError, InvalidRequest):
+            return True
+        return True
+
+    def _take_apart(self, batch: Batch) -> None:
+        """Events count once however often they are sent: fewer are sent at once, and then each alone."""
+        if len(batch.reports) > BATCH_EVENTS_PER_USAGE:
+            self._ledger.put_back(batch.reports)
+        else:
+            self._ledger.split(batch)
+
+    def _wait(self, batch: Batch) -> float:
+        """How long a batch waits that has failed once more: others go before it."""
+        first = batch.reports[0].id
+        if len(self._failures) >= MAX_KNOWN:
+            self._failures.clear()
+        self._failures[first] += 1
+        return min(RECHECK_SECONDS * 2.0 ** (self._failures[first] - 1), LONGEST_WAIT)
 
     def _acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         answers = [replace(one, paid=paid(one.report)) if one.report.rate else one for one in answers]
@@ -209,14 +253,14 @@ class Delivery:
         else:
             self._ledger.doubt(deltas, self._config.settle_grace, UNANSWERED)
 
-    def _single_out(self, batch: Batch, error: StiggGuardError) -> None:
+    def _single_out(self, batch: Batch, error: InvalidRequest) -> None:
         """Finds the report for which a batch is rejected: each is sent alone, and is a dead letter if it is
         rejected alone. A time that is rejected may be that of a clock that was wrong, which has one more chance."""
         if len(batch.reports) > 1:
             self._ledger.split(batch)
             return
         (report,) = batch.reports
-        if isinstance(error, InvalidRequest) and _names_time(error) and report.reason != REJECTED_TIME:
+        if _names_time(error) and report.reason != REJECTED_TIME:
             self._ledger.put_back([report], CLOCK_SECONDS, REJECTED_TIME)
             logger.error("the time of usage of %r is rejected: is this host's clock right? %s", str(report.key), error)
             return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic, sleep
 
 from stigg_guard.config import Config, ReportMode
 from stigg_guard.errors import LedgerUnavailable, SidecarError
-from stigg_guard.ledger import Ledger, State
+from stigg_guard.ledger import Entry, Ledger, State
 from stigg_guard.runtime.log import logger
 from stigg_guard.usage.processes import may_end_at_once
 from stigg_guard.usage.reporter import SEND_SECONDS, Reporter
@@ -43,23 +44,31 @@ class Flusher:
         is_done, pause = self._reporter.drain(SEND_SECONDS, before=used_at if at_once else None), _FIRST_PAUSE
         if not customer_id:
             return is_done
+        if at_once:  # nobody else may live long enough
+            self._reporter.decide(SEND_SECONDS)
         waiting = self._waiting(customer_id, used_at)
-        while waiting - self._in_vain.get(customer_id, frozenset()) and monotonic() < deadline:
+        while self._is_awaited(waiting) and monotonic() < deadline:
             sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+            self._reporter.decide(SEND_SECONDS)
             is_done = self._reporter.drain(SEND_SECONDS, before=used_at)
             waiting = self._waiting(customer_id, used_at)
         if waiting:
-            self._in_vain[customer_id] = waiting
+            self._in_vain[customer_id] = frozenset((entry.id, entry.state) for entry in waiting)
         else:
             self._in_vain.pop(customer_id, None)
         return is_done and not waiting
 
-    def _waiting(self, customer_id: str, used_at: int) -> frozenset[tuple[str, State]]:
-        """Usage of the customer of that time or before that is not acknowledged yet."""
+    def _waiting(self, customer_id: str, used_at: int) -> list[Entry]:
+        """Usage of the customer of that time or before that is to be sent or acknowledged."""
         oldest = self._ledger.entries([State.UNSENT, State.SENDING], _LOOKED_AT)
-        return frozenset(
-            (entry.id, entry.state)
-            for entry in oldest
-            if entry.key.customer_id == customer_id and entry.first_at <= used_at
-        )
+        return [entry for entry in oldest if entry.key.customer_id == customer_id and entry.first_at <= used_at]
+
+    def _is_awaited(self, waiting: Sequence[Entry]) -> bool:
+        """Whether any of it may be sent soon: not what was waited for in vain, nor what waits behind that."""
+        in_vain = {
+            entry.key
+            for entry in waiting
+            if (entry.id, entry.state) in self._in_vain.get(entry.key.customer_id, frozenset())
+        }
+        return any(entry.key not in in_vain for entry in waiting)

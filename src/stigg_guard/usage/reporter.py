@@ -31,6 +31,8 @@ SEND_SECONDS = 5.0
 LINGER_SECONDS = 0.05  # what is used within it goes into one report
 IDLE_SECONDS = 2.0  # how soon what others left in the ledger, and what is due, is seen
 MAX_BACK_OFF = 10.0
+MAX_BACK_OFF_WHEN_REACHED = 2.0  # others may be answered
+FAILURES_IN_A_ROW = 4  # after so many different batches the sidecar is taken to answer nobody
 EXIT_SECONDS = 2.0
 REPEAT_SECONDS = 60.0
 CLOCKS_APART = 60e6  # microseconds; what is further ahead is of a clock that was wrong, and not new
@@ -103,19 +105,26 @@ class Reporter:
         After ``timeout`` seconds no other batch is begun; one may take as long itself, and ``SEND_SECONDS`` at most.
 
         Raises:
-            SidecarError: the sidecar did not take a batch, which stays in the ledger. Unless it answers nobody, the
-                others were sent.
+            SidecarError: the sidecar did not take a batch, which stays in the ledger. Unless it took none of several in
+                a row, or cannot be reached, the others were sent.
             LedgerUnavailable: what is unsent cannot be read.
         """
         begun_at = self._clock.now().timestamp() * 1e6 if before is None else before
         started = self._clock.monotonic()
         deadline = started + timeout
         fault: SidecarError | None = None
+        failed: list[str] = []  # in a row
         while True:
             batch, error = self._delivery.send_batch(min(timeout, SEND_SECONDS))
             fault = fault or error
             if batch is None:
                 break
+            if error is None:
+                failed.clear()
+            elif batch.reports[0].id in failed or len(failed) + 1 >= FAILURES_IN_A_ROW:
+                raise error
+            else:
+                failed.append(batch.reports[0].id)
             latest = begun_at + (self._clock.monotonic() - started) * 1e6 + CLOCKS_APART
             all_is_new = all(begun_at < report.first_at < latest for report in batch.reports)
             if all_is_new or self._is_over or self._clock.monotonic() >= deadline:
@@ -123,6 +132,14 @@ class Reporter:
         if fault is not None:
             raise fault
         return True
+
+    def decide(self, timeout: float) -> None:
+        """Decides what is uncertain and due, now, in this thread, within about ``timeout`` seconds.
+
+        Raises:
+            LedgerUnavailable: the ledger can neither be read nor written.
+        """
+        self._delivery.decide_uncertain(timeout)
 
     def flush(self, timeout: float) -> int:
         """Reports everything that is unsent and decides what is uncertain, within about ``timeout`` seconds; the number
@@ -184,6 +201,8 @@ class Reporter:
         self._is_over = self._is_left = False
         self._thread: threading.Thread | None = None
         self._failures = 0
+        self._is_reached = False
+        self._told_at = -inf
         self._contact = deque([True], maxlen=1)
         self._delivery = Delivery(self._ledger, self._sender, self._config, self._clock, self._acknowledged)
         self._stranded = StrandedUses(self._ledger, self._sender, self._clock, self._acknowledged)
@@ -237,7 +256,8 @@ class Reporter:
         """Does what is to be done; the seconds after which to look again."""
         came_to_the_end = self._try_work()
         if self._failures:
-            return _back_off(self._failures)
+            longest = MAX_BACK_OFF_WHEN_REACHED if self._is_reached else MAX_BACK_OFF
+            return min(_back_off(self._failures), longest)
         return IDLE_SECONDS if came_to_the_end else RECHECK_SECONDS
 
     def _try_work(self, timeout: float = inf, before: int | None = None) -> bool | None:
@@ -246,13 +266,7 @@ class Reporter:
         try:
             came_to_the_end = self._work(timeout, before)
         except StiggGuardError as error:
-            level = logging.DEBUG if self._failures else logging.WARNING
-            logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
-            with contextlib.suppress(IndexError):
-                self._contact.pop()  # of several threads that fail at once, one tells
-                self._audience.tell(Observer.lost_contact, error)
-            self._failures += 1
-            return None
+            return self._failed(error, answers=self._answered() > answered)
         except Exception:  # whatever it is, the thread goes on: nothing else reports
             logger.exception("reporting usage failed; it stays in the ledger")
             self._failures += 1
@@ -261,6 +275,26 @@ class Reporter:
             self._failures = 0
             self._contact.append(True)
         return came_to_the_end
+
+    def _failed(self, error: StiggGuardError, *, answers: bool) -> bool | None:
+        """Tells of a failure: of an outage once, and of reports that fail while the sidecar answers once a minute."""
+        self._is_reached = isinstance(error, SidecarError) and (
+            error.outcome_unknown or not isinstance(error, SidecarUnavailable)
+        )
+        is_new = not self._failures and not (self._is_reached and monotonic() - self._told_at < REPEAT_SECONDS)
+        if is_new:
+            self._told_at = monotonic()
+        level = logging.WARNING if is_new else logging.DEBUG
+        logger.log(level, "usage is not reported yet and stays in the ledger: %s", error)
+        if answers:
+            self._failures = 0
+            return False
+        if is_new:
+            with contextlib.suppress(IndexError):
+                self._contact.pop()  # of several threads that fail at once, one tells
+                self._audience.tell(Observer.lost_contact, error)
+        self._failures += 1
+        return None
 
     def _answered(self) -> int:
         """How many reports the sidecar has answered: who finds all of them under way has not reached it."""
@@ -273,10 +307,10 @@ class Reporter:
         try:
             came_to_the_end = self.drain(timeout, before=before)
         except SidecarError as error:
-            if not isinstance(error, SidecarUnavailable):
-                self._delivery.decide_uncertain()
+            if error.outcome_unknown or not isinstance(error, SidecarUnavailable):
+                self.decide(timeout)
             raise
-        self._delivery.decide_uncertain()
+        self.decide(timeout)
         return came_to_the_end and not self._stranded
 
     def _left(self) -> int:

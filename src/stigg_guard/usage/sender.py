@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stigg_guard.amounts import is_figure
 from stigg_guard.client import Stigg
@@ -116,7 +116,10 @@ class Sender:
         else:
             bulk = wire.ReportUsageBulkRequest(usages=usages)
             answers = list(stigg.report_usage_bulk(bulk, idempotency_key=batch.id, timeout=timeout).usages)
-        by_key = {(answer.customer_id, answer.resource_id, answer.feature_id): answer for answer in answers}
+        by_key: dict[tuple[str, str, str], Any] = {}
+        for answer in answers:
+            ids = answer.customer_id, answer.resource_id, answer.feature_id
+            by_key[ids] = None if ids in by_key else answer  # of two answers neither is believed
         return [acknowledged(report, by_key.get(ids_of(report.key))) for report in reports]
 
 
