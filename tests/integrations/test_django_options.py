@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -85,6 +86,15 @@ class DecoratedPage(Page): ...
 class DecoratedOwnDispatch(OwnDispatch): ...
 
 
+def of_the_site(view: Any) -> Any:
+    """A decorator that does the work itself."""
+    return wraps(view)(lambda *_, **__: made())
+
+
+@method_decorator(of_the_site, name="dispatch")
+class PageOfTheSite(Page): ...
+
+
 class Api(APIView):
     def get(self, request: Any) -> Response:
         return Response(made().content)
@@ -117,6 +127,9 @@ RUN_BY_OPTIONS = {
     "a class with options": OwnOptions.as_view(),
     "a class with a dispatch": OwnDispatch.as_view(),
     "a class with a dispatch that is decorated": DecoratedOwnDispatch.as_view(),
+    "a class below a decorator of the site": of_the_site(Page.as_view()),
+    "a class below two decorators": csrf_exempt(of_the_site(Page.as_view())),
+    "a class with a dispatch below a decorator of the site": PageOfTheSite.as_view(),
     "an API with options": ApiOptions.as_view(),
     "a set of views with options": Items.as_view({"options": "list"}),
     "a function below api_view that takes OPTIONS": api_view(["GET", "OPTIONS"])(made),
@@ -217,9 +230,19 @@ def test_a_mixin_leaves_to_the_framework_what_it_answers(site: Any, mixin: Any, 
     assert RUNS == []
 
 
-@pytest.mark.parametrize(("page", "status"), [(Page, 200), (OwnOptions, 401), (OwnDispatch, 401)])
-def test_so_does_a_decorator_of_dispatch(site: Any, page: Any, status: int) -> None:
-    guarded = method_decorator(consumes_usage(1, "f"), name="dispatch")(type("Guarded", (page,), {}))
+@pytest.mark.parametrize(
+    ("page", "below", "status"),
+    [
+        (Page, [], 200),
+        (Page, [csrf_exempt], 200),
+        (Page, [of_the_site], 401),
+        (OwnOptions, [], 401),
+        (OwnDispatch, [], 401),
+    ],
+)
+def test_so_does_a_decorator_of_dispatch(site: Any, page: Any, below: list[Any], status: int) -> None:
+    guards = [consumes_usage(1, "f"), *below]
+    guarded = method_decorator(guards, name="dispatch")(type("Guarded", (page,), {}))
     assert options(site, path("", guarded.as_view())) == status
     assert RUNS == []
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from inspect import unwrap
+from inspect import getclosurevars, unwrap
 from typing import Any
 
 from django.views import View
@@ -14,8 +14,10 @@ _FRAMEWORKS = ("django", "rest_framework", "stigg_guard")
 
 
 def answers_options(view: Any) -> bool:
-    """Whether the framework itself answers OPTIONS, so that nothing of the site's own runs: the view is of a class that
-    has neither ``options`` nor ``dispatch`` of its own, or is such a method of one."""
+    """Whether the framework itself answers OPTIONS, so that no code of the site runs: the view is of a class that has
+    neither ``options`` nor ``dispatch`` of its own, or is such a method of one, and so are the decorators between."""
+    if not _is_frameworks(view):
+        return False
     method = bound_method(view)
     if method is None:
         kind = getattr(view, "view_class", None) or getattr(view, "cls", None)
@@ -42,5 +44,20 @@ def _is_frameworks_options(method: Any) -> bool:
     return f"{getattr(method, '__module__', '')}.{getattr(method, '__qualname__', '')}" in _OPTIONS
 
 
-def _is_frameworks(method: Any) -> bool:
-    return str(getattr(method, "__module__", "")).partition(".")[0] in _FRAMEWORKS
+def _is_frameworks(function: Any) -> bool:
+    """Whether the function, and all that it wraps, is written in the frameworks or here."""
+    while function is not None:
+        function = function.func if isinstance(function, partial) else getattr(function, "__func__", function)
+        module = getattr(function, "__globals__", {}).get("__name__", "")
+        if module.partition(".")[0] not in _FRAMEWORKS or not all(map(_is_frameworks, _of_method(module, function))):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
+def _of_method(module: str, function: Any) -> Iterable[Any]:
+    """What ``method_decorator`` has put around the method."""
+    decorators: Iterable[Any] = ()
+    if module == "django.utils.decorators":
+        decorators = getclosurevars(function).nonlocals.get("decorators", ())
+    return decorators
