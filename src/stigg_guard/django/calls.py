@@ -19,7 +19,7 @@ from stigg_guard.calls import Begin, Ending, HoldOpen, is_asynchronous, settled_
 from stigg_guard.django.asynchronous import ASYNC_CALLS
 from stigg_guard.django.conf import DEFAULT, get_guard
 from stigg_guard.django.preflights import answers_options, bound_method
-from stigg_guard.django.requests import ViewOf, customer_of, login_pages, note_use, unjudged
+from stigg_guard.django.requests import ViewOf, customer_of, forbid_caching, login_pages, note_use, unjudged
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError
 from stigg_guard.rules import guards_method
@@ -112,7 +112,7 @@ class DjangoCalls(ViewCalls):
                 return await function(*args, **kwargs)
             ending = await ASYNC_CALLS.begun(partial(begin, *args, **kwargs))
             if ending is None:
-                return _private(await function(*args, **kwargs))
+                return _private(await function(*args, **kwargs), self.request(*args, **kwargs))
             return await self._settled_later(partial(function, *args, **kwargs), ending, self.request(*args, **kwargs))
 
         return awaiting
@@ -123,7 +123,7 @@ class DjangoCalls(ViewCalls):
                 return function(*args, **kwargs)
             ending = begin(*args, **kwargs)
             if ending is None:
-                return _private(function(*args, **kwargs))
+                return _private(function(*args, **kwargs), self.request(*args, **kwargs))
             request = self.request(*args, **kwargs)
             try:
                 response: Any = function(*args, **kwargs)
@@ -142,9 +142,9 @@ class DjangoCalls(ViewCalls):
     def _settle(self, request: HttpRequest, response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
         """The response, and whether it is a success. A stream is settled when it ends, a template when it is rendered,
         unless it is in a transaction, which ends before: usage is to go with that."""
+        _private(response, request)
         if not isinstance(response, HttpResponseBase):
             return _settled_value(response, hold_open, unjudged(request))
-        private_unless_said(response.headers)
         if not is_success(response, request, self._using):
             return response, False
         if isinstance(response, StreamingHttpResponse):
@@ -193,10 +193,13 @@ def _drop(response: Any) -> None:
             close()
 
 
-def _private(response: R) -> R:
-    """The response of a guarded view, which caches are not to hand to others."""
+def _private(response: R, request: HttpRequest) -> R:
+    """The response of a guarded view, which caches are not to hand to others: nor the response that is made of a value,
+    which cannot say so in time for ``cache_page``."""
     if isinstance(response, HttpResponseBase):
         private_unless_said(response.headers)
+    elif not isawaitable(response):
+        forbid_caching(request)
     return response
 
 

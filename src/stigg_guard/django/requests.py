@@ -143,6 +143,11 @@ def _end_all(ends: Sequence[Callable[[bool], None]], succeeded: bool) -> None:
             stack.callback(end, succeeded)
 
 
+def forbid_caching(request: HttpRequest) -> None:
+    """Has Django's own caches keep no response to the request."""
+    _of_django(request)["_cache_update_cache"] = False  # so do they tell each other
+
+
 def is_of_customer(request: HttpRequest) -> bool:
     """Whether anybody has asked whose request it is: guards have, and what is shown of a plan."""
     return _USING in vars(request)
