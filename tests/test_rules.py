@@ -36,7 +36,8 @@ def test_rules_are_read_from_json_and_kept_as_they_are() -> None:
         ("/api/health", "GET", None),
         ("/api", "POST", "feature-api-calls"),
         ("/about", "GET", "feature-pages"),
-        ("/about", "OPTIONS", None),
+        ("/about", "OPTIONS", "feature-pages"),
+        ("/api/health", "OPTIONS", None),
         ("", "GET", "feature-pages"),
     ],
 )
@@ -55,10 +56,20 @@ def test_a_rule_is_met_by_any_of_a_requests_paths() -> None:
     assert rule_of(parse_rules([API]), ["/de/api/x", "/api/x"], "POST", "") is not None
 
 
-def test_every_method_but_options_is_guarded_unless_methods_are_named() -> None:
-    assert guards_method(frozenset(), "HEAD")
-    assert not guards_method(frozenset(), "OPTIONS")
-    assert guards_method(frozenset({"OPTIONS"}), "OPTIONS")
+@pytest.mark.parametrize(
+    ("methods", "method", "is_answered", "guarded"),
+    [
+        ([], "HEAD", True, True),
+        ([], "OPTIONS", False, True),
+        ([], "OPTIONS", True, False),
+        (["OPTIONS"], "OPTIONS", True, True),
+        (["POST"], "OPTIONS", False, False),
+    ],
+)
+def test_every_method_is_guarded_but_options_that_the_framework_answers_unless_methods_are_named(
+    methods: list[str], method: str, is_answered: bool, guarded: bool
+) -> None:
+    assert guards_method(frozenset(methods), method, is_answered=is_answered) is guarded
 
 
 @pytest.mark.parametrize(

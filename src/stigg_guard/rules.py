@@ -29,7 +29,7 @@ class Rule:
     name that the framework has for it.
 
     ``consume`` is None where the feature is only required. Without ``feature`` the requests are exempt. ``methods`` are
-    in upper case; empty means every method except OPTIONS.
+    in upper case; empty means every method.
     """
 
     path: str | None
@@ -51,9 +51,10 @@ class Rule:
         return f"view {self.view}" if self.path is None else f"path {self.path}"
 
 
-def guards_method(methods: frozenset[str], method: str) -> bool:
-    """Returns whether a request of this method is guarded; a CORS preflight (OPTIONS) carries no sign of its sender."""
-    return method in methods if methods else method != "OPTIONS"
+def guards_method(methods: frozenset[str], method: str, *, is_answered: bool = False) -> bool:
+    """Returns whether a request of this method is guarded: one of ``methods``, or any if they are none, but for OPTIONS
+    that ``is_answered`` by the framework itself, since a CORS preflight carries no sign of its sender."""
+    return method in methods if methods else not (is_answered and method == "OPTIONS")
 
 
 def method_names(methods: Any) -> frozenset[str]:

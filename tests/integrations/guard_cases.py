@@ -214,7 +214,8 @@ REQUIRING = {
     ),
     "methods that are named": Case(guards=requiring(ANALYTICS, methods=["put", "POST"]), status=402, runs=0),
     "methods that are not named": Case(guards=requiring(ANALYTICS, methods=["PUT"])),
-    "OPTIONS": Case(guards=requiring(ANALYTICS), method="OPTIONS"),
+    "OPTIONS": Case(guards=requiring(ANALYTICS), method="OPTIONS", status=402, runs=0),
+    "OPTIONS that is not named": Case(guards=requiring(ANALYTICS, methods=["GET", "POST"]), method="OPTIONS"),
     "a resource of the customer": Case(guards=requiring(EXPORTS, resource="site")),
     "a resource that is not the customer's": Case(
         guards=requiring(EXPORTS, resource="site"), address="/shop/site-99/2", status=403, runs=0
@@ -283,7 +284,7 @@ CONSUMING = {
     "an error page": Case(guards=consuming(), answers=answering(503), status=503),
     "an exception": Case(guards=consuming(), answers=fail, status=500),
     "HEAD that is consumed": Case(guards=consuming(), method="HEAD", body="", used=ONE_USED),
-    "OPTIONS that is not consumed": Case(guards=consuming(), method="OPTIONS"),
+    "OPTIONS that is consumed": Case(guards=consuming(), method="OPTIONS", used=ONE_USED),
     "methods that consume": Case(guards=consuming(methods=["POST"]), used=ONE_USED),
     "methods that do not consume": Case(guards=consuming(methods=["POST"]), method="GET"),
     "nothing consumed": Case(guards=consuming(0)),
@@ -528,7 +529,8 @@ GROUPS = {
     "a group that streams to nobody": Case(group=IN_GROUP, answers=streaming(), reads=1, held=1),
     "methods of a group": Case(group=Group(TEMPLATES, 1, {"methods": ["POST"]}), used=ONE_USED),
     "methods that are not a group's": Case(group=Group(ANALYTICS, options={"methods": ["POST"]}), method="GET"),
-    "OPTIONS of a group": Case(group=Group(ANALYTICS), method="OPTIONS"),
+    "OPTIONS of a group": Case(group=Group(ANALYTICS), method="OPTIONS", status=402, runs=0),
+    "OPTIONS that is not a group's": Case(group=Group(ANALYTICS, options={"methods": ["POST"]}), method="OPTIONS"),
     "an exempt view of a group": Case(group=Group(ANALYTICS, 1), guards=lambda skin: [skin.exempt]),
     "an exempt view's own guards": Case(
         group=Group(ANALYTICS), guards=lambda skin: [skin.exempt, skin.consumes_usage(1, TEMPLATES)], used=ONE_USED
@@ -560,7 +562,8 @@ RULES = {
     "a rule and a stream that fails": Case(settings=BY_RULE, answers=streaming(failing_letters), held=1),
     "a rule and an exempt view": Case(settings=BY_RULE, guards=lambda skin: [skin.exempt]),
     "a rule for an address that is not there": Case(settings=BY_RULE, address="/shop/nowhere", status=404, runs=0),
-    "a rule and OPTIONS": Case(settings=BY_RULE, method="OPTIONS"),
+    "a rule and OPTIONS": Case(settings=BY_RULE, method="OPTIONS", used=ONE_USED),
+    "a rule and OPTIONS of nobody": Case(settings=BY_RULE, method="OPTIONS", customer=None, status=401, runs=0),
     "a rule, a group and a decorator": Case(settings=BY_RULE, group=IN_GROUP, guards=consuming(), used={TEMPLATES: 3}),
 }
 

@@ -101,7 +101,27 @@ def test_a_rule_that_meets_no_view_is_found_with_the_nearest(site: Any, given: s
 
 def test_a_rule_of_a_site_without_views_is_found(site: Any) -> None:
     (fault,) = found(site, RULES=[rule("/reports/")])
-    assert fault.endswith("meets no view. Correct it.")
+    assert "meets no view of ROOT_URLCONF." in fault
+    assert fault.endswith("Else correct it.")
+
+
+def of_other_host(get_response: Any) -> Any:
+    """As django-hosts: chooses the URLs by the host."""
+
+    def middleware(request: HttpRequest) -> Any:
+        request.urlconf = (path("reports/", view, name="reports"),)  # type: ignore[assignment]
+        return get_response(request)
+
+    return middleware
+
+
+@pytest.mark.parametrize("given", ["/reports/", "reports"])
+def test_a_rule_for_the_urls_of_another_host_is_to_be_kept(site: Any, given: str) -> None:
+    (fault,) = found(site, path("", view), RULES=[rule(given)])
+    assert "middleware sets, as for another host; if it is for one, keep it." in fault
+    site.MIDDLEWARE = [f"{__name__}.of_other_host", OURS]
+    with override_entitlements({}):
+        assert Client().get("/reports/").status_code == 402
 
 
 def test_a_misspelt_method_is_an_error(site: Any) -> None:

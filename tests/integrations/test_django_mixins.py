@@ -1,4 +1,4 @@
-"""Class-based views under the mixins, with handlers that are called and handlers that are awaited."""
+"""Class-based views under the mixins, and with decorated methods, which are called or awaited."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 from django.views import View
 from django.views.generic import TemplateView
+from rest_framework.response import Response
+from rest_framework.views import APIView
 
-from stigg_guard import Customer, Guard
-from stigg_guard.django import ConsumesUsageMixin, RequiresFeatureMixin, get_guard
+from stigg_guard import ConfigError, Customer, Guard
+from stigg_guard.django import ConsumesUsageMixin, RequiresFeatureMixin, consumes_usage, get_guard, requires_feature
 from stigg_guard.sidecar.server import Sidecar
 
 TEMPLATES = "feature-templates"
@@ -228,3 +230,63 @@ def test_a_page_that_cannot_be_rendered_is_given_back(web: Client, guard: Guard)
 def test_a_view_that_names_no_feature_is_an_error_with_the_remedy(rf: RequestFactory) -> None:
     with pytest.raises(ImproperlyConfigured, match="Nameless names no feature: set feature"):
         Nameless.as_view()(rf.get("/"))
+
+
+class Methods(View):
+    """Decorators on its methods, below each other and without a feature too."""
+
+    @requires_feature(TEMPLATES)
+    @consumes_usage(lambda request, n: int(request.GET.get("n", n)))
+    def get(self, request: HttpRequest, n: int) -> HttpResponse:
+        return HttpResponse(f"created {n}")
+
+    @requires_feature("feature-analytics")
+    def post(self, request: HttpRequest, n: int) -> HttpResponse:
+        raise AssertionError("the method must not run")
+
+    @consumes_usage(2, TEMPLATES, key=lambda request: request.headers["Key"])
+    def put(self, request: HttpRequest, n: int) -> HttpResponse:
+        return HttpResponse()
+
+
+class AsyncMethods(View):
+    @consumes_usage(2, TEMPLATES)
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("created")
+
+
+class ApiMethods(APIView):
+    @consumes_usage(lambda request: len(request.data), TEMPLATES)  # the framework's own request
+    def post(self, request: Any) -> Response:
+        return Response(request.data)
+
+
+METHODS = {
+    "n of the URL": (Methods, lambda web: web.get("/2"), 200, 5),
+    "n of the query": (Methods, lambda web: web.get("/2?n=1"), 200, 4),
+    "too much": (Methods, lambda web: web.get("/4"), 402, 3),
+    "a feature outside the plan": (Methods, lambda web: web.post("/2"), 402, 3),
+    "a key": (Methods, lambda web: web.put("/2", headers={"Key": "order-42"}), 200, 5),
+    "OPTIONS": (Methods, lambda web: web.options("/2"), 200, 3),
+    "an API": (ApiMethods, lambda web: web.post("/", {"a": 1, "b": 2}, content_type="application/json"), 200, 5),
+    "awaited": (AsyncMethods, lambda web: web.get("/"), 200, 5),
+}
+
+
+@pytest.mark.parametrize(("view", "ask", "status", "counted"), METHODS.values(), ids=METHODS)
+def test_a_decorator_guards_the_method_that_it_stands_on(
+    web: Client, guard: Guard, settings: Any, view: Any, ask: Any, status: int, counted: float
+) -> None:
+    settings.ROOT_URLCONF = (path("", view.as_view()), path("<int:n>", view.as_view()))
+    assert ask(web).status_code == status
+    assert (used(guard), get_guard().stats()["held"]) == (counted, 0)
+
+
+def test_a_decorator_on_a_method_of_another_class_is_an_error_with_the_remedy(rf: RequestFactory) -> None:
+    class Controller:
+        @requires_feature(TEMPLATES)
+        def show(self, request: HttpRequest) -> HttpResponse:
+            raise AssertionError("the method must not run")
+
+    with pytest.raises(ConfigError, match=r"Controller where the request is due.*method_decorator.*Mixin"):
+        Controller().show(rf.get("/"))

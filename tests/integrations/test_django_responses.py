@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from django.contrib.auth.decorators import login_required, permission_required, 
 from django.contrib.auth.mixins import LoginRequiredMixin, PermissionRequiredMixin
 from django.contrib.auth.views import redirect_to_login
 from django.core.cache import cache
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.template import engines
 from django.template.response import TemplateResponse
 from django.test import Client
@@ -125,10 +126,16 @@ class Api(APIView):
         return Response(of_gateway(request))
 
 
+def as_json(view: Any) -> Any:
+    return wraps(view)(lambda request: JsonResponse(view(request), safe=False))
+
+
 CACHED = {
     "requires_feature": cache_page(60)(requires_feature("g")(page)),
     "consumes_usage": cache_page(60)(MINE(page)),
     "HasFeature": Api.as_view(),
+    "requires_feature below what makes the response": cache_page(60)(as_json(requires_feature("g")(of_gateway))),
+    "consumes_usage below what makes the response": cache_page(60)(as_json(MINE(of_gateway))),
 }
 
 

@@ -27,6 +27,7 @@ from stigg_guard.flask import (
     usage_lost_contact,
     usage_reported,
 )
+from stigg_guard.flask import decorators as flask_decorators
 from stigg_guard.sidecar.server import Sidecar
 from stigg_guard.testing import RealLedgerWarning, override_entitlements
 
@@ -391,3 +392,9 @@ def test_receiver_that_raises_changes_nothing_for_the_request_and_the_others(app
         assert client_of(app).get("/").status_code == 402
     assert told == ["told"]
     assert "a receiver's fault" in caplog.text
+
+
+def test_has_every_guard_of_the_module() -> None:
+    guards = [name for name in vars(flask_decorators) if name in stigg_guard.flask.__all__]
+    assert len(guards) == 4
+    assert [name for name in guards if getattr(StiggGuard, name) is not getattr(flask_decorators, name)] == []

@@ -21,6 +21,7 @@ from flask import (
 )
 from flask.views import MethodView, View
 from flask_caching import Cache
+from flask_cors import cross_origin
 from werkzeug.exceptions import HTTPException
 
 from integrations.flask_shop import ESSENTIALS, GROWTH, TEMPLATES, add_view, client_of, guard_of
@@ -96,6 +97,60 @@ def test_decorator_without_its_parentheses_is_refused_with_the_remedy(guard: Cal
 
     with pytest.raises(ConfigError, match=f"view .*write @{guard.__name__}.* with parentheses"):
         guard(view)
+
+
+PREFLIGHTS: dict[str, tuple[dict[str, Any], int, list[str]]] = {
+    "that Flask answers": ({}, 200, []),
+    "that Flask is told to answer": ({"methods": ["GET", "OPTIONS"], "provide_automatic_options": True}, 200, []),
+    "of a route that names it": ({"methods": ["GET", "OPTIONS"]}, 402, []),
+    "that no one answers": ({"methods": ["GET"], "provide_automatic_options": False}, 405, []),
+}
+WAYS: dict[str, Callable[[Flask], Any]] = {
+    "a decorator": lambda _: requires_feature("feature-analytics"),
+    "a decorator that consumes": lambda _: consumes_usage(4, TEMPLATES),
+    "a group": lambda app: protect(app, "feature-analytics"),
+    "a group that consumes": lambda app: protect(app, TEMPLATES, 4),
+}
+
+
+@pytest.mark.parametrize(("route", "status", "runs"), PREFLIGHTS.values(), ids=PREFLIGHTS)
+@pytest.mark.parametrize("guard", WAYS.values(), ids=WAYS)
+def test_options_is_guarded_unless_flask_answers_it(
+    app: Flask, guard: Callable[[Flask], Any], route: dict[str, Any], status: int, runs: list[str]
+) -> None:
+    ran: list[str] = []
+    view = (guard(app) or (lambda view: view))(lambda: ran.append("run") or "made")
+    app.add_url_rule("/", "view", view, **route)
+    assert client_of(app).options("/").status_code == status
+    assert ran == runs
+
+
+@pytest.mark.parametrize(("methods", "status"), [(["GET"], 200), (["GET", "OPTIONS"], 402)])
+def test_options_under_a_rule_is_guarded_unless_flask_answers_it(
+    make_app: MakeApp, methods: list[str], status: int
+) -> None:
+    app = make_app(RULES=[{"path": "/", "feature": "feature-analytics"}])
+    app.add_url_rule("/", "view", lambda: "made", methods=methods)
+    assert client_of(app).options("/").status_code == status
+
+
+def test_options_that_a_class_answers_itself_is_guarded(app: Flask) -> None:
+    class Templates(MethodView):
+        decorators = (requires_feature("feature-analytics"),)
+
+        def options(self) -> str:
+            return "made"
+
+    app.add_url_rule("/", view_func=Templates.as_view("templates"))
+    assert client_of(app).options("/").status_code == 402
+
+
+def test_preflight_is_answered_by_cross_origin_above_the_guards(app: Flask) -> None:
+    view = cross_origin()(requires_feature("feature-analytics")(lambda: "made"))
+    app.add_url_rule("/", "view", view)
+    asked = {"Origin": "https://other.example", "Access-Control-Request-Method": "GET"}
+    assert client_of(app).options("/", headers=asked).headers["Access-Control-Allow-Origin"] == asked["Origin"]
+    assert client_of(app).get("/", headers=asked).status_code == 402
 
 
 def test_concurrent_requests_use_no_more_than_the_limit(app: Flask, used: Used) -> None:

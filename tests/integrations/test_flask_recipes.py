@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apiflask
 import flask_smorest
 import pytest
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response, redirect, request
 from flask_httpauth import HTTPTokenAuth
+from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_restx import Api, Resource
 
 import stigg_guard
@@ -23,13 +25,15 @@ from stigg_guard.sidecar.server import Sidecar
 MakeApp = Callable[..., Flask]
 Used = Callable[[], float]
 
-MANUAL = (Path(__file__).parents[2] / "docs" / "flask" / "recipes.md").read_text(encoding="utf-8")
+PAGES = Path(__file__).parents[2] / "docs" / "flask"
+MANUAL = (PAGES / "recipes.md").read_text(encoding="utf-8")
+GUARDS = (PAGES / "guards.md").read_text(encoding="utf-8")
 PROBLEM = "application/problem+json"
 
 
-def follow_recipe(heading: str, **names: Any) -> dict[str, Any]:
+def follow_recipe(heading: str, manual: str = MANUAL, **names: Any) -> dict[str, Any]:
     """Executes the recipe with these names; the names that it has made, too."""
-    section = MANUAL.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = re.split(r"\n##+ ", manual.partition(f"## {heading}\n")[2])[0]
     for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         exec(compile(block, f"recipe {heading}", "exec"), names)
     return names
@@ -134,3 +138,31 @@ def test_httpauth_comes_before_the_group(make_app: MakeApp, used: Used) -> None:
     with guard_of(app) as guard:
         assert (guard.flush(), guard.stats()["held"]) == (0, 0)
     assert used() == 4
+
+
+class Visitor(UserMixin):
+    id = "ann"
+    account = SimpleNamespace(stigg_id=ESSENTIALS)
+
+
+def test_who_signs_in_uses_what_the_view_consumes(
+    app: Flask, extension: StiggGuard, used: Callable[[str], float]
+) -> None:
+    app.secret_key = "tests-only"
+    LoginManager(app).user_loader(lambda _: Visitor())
+    follow_recipe(
+        "At sign-in",
+        GUARDS,
+        app=app,
+        guard=extension,
+        request=request,
+        authenticated=lambda _, password: Visitor() if password == "secret" else None,
+        render_template=lambda _: "sign in",
+        login_user=login_user,
+        redirect=redirect,
+    )
+    app.add_url_rule("/who", "who", lambda: current_user.get_id() or "")
+    client = app.test_client()
+    told = [client.post("/sign-in", data={"user": "ann", "password": one}).status_code for one in ("wrong", "secret")]
+    assert (told, client.get("/who").text) == ([422, 302], "ann")
+    assert used("feature-active-users") == 1

@@ -34,6 +34,9 @@ credit_rate = { currency = "credits", amount = 0.5 }
 [features.seats]
 type = "metered"
 meter = "fluctuating"
+[features.loans]
+type = "metered"
+meter = "incremental"
 [plans.p.entitlements]
 ai = {}
 images = {}
@@ -241,6 +244,17 @@ def test_without_a_rate_the_sidecar_is_asked_and_the_log_says_what_is_missing(
     assert [record.getMessage().partition(",")[0] for record in caplog.records if "CREDIT_RATES" in record.message] == [
         "'ai' is paid from credits"
     ]
+
+
+@pytest.mark.parametrize("rates", [{}, {"loans": {"currency": "credits", "rate": 1}}])
+def test_of_a_feature_that_the_plan_lacks_the_log_says_nothing_of_credits(
+    make_guard: MakeGuard, rates: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = make_guard(CREDIT_RATES=rates)
+    with pytest.raises(FeatureDenied) as denied, guard.consume("loans", 1, customer="c"):
+        pytest.fail("the plan lacks it")
+    assert denied.value.entitlement.reason is Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION
+    assert [record.getMessage() for record in caplog.records if "CREDIT_RATES" in record.getMessage()] == []
 
 
 def test_a_wallet_that_the_plan_has_not_is_no_wallet(make_guard: MakeGuard) -> None:

@@ -50,7 +50,8 @@ def held(guard: Guard) -> float:
     [
         ((), "GET", True),
         ((), "HEAD", True),
-        ((), "OPTIONS", False),
+        ((), "OPTIONS", True),
+        (["POST"], "OPTIONS", False),
         (("post",), "POST", True),
         (["POST"], "GET", False),
     ],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial, wraps
-from inspect import isawaitable, unwrap
+from inspect import isawaitable, isgenerator
 from typing import Any, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
@@ -16,15 +16,17 @@ from django.template.response import SimpleTemplateResponse
 from django.views import View
 
 from stigg_guard.calls import Begin, Ending, HoldOpen, is_asynchronous, settled_call
-from stigg_guard.config import Config
 from stigg_guard.django.asynchronous import ASYNC_CALLS
 from stigg_guard.django.conf import DEFAULT, get_guard
-from stigg_guard.django.requests import ViewOf, customer_of, login_pages, note_use
+from stigg_guard.django.preflights import answers_options, bound_method
+from stigg_guard.django.requests import ViewOf, customer_of, forbid_caching, login_pages, note_use, unjudged
 from stigg_guard.entitlements import Customer
+from stigg_guard.errors import ConfigError
+from stigg_guard.rules import guards_method
 from stigg_guard.usage.asynchronous import AsyncSettlingStream
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.keys import FileKey, file_key
-from stigg_guard.usage.streams import SettlingStream
+from stigg_guard.usage.streams import SettlingStream, settling_generator
 from stigg_guard.web.views import ViewCalls, begin_or_drop, leads_back, leads_to, private_unless_said, succeeded
 
 P = ParamSpec("P")
@@ -46,17 +48,31 @@ class DjangoCalls(ViewCalls):
         methods: Iterable[str] = (),
         resource: str | Callable[..., str | None] | None = None,
     ) -> None:
-        def configured(request: HttpRequest, *_args: Any, **_kwargs: Any) -> str | Customer:
-            return customer_of(request, using)
+        def configured(*args: Any, **kwargs: Any) -> str | Customer:
+            return customer_of(self.request(*args, **kwargs), using)
 
         super().__init__(lambda: get_guard(using), customer or configured, methods=methods, resource=resource)
         self._using = using
 
-    def request(self, request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpRequest:
+    def request(self, request: HttpRequest | View, *_args: Any, **_kwargs: Any) -> HttpRequest:
+        """The first argument; of a method of a class-based view, which is called with the view, that of the view."""
+        if isinstance(request, View):
+            return request.request
+        if not hasattr(request, "method"):
+            raise ConfigError(
+                f"a guard was called with {type(request).__name__} where the request is due: on a method of a class "
+                "that is no View, decorate by method_decorator; a View may have RequiresFeatureMixin or "
+                "ConsumesUsageMixin"
+            )
         return request
 
-    def held(self, usage: Consumption, request: HttpRequest, *_args: Any, **_kwargs: Any) -> None:
-        note_use(request, usage, self._using)
+    def guards(self, view: Any, *args: Any, **kwargs: Any) -> bool:
+        """Whether this call of the view is guarded."""
+        method = self.request(*args, **kwargs).method or ""
+        return guards_method(self._methods, method, is_answered=method == "OPTIONS" and answers_options(view))
+
+    def held(self, usage: Consumption, *args: Any, **kwargs: Any) -> None:
+        note_use(self.request(*args, **kwargs), usage, self._using)
 
     def check_first(self, function: Callable[P, R], check: Callable[..., None]) -> Callable[P, R]:
         return self._under(function, check)
@@ -66,7 +82,7 @@ class DjangoCalls(ViewCalls):
 
     def settle_files(self, function: Callable[P, R], begin: Callable[[FileKey | None], Begin]) -> Callable[P, R]:
         def settle(response: Any, passed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if isinstance(response, HttpResponseBase) and not succeeded(response.status_code):
+            if not self.guards(function, *args, **kwargs) or not succeeded(_status(response)):
                 return passed()
             begin_file = begin(_file(self.request(*args, **kwargs), response))
             return self.settle_after(passed, begin_or_drop(begin_file, partial(_drop, response)))(*args, **kwargs)
@@ -92,22 +108,22 @@ class DjangoCalls(ViewCalls):
 
     def _awaiting(self, function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         async def awaiting(*args: Any, **kwargs: Any) -> Any:
-            if not self.applies(*args, **kwargs):
+            if not self.guards(function, *args, **kwargs):
                 return await function(*args, **kwargs)
             ending = await ASYNC_CALLS.begun(partial(begin, *args, **kwargs))
             if ending is None:
-                return _private(await function(*args, **kwargs))
+                return _private(await function(*args, **kwargs), self.request(*args, **kwargs))
             return await self._settled_later(partial(function, *args, **kwargs), ending, self.request(*args, **kwargs))
 
         return awaiting
 
     def _blocking(self, function: Callable[..., R], begin: Begin) -> Callable[..., R]:
         def blocking(*args: Any, **kwargs: Any) -> R:
-            if not self.applies(*args, **kwargs):
+            if not self.guards(function, *args, **kwargs):
                 return function(*args, **kwargs)
             ending = begin(*args, **kwargs)
             if ending is None:
-                return _private(function(*args, **kwargs))
+                return _private(function(*args, **kwargs), self.request(*args, **kwargs))
             request = self.request(*args, **kwargs)
             try:
                 response: Any = function(*args, **kwargs)
@@ -126,10 +142,10 @@ class DjangoCalls(ViewCalls):
     def _settle(self, request: HttpRequest, response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
         """The response, and whether it is a success. A stream is settled when it ends, a template when it is rendered,
         unless it is in a transaction, which ends before: usage is to go with that."""
+        _private(response, request)
         if not isinstance(response, HttpResponseBase):
-            return response, False
-        private_unless_said(response.headers)
-        if not succeeded(response.status_code) or _asks_to_sign_in(response, request, get_guard(self._using).config):
+            return _settled_value(response, hold_open, unjudged(request))
+        if not is_success(response, request, self._using):
             return response, False
         if isinstance(response, StreamingHttpResponse):
             _settle_streamed(response, hold_open, ViewOf(request))
@@ -141,6 +157,27 @@ class DjangoCalls(ViewCalls):
 
     def _is_in_transaction(self) -> bool:
         return connections[get_guard(self._using).config.database].in_atomic_block
+
+
+def _status(response: Any) -> int:
+    """The status of a response, or of a value that a decorator above makes one of: a value may have one, or be a tuple
+    of it and a body."""
+    parts = response if isinstance(response, tuple) else (getattr(response, "status_code", None),)
+    return next((part for part in parts if isinstance(part, int) and 100 <= part < 600), 200)
+
+
+def _settled_value(value: Any, hold_open: HoldOpen, waiting: list[SettlingStream[Any]] | None) -> tuple[Any, bool]:
+    """The value that a view returned in place of a response, and whether it is a success. Of nothing a decorator may
+    make a response, and Django makes an error: it waits for the response, or is none where nobody waits."""
+    if value is None:
+        if waiting is not None:
+            waiting.append(hold_open(()))
+        return None, waiting is not None
+    if not succeeded(_status(value)):
+        return value, False
+    if isgenerator(value):
+        return settling_generator(value, hold_open(())), True
+    return (hold_open(value) if isinstance(value, Iterator) else value), True
 
 
 def _file(request: HttpRequest, response: Any) -> FileKey | None:
@@ -156,20 +193,28 @@ def _drop(response: Any) -> None:
             close()
 
 
-def _private(response: R) -> R:
-    """The response of a guarded view, which caches are not to hand to others."""
+def _private(response: R, request: HttpRequest) -> R:
+    """The response of a guarded view, which caches are not to hand to others: nor the response that is made of a value,
+    which cannot say so in time for ``cache_page``."""
     if isinstance(response, HttpResponseBase):
         private_unless_said(response.headers)
+    elif not isawaitable(response):
+        forbid_caching(request)
     return response
 
 
-def _asks_to_sign_in(response: HttpResponseBase, request: HttpRequest, config: Config) -> bool:
+def is_success(response: HttpResponseBase, request: HttpRequest, using: str) -> bool:
+    """Whether by the response the view did what is paid for."""
+    return succeeded(response.status_code) and not _asks_to_sign_in(response, request, using)
+
+
+def _asks_to_sign_in(response: HttpResponseBase, request: HttpRequest, using: str) -> bool:
     """Whether it is a redirect to a login page: one that settings name, or one that is told to lead back to where it
     came from, as those of Django's decorators and mixins are."""
     location = response.headers.get("Location", "") if response.status_code >= 300 else ""
     if not location:
         return False
-    pages = login_pages(config)
+    pages = login_pages(get_guard(using).config)
     return leads_back(location, request.get_full_path()) or any(leads_to(location, page) for page in pages)
 
 
@@ -204,7 +249,5 @@ def is_awaited(function: Callable[..., Any]) -> bool:
 
 
 def _dispatches_awaited(function: Callable[..., Any]) -> bool:
-    bound = unwrap(function, stop=lambda one: isinstance(one, partial))  # method_decorator binds by a partial
-    method = bound.func if isinstance(bound, partial) else bound
-    view = getattr(method, "__self__", None)
-    return isinstance(view, View) and view.view_is_async and method.__name__ == View.dispatch.__name__
+    method = bound_method(function)
+    return method is not None and method.__self__.view_is_async and method.__name__ == View.dispatch.__name__

@@ -13,7 +13,7 @@
 ``stigg_guard.W003``       the ledger is in memory, or the sidecar is local (``--deploy``)
 ``stigg_guard.W004``       the ledger's SQLite database refuses transactions that turn to writing
 ``stigg_guard.W005``       a feature is named that the catalog does not have (``--deploy``)
-``stigg_guard.W006``       a rule meets no view
+``stigg_guard.W006``       a rule meets no view of ``ROOT_URLCONF``
 ``stigg_guard.W007``       a guard that holds units stands above what asks who may have them
 ``stigg_guard.W008``       a middleware above ours keeps pages in a cache that all share
 ``stigg_guard.W009``       the ledger's database is behind a pooler (``--database``)

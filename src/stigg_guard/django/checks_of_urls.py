@@ -42,7 +42,7 @@ class ViewRoute(NamedTuple):
 
 
 def check_rules(**_: Any) -> Sequence[CheckMessage]:
-    """A rule that meets no view guards nothing."""
+    """A rule that meets no view guards nothing, unless it is for a URLconf that the checks do not see."""
     found = routes()
     return [
         _unmet(using, rule, found)
@@ -91,9 +91,13 @@ def _literal(pattern: Any) -> tuple[str, bool]:
 def _unmet(using: str, rule: Rule, found: Sequence[ViewRoute]) -> CheckMessage:
     known = {route.name if rule.path is None else route.beginning for route in found}
     nearest = get_close_matches(rule.view or rule.path or "", sorted(known), n=1, cutoff=0.0)
-    hint = "Correct it" + (f"; the nearest is {nearest[0]!r}." if nearest else ".")
+    correct = "Else correct it" + (f"; the nearest is {nearest[0]!r}." if nearest else ".")
+    hint = (
+        f"It is in force for a URLconf that middleware sets, as for another host; if it is for one, keep it. {correct}"
+    )
     place = f"settings.STIGG_GUARD of {using!r}"
-    return Warning(f"The rule of the {rule} meets no view.", hint=hint, obj=place, id="stigg_guard.W006")
+    text = f"The rule of the {rule} meets no view of ROOT_URLCONF."
+    return Warning(text, hint=hint, obj=place, id="stigg_guard.W006")
 
 
 def _faults(view: Callable[..., Any]) -> Iterator[CheckMessage]:

@@ -1,11 +1,13 @@
 """The decorators of views, ``def`` and ``async def``. For class-based views there are mixins, too.
 
-Put them on function views, on methods within Django's ``method_decorator`` (on ``async def`` methods since Django 5.2),
-or around ``View.as_view()``. What blocks runs in a thread for ``async def`` views, which are awaited exactly once.
+Put them on function views, on the methods of class-based views, by Django's ``method_decorator`` too (on ``async def``
+methods since Django 5.2), or around ``View.as_view()``. What blocks runs in a thread for ``async def`` views, which are
+awaited exactly once.
 
-``methods`` are the HTTP methods that are guarded, all but OPTIONS when none are named. ``resource`` is the name of the
-view's argument that has the id of the customer's resource, or a callable of the request. ``using`` is the name of the
-configuration. Callables get the request, and by name those of the view's arguments that they take.
+``methods`` are the HTTP methods that are guarded: all when none are named, but for OPTIONS that Django answers itself,
+as for class-based views. ``resource`` is the name of the view's argument that has the id of the customer's resource, or
+a callable of the request. ``using`` is the name of the configuration. Callables get the request, and by name those of
+the view's arguments that they take.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from stigg_guard.usage.consumption import Consumption
 
 
 class GuardedView(View):
-    """What the mixins have in common. ``guarded_methods`` are HTTP methods, all but OPTIONS when none are named."""
+    """What the mixins have in common. ``guarded_methods`` are HTTP methods, all when none are named, but for
+    OPTIONS that the framework answers itself."""
 
     feature: str = ""
     guarded_methods: Iterable[str] = ()
@@ -82,8 +83,8 @@ class _MixinCalls(DjangoCalls):
         super().__init__(view.using, customer=self._customer_of_view, methods=view.guarded_methods)
         self._view = view
 
-    def held(self, usage: Consumption, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
-        super().held(usage, request, *args, **kwargs)
+    def held(self, usage: Consumption, *args: Any, **kwargs: Any) -> None:
+        super().held(usage, *args, **kwargs)
         self._view.usage = usage
 
     def _customer_of_view(self, *_args: Any, **_kwargs: Any) -> str | Customer:

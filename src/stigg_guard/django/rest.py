@@ -96,25 +96,29 @@ class HasFeature(OperationHolderMixin, BasePermission):
         """
         if _is_probe(request):
             return self._would_permit(request, view)
+        if not self._guards(request, view):
+            return True
         try:
             self._check(request, *view.args, **view.kwargs)
         except DENIED_ERRORS as error:
             if not is_answered(error):
                 raise
             raise Problem(error, request, view) from error
-        if self.calls.applies(request):
-            _keep_private(view)
+        _keep_private(view)
         return True
 
     def _would_permit(self, request: Request, view: APIView) -> bool:
         """Returns what :meth:`has_permission` would, without an event for a denial."""
-        if not self.calls.applies(request):
+        if not self._guards(request, view):
             return True
         try:
             customer = self.calls.customer(request, *view.args, **view.kwargs)
             return bool(self.calls.guard().peek(self._feature, customer=customer))
         except DENIED_ERRORS:
             return False
+
+    def _guards(self, request: Request, view: APIView) -> bool:
+        return self.calls.guards(_handler(request, view), request)
 
 
 class ConsumesUsage(BaseThrottle):
@@ -165,10 +169,9 @@ class ConsumesUsage(BaseThrottle):
 
     def allow_request(self, request: Request, view: APIView) -> bool:
         """Returns True, and notes the price for the handler, which is called next."""
-        name = (request.method or "").lower()
-        # A client may send any word as the method, such as the name of another method of the view.
-        handler = getattr(view, name, None) if name in view.http_method_names else None
+        handler = _handler(request, view)
         if handler is not None:
+            name = str(request.method).lower()
             setattr(view, name, self._consuming(handler))  # the view serves this request only
         return True
 
@@ -202,6 +205,13 @@ def _keep_private(view: APIView) -> None:
         return response
 
     view.finalize_response = finalize_private  # type: ignore[method-assign] # of this instance
+
+
+def _handler(request: Request, view: APIView) -> Any:
+    """The method of the view that the framework will call; None if there is none."""
+    name = (request.method or "").lower()
+    # A client may send any word as the method, such as the name of another method of the view.
+    return getattr(view, name, None) if name in view.http_method_names else None
 
 
 def _is_probe(request: Request) -> bool:

@@ -21,9 +21,10 @@ from stigg_guard.flask.addresses import login_pages
 from stigg_guard.flask.current import app_guard, of_request, this_app, this_request
 from stigg_guard.flask.errors import denying
 from stigg_guard.guard import Guard
+from stigg_guard.rules import guards_method
 from stigg_guard.usage.consumption import Consumption
 from stigg_guard.usage.keys import FileKey, file_key
-from stigg_guard.usage.streams import SettlingStream
+from stigg_guard.usage.streams import settling_generator
 from stigg_guard.web.views import ViewCalls, begin_or_drop, leads_to, succeeded
 
 P = ParamSpec("P")
@@ -41,6 +42,10 @@ class FlaskCalls(ViewCalls):
 
     def request(self, *_args: object, **_kwargs: object) -> Request:
         return this_request()
+
+    def applies(self, *_args: object, **_kwargs: object) -> bool:
+        this = this_request()
+        return guards_method(self._methods, this.method, is_answered=_is_answered(this))
 
     def view_arguments(self, *_args: object, **_kwargs: object) -> Mapping[str, Any]:
         return this_request().view_args or {}
@@ -83,6 +88,11 @@ class FlaskCalls(ViewCalls):
         return settled
 
 
+def _is_answered(this: Request) -> bool:
+    """Whether Flask answers OPTIONS for the URL itself, without its view."""
+    return bool(getattr(this.url_rule, "provide_automatic_options", False))
+
+
 def _returned(answer: Any) -> Any:
     return answer
 
@@ -103,6 +113,9 @@ def settled_view(call: Callable[[], R], ending: Ending) -> R:
     except BaseException:
         ending(False, None)
         raise
+    if _is_application(returned):
+        of_request().endings.append(ending)  # it is judged by the response, which is made by running it
+        return returned
     passed: R = settled_call(lambda: returned, settle, ending)
     return passed
 
@@ -120,7 +133,7 @@ def settle(returned: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
     if isinstance(response, Response):
         response.response = hold_open(response.response)
         return returned, True
-    stream = _generator(answer, hold_open(())) if isgenerator(answer) else hold_open(answer)
+    stream = settling_generator(answer, hold_open(())) if isgenerator(answer) else hold_open(answer)
     return (stream, *more) if more else stream, True
 
 
@@ -143,6 +156,12 @@ def _is_success(returned: Any) -> bool:
         return False
     location = _header(returned, "Location") if status >= 300 else ""
     return not (location and any(leads_to(location, page) for page in login_pages()))
+
+
+def _is_application(returned: Any) -> bool:
+    """Whether Flask runs it to make the response, which has the status: a WSGI application that is no response yet."""
+    answer = returned[0] if _has_parts(returned) else returned
+    return callable(answer) and not isinstance(answer, (Response, HTTPException))
 
 
 def _has_parts(returned: Any) -> bool:
@@ -188,17 +207,6 @@ def _drop(returned: Any) -> None:
     if isinstance(response, (Response, Generator)):
         with suppress(Exception):
             response.close()
-
-
-def _generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) -> Generator[Any, Any, R]:
-    """The generator, at whose end the settlement, an empty stream held open, ends in the same way."""
-    try:
-        returned = yield from source
-    except BaseException:
-        settlement.close()
-        raise
-    next(settlement, None)
-    return returned
 
 
 def _forbid_before_request(guarded: Callable[..., Any]) -> None:

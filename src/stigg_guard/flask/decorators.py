@@ -21,9 +21,9 @@ def requires_feature(
     """Calls the view only if the customer may use the feature; a request is answered 402 or 403 otherwise.
 
     Put it below ``route``, on a method of a class-based view, or into its ``decorators``. ``methods`` are the HTTP
-    methods that are guarded: all but OPTIONS when none are named. ``resource`` is the name of the URL's argument that
-    has the id of the customer's resource, or a callable of the request and of those of the URL's arguments that it
-    names.
+    methods that are guarded: all when none are named, but for OPTIONS that Flask answers itself. ``resource`` is the
+    name of the URL's argument that has the id of the customer's resource, or a callable of the request and of those of
+    the URL's arguments that it names.
 
     Raises:
         ConfigError: ``methods`` are no names.

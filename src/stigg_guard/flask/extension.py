@@ -42,6 +42,7 @@ class StiggGuard:
     requires_feature = staticmethod(decorators.requires_feature)
     consumes_usage = staticmethod(decorators.consumes_usage)
     releases_usage = staticmethod(decorators.releases_usage)
+    occupies = staticmethod(decorators.occupies)
     protect = staticmethod(groups.protect)
     exempt = staticmethod(exempt)
 

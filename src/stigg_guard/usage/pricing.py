@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from stigg_guard.amounts import quanta, quanta_used
 from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
-from stigg_guard.entitlements import Customer, Entitlement, Kind, changed
+from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, changed
 from stigg_guard.ledger import Claim, News, Period, UsageKey
 from stigg_guard.runtime.log import logger
 from stigg_guard.usage.credits import Rates, price, wallet_claim
@@ -34,7 +34,8 @@ class Pricing:
             rate = self.rates(snapshot).get(feature)
             wallet = snapshot.find(rate.currency) if rate is not None and snapshot is not None else None
             if rate is None or wallet is None or snapshot is None or wallet.kind is not Kind.CREDIT:
-                self._warn_of_rate(feature)
+                if asked or asked.reason is Reason.INSUFFICIENT_CREDITS:  # what is denied otherwise, no wallet pays for
+                    self._warn_of_rate(feature)
                 return None
             wallets[rate.currency] = wallet, snapshot
         return wallets

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stigg_guard.runtime.log import logger
 
 Item = TypeVar("Item")
+R = TypeVar("R")
 
 
 def end_dropped(end: Callable[[], None]) -> None:
@@ -79,3 +80,14 @@ class SettlingStream(Iterator[Item]):
             end(succeeded)
         finally:
             self._is_ending = False
+
+
+def settling_generator(source: Generator[Any, Any, R], settlement: SettlingStream[Any]) -> Generator[Any, Any, R]:
+    """The generator, at whose end the settlement, an empty stream held open, ends in the same way."""
+    try:
+        returned = yield from source
+    except BaseException:
+        settlement.close()
+        raise
+    next(settlement, None)
+    return returned

@@ -50,7 +50,8 @@ def begin_or_drop(begin: Begin, drop: Callable[[], None]) -> Begin:
 
 
 class ViewCalls(Calls, ABC):
-    """How views are called. ``methods`` are the HTTP methods that are guarded: all but OPTIONS when none are named.
+    """How views are called. ``methods`` are the HTTP methods that are guarded: all when none are named, but for OPTIONS
+    that the framework answers itself.
 
     ``resource`` is the name of the view's argument that has the resource id, or a callable of the request.
 
