@@ -172,9 +172,11 @@ class Reporter:
         in_memory = isinstance(self._ledger, SqliteLedger) and self._ledger.is_in_memory
         lost = left if in_memory else len(self._stranded)
         if lost:
-            logger.error("%d usage reports were not sent before the end, and are LOST: only the memory had them", lost)
+            logger.error(
+                "%d usage reports were not sent when the guard ended, and are LOST: they were in memory only", lost
+            )
         if left > lost:
-            logger.error("%d usage reports were not sent before the end, and stay in the ledger", left - lost)
+            logger.error("%d usage reports were not sent when the guard ended, and stay in the ledger", left - lost)
 
     def leave(self) -> None:
         """Lets the thread end, after a last attempt to report, when the guard was dropped. A finalizer may call it,
