@@ -229,10 +229,10 @@ def leaves_what_its_parent_has_in_memory(url: str, fork: Fork) -> None:
 
 
 def goes_on_when_a_signal_strikes_the_fork(url: str, fork: Fork) -> None:
-    """It strikes while the fork waits for a step of another thread."""
+    """It strikes while the fork waits for a step of another thread, which ends when the fork is made or waits again."""
     ledger, main = open_ledger(url, Clock()), threading.get_ident()
     assert isinstance(ledger, SqliteLedger)
-    began, struck = threading.Event(), threading.Event()
+    began, struck, forked = threading.Event(), threading.Event(), threading.Event()
 
     def strike(*_: object) -> None:
         struck.set()
@@ -240,10 +240,17 @@ def goes_on_when_a_signal_strikes_the_fork(url: str, fork: Fork) -> None:
 
     def step(_: object) -> None:
         began.set()
-        while not waits_to_fork(main):
+        while not runs(main, sqlite_database._before_fork):
             pass
         signal.pthread_kill(main, signal.SIGUSR1)
         assert struck.wait(30)
+        while runs(main, strike) or not (forked.is_set() or runs(main, sqlite_database._before_fork)):
+            pass
+
+    def fork_and_tell() -> int:
+        pid = fork()
+        forked.set()
+        return pid
 
     def records() -> bool:
         ledger.record(Use(KEY, 1))
@@ -253,7 +260,7 @@ def goes_on_when_a_signal_strikes_the_fork(url: str, fork: Fork) -> None:
     other = threading.Thread(target=ledger._read, args=(step,))
     other.start()
     assert began.wait(30)
-    assert in_child(records, fork)
+    assert in_child(records, fork_and_tell)
     other.join()
     assert struck.is_set()
     ledger.record(Use(KEY, 2))
@@ -262,10 +269,11 @@ def goes_on_when_a_signal_strikes_the_fork(url: str, fork: Fork) -> None:
     assert amounts(taken(ledger)) == [7]
 
 
-def waits_to_fork(thread: int) -> bool:
+def runs(thread: int, function: Callable[..., object]) -> bool:
+    """Whether the thread is in the middle of the function at the moment."""
     frame: FrameType | None = sys._current_frames()[thread]
     while frame is not None:
-        if frame.f_code is sqlite_database._before_fork.__code__:
+        if frame.f_code is function.__code__:
             return True
         frame = frame.f_back
     return False
