@@ -150,8 +150,7 @@ def usage_hold(
         usage.__enter__()
         if usage.is_repeat and on_repeat == "refuse":
             raise UsageRepeated
-        calls.held(usage, *args, **kwargs)
-        return ending_of(usage, actual)
+        return _held(usage, partial(calls.held, usage, *args, **kwargs), actual)
 
     return begin
 
@@ -175,8 +174,7 @@ def occupies(feature: str, n: OneOrComputed[Amount] = 1, *, calls: Calls) -> Cal
         amount = _amount(computed_n(*args, **kwargs))
         usage = calls.guard().occupy(feature, amount, customer=calls.customer(*args, **kwargs))
         usage.__enter__()
-        calls.held(usage, *args, **kwargs)
-        return ending_of(usage, None)
+        return _held(usage, partial(calls.held, usage, *args, **kwargs), None)
 
     return lambda function: calls.settle_after(function, begin)
 
@@ -219,13 +217,27 @@ def _amount(computed: Any) -> Any:
     return computed
 
 
+def _held(usage: Consumption, tell: Callable[[], None], actual: Callable[[Any], Amount] | None) -> Ending:
+    """Tells of a hold; how it ends."""
+    try:
+        tell()
+        return ending_of(usage, actual)
+    except BaseException:
+        usage.cancel()
+        raise
+
+
 def ending_of(usage: Consumption, actual: Callable[[Any], Amount] | None) -> Ending:
     """How a hold ends: what ``actual`` says of the result is reported in place of the units held."""
 
     def end(succeeded: bool, result: Any) -> None:
-        if succeeded and actual is not None:
-            usage.amount = _counted(actual, result, usage.amount)
-        usage.end(succeeded)
+        try:
+            if succeeded and actual is not None:
+                usage.amount = _counted(actual, result, usage.amount)
+            usage.end(succeeded)
+        except BaseException:
+            usage.cancel()  # unless its end had begun
+            raise
 
     return end
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from stigg_guard import decorators
@@ -443,12 +444,13 @@ class Guard:
         """Flushes briefly, then closes the ledger and the client that this guard made. Closing twice is harmless."""
         if self._closed:
             return
-        self._closed = True
-        self._own.holds.close()
-        self._own.ledger.close()
-        if self._api is not None:
-            self._api.close()
-        self._own.lookup.close()
+        with ExitStack() as steps:  # all are made, whatever strikes one of them
+            steps.callback(self._own.lookup.close)
+            if self._api is not None:
+                steps.callback(self._api.close)
+            steps.callback(self._own.ledger.close)
+            steps.callback(self._own.holds.close)
+            self._closed = True
 
     @property
     def _workings(self) -> Workings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from multiprocessing import get_context
+from types import FrameType
 
 import pytest
 
@@ -34,7 +36,7 @@ from ledger.steps import (
 )
 from stigg_guard.clock import Clock
 from stigg_guard.errors import ClientClosed, LedgerUnavailable
-from stigg_guard.ledger import Ledger, State, Ticket, Use
+from stigg_guard.ledger import Ledger, SqliteLedger, State, Ticket, Use, sqlite_database
 
 
 class TestClose:
@@ -226,6 +228,57 @@ def leaves_what_its_parent_has_in_memory(url: str, fork: Fork) -> None:
     assert ledger.counts()["unsent"] == 1
 
 
+def goes_on_when_a_signal_strikes_the_fork(url: str, fork: Fork) -> None:
+    """It strikes while the fork waits for a step of another thread, which ends when the fork is made or waits again."""
+    ledger, main = open_ledger(url, Clock()), threading.get_ident()
+    assert isinstance(ledger, SqliteLedger)
+    began, struck, forked = threading.Event(), threading.Event(), threading.Event()
+
+    def strike(*_: object) -> None:
+        struck.set()
+        raise KeyboardInterrupt
+
+    def step(_: object) -> None:
+        began.set()
+        while not runs(main, sqlite_database._before_fork):
+            pass
+        signal.pthread_kill(main, signal.SIGUSR1)
+        assert struck.wait(30)
+        while runs(main, strike) or not (forked.is_set() or runs(main, sqlite_database._before_fork)):
+            pass
+
+    def fork_and_tell() -> int:
+        pid = fork()
+        forked.set()
+        return pid
+
+    def records() -> bool:
+        ledger.record(Use(KEY, 1))
+        return True
+
+    signal.signal(signal.SIGUSR1, strike)
+    other = threading.Thread(target=ledger._read, args=(step,))
+    other.start()
+    assert began.wait(30)
+    assert in_child(records, fork_and_tell)
+    other.join()
+    assert struck.is_set()
+    ledger.record(Use(KEY, 2))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ledger.record, Use(KEY, 4)).result()
+    assert amounts(taken(ledger)) == [7]
+
+
+def runs(thread: int, function: Callable[..., object]) -> bool:
+    """Whether the thread is in the middle of the function at the moment."""
+    frame: FrameType | None = sys._current_frames()[thread]
+    while frame is not None:
+        if frame.f_code is function.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 class TestFork:
     def test_child_uses_the_file_while_threads_of_its_parent_do(self, make_ledger: Make, file_url: str) -> None:
@@ -255,6 +308,9 @@ class TestFork:
     @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks])
     def test_child(self, file_url: str, fork: Fork, steps: Steps) -> None:
         alone(steps, file_url, fork)
+
+    def test_goes_on_when_a_signal_strikes_it(self, file_url: str) -> None:
+        alone(goes_on_when_a_signal_strikes_the_fork, file_url, os.fork)
 
     @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks])
     def test_child_does_not_report_what_its_parent_has_in_memory(self, fork: Fork) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from conftest import ManualClock, full_disk, in_child
-from stigg_guard import Customer, FeatureDenied, Guard, InvalidRequest
+from stigg_guard import Config, Customer, FeatureDenied, Guard, InvalidRequest
 from stigg_guard.ledger import UsageKey, Use
+from stigg_guard.usage.confirm import Confirm, ConfirmSince
 from stigg_guard.usage.streams import SettlingStream
 from usage.outage import MakeGuard, Outage, WatchedEngine, waiting
 
@@ -275,6 +276,30 @@ class TestForkedChild:
         usage.end(succeeded=True)
         assert (guard.flush(), engine.used("seats")) == (0, 3)
 
+    def test_does_not_give_back_what_its_parent_holds_and_it_drops(self, guard: Guard, engine: WatchedEngine) -> None:
+        def drop() -> bool:
+            begun.clear()
+            gc.collect()
+            guard.report("calls", 1, customer="c")
+            return guard.flush() == 0 and guard.stats()["held"] == 1
+
+        begun = [guard.consume("seats", 10, customer="c").__enter__()]
+        assert in_child(drop)
+        with pytest.raises(FeatureDenied), guard.consume("seats", customer="c"):
+            pytest.fail("oversold")
+        begun[0].end(succeeded=True)
+        assert (guard.flush(), engine.used("seats")) == (0, 10)
+
+    def test_reports_beside_its_parent(self, guard: Guard, engine: WatchedEngine) -> None:
+        def use() -> bool:
+            with guard.consume("seats", 4, customer="c"):
+                watched = len(guard._own.holds.keeper._holds)
+            return watched == 1 and guard.flush() == 0
+
+        with guard.consume("seats", 3, customer="c"):
+            assert in_child(use)
+        assert (guard.flush(), engine.used("seats")) == (0, 7)
+
     @pytest.mark.parametrize("end", [list, SettlingStream.close, SettlingStream.__del__])
     def test_does_not_end_a_stream_of_its_parent(
         self, guard: Guard, engine: WatchedEngine, end: Callable[[Any], object]
@@ -295,6 +320,36 @@ class TestForkedChild:
         assert guard.stats()["held"] == 1
         assert list(stream) == ["a", "b"]
         assert (guard.flush(), engine.used("seats"), engine.used("calls")) == (0, 3, 1)
+
+
+class StruckConfirm(ConfirmSince):
+    """A transaction in which Ctrl-C comes at the begin of work, or at its end."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def begin(self) -> Confirm:
+        if self._at == "begin":
+            raise KeyboardInterrupt
+        return self._confirm
+
+    def _confirm(self, _end: Callable[[bool], None]) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", ["begin", "end"])
+def test_struck_work_gives_back_what_it_held_whoever_keeps_the_exception(
+    at: str, outage: Outage, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Config.from_mapping({**outage.settings, "LEDGER": "memory://", "TIMEOUT": 10})
+    with Guard(config, clock=clock.clock, confirm=StruckConfirm(at)) as guard:
+        usage = guard.consume("seats", 10, customer="c")
+        with pytest.raises(KeyboardInterrupt) as kept, usage:
+            pass
+        guard.flush()
+        assert guard.stats()["held"] == 0
+        assert kept.value.__traceback__ is not None
+    assert "work was dropped without an end, and what it held is given back: 10 of 'c seats'" in caplog.text
 
 
 class TestLongWork:

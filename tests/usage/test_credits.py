@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from conftest import ManualClock
+from conftest import ManualClock, in_child
 from stigg_guard import Config, ConfigError, Customer, FeatureDenied, Guard, Reason
 from stigg_guard.amounts import units
 from stigg_guard.ledger import State, UsageKey, Use
@@ -255,6 +255,31 @@ def test_of_a_feature_that_the_plan_lacks_the_log_says_nothing_of_credits(
         pytest.fail("the plan lacks it")
     assert denied.value.entitlement.reason is Reason.NO_FEATURE_ENTITLEMENT_IN_SUBSCRIPTION
     assert [record.getMessage() for record in caplog.records if "CREDIT_RATES" in record.getMessage()] == []
+
+
+@pytest.mark.skipif(os.environ.get("STIGG_TESTS_ON") == "cloud", reason="the API tells the rates")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_a_check_of_its_parent(
+    make_guard: MakeGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use() -> bool:
+        with guard.consume("ai", 1, customer="c"):
+            return True
+
+    def check() -> bool:
+        begun.set()
+        return over.wait(30)
+
+    monkeypatch.setattr(entitlement_checks, "set_rates", lambda *_: None)
+    guard, begun, over = make_guard(CREDIT_RATES={}), threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(guard._own.holds._background.get().checks.take, Customer("c"), check)
+        assert begun.wait(30)
+        try:
+            assert in_child(use)
+        finally:
+            over.set()
+        assert checked.result()
 
 
 def test_a_wallet_that_the_plan_has_not_is_no_wallet(make_guard: MakeGuard) -> None:

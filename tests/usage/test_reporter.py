@@ -15,9 +15,10 @@ import pytest
 
 from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
-from stigg_guard import Config, FeatureDenied, Guard, LedgerUnavailable
+from stigg_guard import ClientClosed, Clock, Config, FeatureDenied, Guard, LedgerUnavailable
 from stigg_guard.ledger import Batch, Claim, Hold, LimitExceeded, UsageKey, Use
 from stigg_guard.ledger.sqlite import SqliteLedger
+from stigg_guard.settings.urls import LedgerFile
 from stigg_guard.usage import flushing
 
 
@@ -225,6 +226,40 @@ def test_what_is_unsent_at_exit_is_sent_before_the_process_ends(faulty: FaultySi
     assert faulty.used() == 4
 
 
+class StruckLedger(SqliteLedger):
+    """Ctrl-C comes once, while the main thread counts what is left."""
+
+    is_struck = False
+
+    def counts(self) -> Mapping[str, int]:
+        if threading.current_thread() is threading.main_thread() and not self.is_struck:
+            self.is_struck = True
+            raise KeyboardInterrupt
+        return super().counts()
+
+
+@pytest.mark.parametrize(
+    ("file", "told"), [(None, "are LOST: they were in memory only"), ("ledger.db", "stay in the ledger")]
+)
+def test_close_that_is_struck_closes_everything_and_tells_what_is_left(
+    file: str | None, told: str, faulty: FaultySidecar, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty.before = abort(grpc.StatusCode.UNAVAILABLE)
+    ledger = StruckLedger(None if file is None else LedgerFile(str(tmp_path / file)), Clock())
+    guard = Guard(Config(sidecar=faulty.address), ledger=ledger)
+    guard.report("f", 4, customer="c")
+    reporter = guard._own.holds.reporter
+    with pytest.raises(KeyboardInterrupt):
+        guard.close()
+    assert f"1 usage reports were not sent when the guard ended, and {told}" in caplog.text
+    assert reporter.is_over
+    with pytest.raises(ClientClosed):
+        ledger.counts()
+    with pytest.raises(ClientClosed):
+        guard.check("g", customer="c")
+    guard.close()
+
+
 def test_what_cannot_be_sent_at_exit_is_told() -> None:
     program = (
         "from stigg_guard import Config, Guard\n"
@@ -232,7 +267,7 @@ def test_what_cannot_be_sent_at_exit_is_told() -> None:
         "guard.report('f', 4, customer='c')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert "1 usage reports were not sent when the process ended" in done.stderr
+    assert "1 usage reports were not sent when the guard ended, and stay in the ledger" in done.stderr
 
 
 def test_a_greenlet_waits_without_stopping_the_others(faulty: FaultySidecar) -> None:

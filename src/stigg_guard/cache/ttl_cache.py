@@ -6,10 +6,9 @@ there are and for how long; what falls out of its cache falls out of the dict.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from math import inf
 from time import monotonic, sleep
@@ -25,6 +24,7 @@ from stigg_guard.cache.snapshots import NO_TICKET, Snapshot
 from stigg_guard.clock import Clock
 from stigg_guard.entitlements import Customer, Entitlement, Kind, Reason, Source, changed
 from stigg_guard.errors import SidecarError
+from stigg_guard.runtime.forks import PerProcess
 
 T = TypeVar("T")
 
@@ -66,7 +66,12 @@ class SnapshotCache:
         self.shared = shared
         self._new_bound = partial(_Bound, size, ttl + stale_ttl, clock.monotonic, self.snapshots)
         self._bound = self._new_bound()
-        self._start_process()
+        self._loading = PerProcess(partial(_Loading, patience, clock.monotonic, self.snapshots))
+
+    @property
+    def backoff(self) -> Backoff:
+        """What each request of this process for snapshots goes through."""
+        return self._loading.get().backoff
 
     def get(self, customer: Customer, max_age: float = inf) -> tuple[Snapshot, Source]:
         """Returns the customer's snapshot and its source; one older than ``max_age`` seconds only if need be (stale).
@@ -74,14 +79,14 @@ class SnapshotCache:
         Raises:
             SidecarError: it cannot be fetched, and there is none young enough to serve stale.
         """
-        self._enter_process()
+        loading = self._loading.get()
         key = cache_key(customer)
         snapshot = self.snapshots.get(key)
         if snapshot is not None and self._serves(snapshot, max_age):
             return snapshot, Source.CACHE
         load = partial(self._loaded, customer, max_age)
         try:
-            return load() if self.shared is NOT_SHARED else self._loads.load((key, max_age), load)
+            return load() if self.shared is NOT_SHARED else loading.loads.load((key, max_age), load)
         except SidecarError:
             snapshot = self.snapshots.get(key)
             if snapshot is not None and self._clock.monotonic() < snapshot.stale_until:
@@ -94,13 +99,11 @@ class SnapshotCache:
 
     def refresh(self, customer: Customer) -> Snapshot:
         """Fetches now, whatever is cached or under way."""
-        self._enter_process()
         return self._fetched(customer, self.shared.invalidate(customer))
 
     def renew(self, customer: Customer, since: int, max_age: float) -> tuple[Snapshot, Source]:
         """What is shared if it was fetched at the stamp ``since`` or later and is no older than ``max_age`` seconds;
         else it is fetched, for all processes. That is no use of it."""
-        self._enter_process()
         copy, stamp = self.shared.find(customer, to_use=False)
         if copy is not None:
             self._keep(customer, copy)
@@ -110,10 +113,9 @@ class SnapshotCache:
 
     def forget(self, whose: Customer | AllOf) -> None:
         """Invalidates what was fetched before now, in all processes. It answers only where nothing newer can be had."""
-        self._enter_process()
-        stamp = self.shared.invalidate(whose)
-        with self._lock:
-            self._forgotten += 1
+        stamp, loading = self.shared.invalidate(whose), self._loading.get()
+        with loading.lock:
+            loading.forgotten += 1
         self.expire(whose, stamp or inf)
 
     def expire(self, whose: Customer | AllOf, stamp: float) -> None:
@@ -170,21 +172,7 @@ class SnapshotCache:
         Raises:
             SidecarUnavailable: the last attempt failed a moment ago and this one was not made.
         """
-        return self._flights.load(key, lambda: self.backoff.ask(ask))
-
-    def _enter_process(self) -> None:
-        if self._pid != os.getpid():
-            self._start_process()
-
-    def _start_process(self) -> None:
-        self._lock = threading.Lock()
-        self._flights = SingleFlight(self._patience)
-        self._loads = SingleFlight((1 + WAIT_PART) * self._patience)
-        self.backoff = Backoff(self._clock.monotonic)
-        self._forgotten = 0
-        for snapshot in list(self.snapshots.values()):
-            snapshot.ticket = NO_TICKET  # what a parent fetched is older than anything of this process
-        self._pid = os.getpid()
+        return self._loading.get().flights.load(key, lambda: self.backoff.ask(ask))
 
     def _serves(self, snapshot: Snapshot, max_age: float = inf) -> bool:
         return self._clock.monotonic() < snapshot.fresh_until and self.age(snapshot) <= max_age
@@ -227,14 +215,15 @@ class SnapshotCache:
         return Fetch.THEIRS
 
     def _fetched(self, customer: Customer, stamp: int) -> Snapshot:
-        begun_at, forgotten = self._clock.now().timestamp(), self._forgotten
+        loading = self._loading.get()
+        begun_at, forgotten = self._clock.now().timestamp(), loading.forgotten
         snapshot = self._fetch(customer)
         snapshot.begun_at = begun_at
         snapshot.fetched_at = self._clock.monotonic()
         snapshot.stamp = stamp
         self._keep(customer, snapshot)
         # Kept first: an invalidation that comes in between finds it either here or among what is shared.
-        if not self.shared.store(customer, snapshot) or forgotten != self._forgotten:
+        if not self.shared.store(customer, snapshot) or forgotten != loading.forgotten:
             snapshot.fresh_until = 0.0
         return snapshot
 
@@ -244,7 +233,7 @@ class SnapshotCache:
         snapshot.fresh_until = min(snapshot.fetched_at + self._ttl * (1 - early), period_end)
         snapshot.stale_until = snapshot.fetched_at + self._ttl + self._stale_ttl
         key = cache_key(customer)
-        with self._lock:
+        with self._loading.get().lock:
             known = self.snapshots.get(key)
             if known is None or known.ticket.number <= snapshot.ticket.number:
                 self.snapshots[key] = snapshot
@@ -262,6 +251,19 @@ class SnapshotCache:
         """The first of these instants after ``start``, on the monotonic clock; some may have passed since then."""
         first = min((instant for instant in instants if instant > start), default=inf)
         return self._clock.monotonic() + first - self._clock.now().timestamp()
+
+
+class _Loading:
+    """What loads snapshots in one process; those that its parent fetched are older than anything of its own."""
+
+    def __init__(self, patience: float, monotonic: Callable[[], float], inherited: Mapping[Hashable, Snapshot]) -> None:
+        self.lock = threading.Lock()
+        self.flights = SingleFlight(patience)
+        self.loads = SingleFlight((1 + WAIT_PART) * patience)
+        self.backoff = Backoff(monotonic)
+        self.forgotten = 0
+        for snapshot in list(inherited.values()):
+            snapshot.ticket = NO_TICKET
 
 
 class _Bound(TTLCache[Hashable, Snapshot]):

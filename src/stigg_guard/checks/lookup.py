@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from stigg_guard.fallbacks import Fallback
 from stigg_guard.ledger import Ledger, Ticket, UsageKey
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.offline import OfflineReports
+from stigg_guard.runtime.forks import PerProcess
 from stigg_guard.wire import sidecar_pb2 as wire
 
 # A denial is not given from a snapshot older than this: who has just bought more must not be turned away for CACHE_TTL.
@@ -54,8 +54,7 @@ class Lookup:
         self._audience = audience or Audience(clock)
         self._stigg = stigg
         self._owns_stigg = stigg is None
-        self._making = threading.Lock()
-        self._making_pid = os.getpid()
+        self._making = PerProcess(threading.Lock)
         self._closed = False
         self._outage = OutagePolicy(config)
         self._outdated: set[Customer] = set()  # whom the sidecar has to read again before it is asked
@@ -78,9 +77,7 @@ class Lookup:
         """The client, made on first use."""
         if self._stigg is not None:
             return self._stigg
-        if self._making_pid != os.getpid():
-            self._making, self._making_pid = threading.Lock(), os.getpid()
-        with self._making:
+        with self._making.get():
             if self._closed:
                 raise ClientClosed("this guard is closed; make a new one")
             if self._stigg is None:

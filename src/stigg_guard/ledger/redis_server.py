@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeAlias
 
 from stigg_guard.errors import ClientClosed, ConfigError, LedgerUnavailable, MissingExtra
 from stigg_guard.ledger.redis_scripts import Script
+from stigg_guard.runtime.forks import PerProcess
 from stigg_guard.runtime.log import logger
 
 try:
@@ -91,7 +92,7 @@ class Server:
         self._replicas = self._home.url.wait
         self._closed = False
         self._checked: set[Place] = set()
-        self._idle: tuple[int, _Idle] = (os.getpid(), defaultdict(deque))
+        self._idle: PerProcess[_Idle] = PerProcess(partial(defaultdict, deque))
 
     def ask(self, command: Command) -> Any:
         return self.ask_all([command])[0]
@@ -167,7 +168,7 @@ class Server:
 
     def _sent(self, place: Place, commands: Sequence[Command]) -> list[Any]:
         """The answers, errors among them. Each comes within the time for one, and so do all of a step."""
-        idle = self._idle_ones()[place]
+        idle = self._idle.get()[place]
         connection = self._connection(place, idle)
         asked = [*commands, *self._waits()]
         deadline = monotonic() + self._seconds * (1 + len(asked) // ANSWERS_AT_ONCE)
@@ -232,16 +233,8 @@ class Server:
             raise
         return connection
 
-    def _idle_ones(self) -> _Idle:
-        """Those of this process; what it inherited from its parent is left to the parent."""
-        pid, idle = self._idle
-        if pid != os.getpid():
-            idle = defaultdict(deque)
-            self._idle = (os.getpid(), idle)
-        return idle
-
     def _disconnect(self) -> None:
-        for idle in [*self._idle_ones().values()]:
+        for idle in [*self._idle.get().values()]:
             _disconnect(idle)
 
     def _check(self, place: Place) -> None:

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from functools import partial
 from time import monotonic, sleep
@@ -20,7 +20,7 @@ from stigg_guard.ledger.entries import Hold
 from stigg_guard.ledger.files import is_default, make_file, make_folder, obstacle, share_companions
 from stigg_guard.ledger.sqlite_schema import prepare
 from stigg_guard.ledger.sqlite_statements import end
-from stigg_guard.runtime.forks import follow_forks
+from stigg_guard.runtime.forks import PerProcess, follow_forks
 from stigg_guard.runtime.log import logger
 from stigg_guard.settings.urls import LedgerFile
 
@@ -61,11 +61,16 @@ class SqliteDatabase:
         # by how much the wall clock is ahead of the monotonic one, which runs on when the other is set anew
         self._ahead = self._time() - microseconds_of(self._monotonic())
         self._dropped: deque[Hold] = deque()  # in the middle of a step: the next one that writes ends them first
-        with _lock:
+        with _lock.get():
             _databases.add(self)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether what it keeps ends with the process."""
+        return self._path is None
+
     def close(self) -> None:
-        with _lock:
+        with _lock.get():
             self._closed = True
             self._disconnect()
 
@@ -75,7 +80,7 @@ class SqliteDatabase:
     def _is_in_step(self) -> bool:
         """Whether this thread is in the middle of a step on this ledger. A mark that an interrupted step has left
         behind says nothing: the lock is free then."""
-        return self._is_stepping and _lock._is_owned()  # type: ignore[attr-defined] # known to all locks, not to stubs
+        return self._is_stepping and _lock.get()._is_owned()  # type: ignore[attr-defined] # known to all locks, not to stubs
 
     def _read(self, step: Callable[[sqlite3.Connection], T]) -> T:
         """What one statement, or one that needs no transaction, says."""
@@ -118,7 +123,7 @@ class SqliteDatabase:
             raise LedgerUnavailable(f"the ledger {where} is in the middle of a step of this thread")
         asked_at = monotonic()
         try:
-            with _lock:
+            with _lock.get():
                 if monotonic() - asked_at > BUSY_SECONDS:
                     raise LedgerUnavailable(f"the ledger {where} is busy: its other threads took {BUSY_SECONDS:g} s")
                 self._is_stepping = True
@@ -159,9 +164,9 @@ class SqliteDatabase:
             self._disconnect()
 
     def _forget_parent(self) -> None:
-        self._pid = os.getpid()
         self._dropped.clear()
         self._disconnect()  # what a parent has in its memory is the parent's to report
+        self._pid = os.getpid()
 
     def __del__(self) -> None:
         connection = getattr(self, "_connection", None)
@@ -173,14 +178,45 @@ class SqliteDatabase:
 # a process forks, and one lock for all its ledgers makes the fork wait for every transaction. A child of a server that
 # forks without Python's hooks first closes all that it inherited: beside it, even a new connection to the file would
 # believe in locks that only the parent has, and lose its log when the parent closes.
-_lock = threading.RLock()  # a finalizer may come by in the middle of a step on another ledger
+_lock = PerProcess(threading.RLock)  # a finalizer may come by in the middle of a step on another ledger
 _databases: weakref.WeakSet[SqliteDatabase] = weakref.WeakSet()
 
 
+def _turn_to_fork() -> Generator[None]:
+    """Has the lock while it is suspended, and only then, wherever an exception from outside strikes."""
+    with _lock.get():
+        yield
+
+
+class _Fork(threading.local):
+    """The fork that a thread makes, or made last."""
+
+    turn: Generator[None] = _turn_to_fork()
+
+
+_fork = _Fork()
+
+
 def _before_fork() -> None:
-    _lock.acquire()
+    """Nothing keeps the process from forking: so an exception from outside, which Python only tells of here, does not
+    keep this from its turn."""
+    struck: BaseException | None = None
+    while True:
+        _fork.turn = _turn_to_fork()
+        try:
+            next(_fork.turn)
+            break
+        except BaseException as error:  # noqa: BLE001 - it is raised below
+            _fork.turn.close()
+            struck = error
     for database in _databases:
         database._before_fork()
+    if struck is not None:
+        raise struck
+
+
+def _after_fork_in_parent() -> None:
+    _fork.turn.close()
 
 
 def _forget_parent() -> None:
@@ -188,12 +224,7 @@ def _forget_parent() -> None:
         database._forget_parent()
 
 
-def _after_fork_in_child() -> None:
-    _forget_parent()
-    _lock.release()
-
-
-follow_forks(before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
+follow_forks(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_forget_parent)
 
 
 def _opened(file: LedgerFile | None) -> sqlite3.Connection:

@@ -1,9 +1,12 @@
-"""Registers callbacks around forks, on systems that fork. What they do stands with those that register them."""
+"""What forks of processes are told to, and what each process has of its own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 def _nothing() -> None:
@@ -19,3 +22,25 @@ def follow_forks(
     """As ``os.register_at_fork``; nothing where processes cannot fork, as on Windows."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)
+
+
+class PerProcess(Generic[T]):
+    """An object that each process has its own of: a forked child makes it anew, on first use, and leaves its parent's
+    alone. It needs no hooks of forks, which some servers do not call.
+
+    It is put in its place by one step, which neither exceptions from outside nor threads that come at once can tear:
+    all of these get the same object. ``make`` may be called by several of them, and so does nothing else.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._by_pid: dict[int, T] = {}
+
+    def get(self) -> T:
+        pid = os.getpid()
+        own = self._by_pid.get(pid)
+        if own is None:
+            own = self._by_pid.setdefault(pid, self._make())
+            for other in set(self._by_pid) - {pid}:
+                self._by_pid.pop(other, None)
+        return own

@@ -114,14 +114,19 @@ class Consumption:
         """
         if succeeded and not self._pid:
             raise InvalidRequest("", "nothing was held for this work; begin it by 'with', or by begin()")
-        hold, self._hold = self._hold, None
+        hold = self._hold
         if hold is None:
             return
-        settle = partial(self._settle, hold)
-        if succeeded:
-            self._confirm(settle)
-        else:
-            settle(False)
+        try:
+            self._hold = None
+            settle = partial(self._settle, hold)
+            if succeeded:
+                self._confirm(settle)
+            else:
+                settle(False)
+        except BaseException:
+            self._holds.abandon(hold)
+            raise
 
     def _settle(self, hold: Hold, certain: bool) -> None:
         if self._pid != os.getpid():
@@ -154,14 +159,21 @@ class Consumption:
         self.is_repeat = hold is REPEATED
         if self.is_repeat:
             self._amounts = dict.fromkeys(self._amounts, 0.0)
-            return self
-        if hold is not None and hold.id:
-            self._holds.watch(hold, self)
-            if self._at_least is not None:
-                self._amounts[next(iter(self._amounts))] = hold.claims[0].amount
-        self._confirm = self._holds.begin()
-        self._hold = hold
+        elif hold is not None:
+            self._keep(hold)
         return self
+
+    def _keep(self, hold: Hold) -> None:
+        try:
+            if hold.id:
+                self._holds.watch(hold, self)
+                if self._at_least is not None:
+                    self._amounts[next(iter(self._amounts))] = hold.claims[0].amount
+            self._confirm = self._holds.begin()
+            self._hold = hold
+        except BaseException:
+            self._holds.abandon(hold)
+            raise
 
     def _begun(self) -> int:
         if self._pid:
@@ -174,7 +186,11 @@ class Consumption:
     def __exit__(
         self, error: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        self.end(succeeded=error is None)
+        try:
+            self.end(succeeded=error is None)
+        except BaseException:
+            self.cancel()  # unless its end had begun
+            raise
 
 
 class Occupation(Consumption):

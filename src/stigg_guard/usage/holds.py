@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
-from time import monotonic
-from typing import cast
+from typing import NamedTuple, cast
 
 from stigg_guard.cache.snapshots import Snapshot
 from stigg_guard.cache.ttl_cache import cache_key
@@ -24,12 +22,12 @@ from stigg_guard.errors import (
     InvalidRequest,
     KeyReused,
     LedgerUnavailable,
-    SidecarTimeout,
     UsageInProgress,
     UsageRepeated,
 )
 from stigg_guard.ledger import Acknowledged, Event, Hold, Ledger, Once, UsageKey, Use
 from stigg_guard.observer import Audience, Observer
+from stigg_guard.runtime.forks import PerProcess
 from stigg_guard.runtime.log import logger
 from stigg_guard.usage.confirm import Confirm, ConfirmSince
 from stigg_guard.usage.credits import price
@@ -39,6 +37,7 @@ from stigg_guard.usage.pricing import Found, Pricing, Wallets, unpaid
 from stigg_guard.usage.quota import Terms, exceeded, partly, take_units
 from stigg_guard.usage.reporter import Reporter
 from stigg_guard.usage.thresholds import tell_of_thresholds
+from stigg_guard.usage.turns import Turns
 
 REPEATED = Hold("", ())
 """Stands for the hold of a use that was counted before: nothing is held, nothing will be counted."""
@@ -62,20 +61,24 @@ class Holds:
         self.confirm = confirm
         self.audience = audience
         self._pricing = Pricing(config.credit_rates)
-        self.keeper = HoldKeeper(ledger, config.hold_ttl)
-        self.reporter = Reporter(
-            ledger,
-            lambda: lookup.stigg,
-            config,
-            self.keeper,
-            partial(_acknowledged, lookup, audience, config.thresholds),
-            clock,
-            audience,
-        )
-        self.flusher = Flusher(config, ledger, self.reporter)
+        self._background = PerProcess(partial(_background, config, lookup, ledger, clock, audience))
         # The threads of a guard that nobody has any more end by themselves.
-        for thread in (self.reporter, self.keeper):
-            weakref.finalize(self, thread.leave).atexit = False
+        weakref.finalize(self, _leave, self._background).atexit = False
+
+    @property
+    def keeper(self) -> HoldKeeper:
+        """What renews this process's holds."""
+        return self._background.get().keeper
+
+    @property
+    def reporter(self) -> Reporter:
+        """What reports for this process."""
+        return self._background.get().reporter
+
+    @property
+    def flusher(self) -> Flusher:
+        """What reports for this process where the background thread may have no time for it."""
+        return self._background.get().flusher
 
     def hold(
         self,
@@ -183,6 +186,10 @@ class Holds:
         self.keeper.watch(hold, owner)
         self.reporter.start()
 
+    def abandon(self, hold: Hold) -> None:
+        """Has the hold given back soon, if it is watched: its work is over, and whoever was to end it was torn."""
+        self.keeper.abandon(hold)
+
     def extend(self, hold: Hold, seconds: float) -> None:
         """Lets the hold last this many seconds from now."""
         self._ledger.renew([hold], seconds)
@@ -224,8 +231,10 @@ class Holds:
 
     def close(self) -> None:
         """Reports what is unsent, briefly, and ends the threads."""
-        self.reporter.close()
-        self.keeper.close()
+        try:
+            self.reporter.close()
+        finally:
+            self.keeper.close()
 
     def _record_once(self, uses: Sequence[Use], once: Once) -> None:
         """Takes usage that does not hold its key, unless a use with the same one was counted."""
@@ -273,11 +282,7 @@ class Holds:
             is_partly = terms.at_least is not None and hold is not REPEATED
             return (partly(answers, hold) if is_partly else answers), hold
         # Two that hold before they check would each be denied for the other's sake: one after the other.
-        asked_at, patience = monotonic(), self._config.timeout
-        with _checking[hash(customer) % len(_checking)]:
-            if monotonic() - asked_at > patience:
-                raise SidecarTimeout(f"the checks of other threads took longer than {patience:g} s")
-            return self._take_and_check(found, customer, terms)
+        return self._background.get().checks.take(customer, partial(self._take_and_check, found, customer, terms))
 
     def _take_and_check(self, found: Found, customer: Customer, terms: Terms) -> tuple[dict[str, Entitlement], Hold]:
         """Holds first, so that others who check meanwhile see it, and then asks the sidecar about all that is held."""
@@ -340,8 +345,26 @@ class Holds:
         self.reporter.rescue([use for use in uses if use.amount or use.is_set], error)
 
 
-# Which checks wait for each other: those of one customer, and by chance a few of others.
-_checking = tuple(threading.Lock() for _ in range(64))
+class _Background(NamedTuple):
+    """What goes on in the background of one process, and what it has in memory for that."""
+
+    keeper: HoldKeeper
+    reporter: Reporter
+    flusher: Flusher
+    checks: Turns
+
+
+def _background(config: Config, lookup: Lookup, ledger: Ledger, clock: Clock, audience: Audience) -> _Background:
+    keeper = HoldKeeper(ledger, config.hold_ttl)
+    acknowledged = partial(_acknowledged, lookup, audience, config.thresholds)
+    reporter = Reporter(ledger, lambda: lookup.stigg, config, keeper, acknowledged, clock, audience)
+    return _Background(keeper, reporter, Flusher(config, ledger, reporter), Turns(config.timeout))
+
+
+def _leave(background: PerProcess[_Background]) -> None:
+    own = background.get()
+    own.reporter.leave()
+    own.keeper.leave()
 
 
 def _acknowledged(lookup: Lookup, audience: Audience, thresholds: Sequence[float], answer: Acknowledged) -> None:

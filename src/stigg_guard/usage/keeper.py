@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from stigg_guard.errors import StiggGuardError
@@ -18,20 +18,21 @@ CLOSE_SECONDS = 2.0
 class HoldKeeper:
     """Renews holds three times in the life of one, for as long as their work does not end and its owner is there.
 
-    ``hold_ttl`` is in seconds. The thread starts with the first :meth:`watch` of each process. A forked child starts
-    afresh: what its parent watches stays the parent's. Threads that use units touch nothing here that an exception from
-    outside could leave locked.
+    ``hold_ttl`` is in seconds. The thread starts with the first :meth:`watch`. It is for one process: a forked child
+    makes its own, since what its parent watches is the parent's. Threads that use units touch nothing here that an
+    exception from outside could leave locked.
     """
 
     def __init__(self, ledger: Ledger, hold_ttl: float) -> None:
         self._ledger = ledger
         self._ttl = hold_ttl
-        self._start_process()
+        self._lock = threading.Lock()
+        self._over: SimpleQueue[bool] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._holds: dict[str, tuple[Hold, Callable[[], object]]] = {}
 
     def watch(self, hold: Hold, owner: object) -> None:
         """Renews the hold while its work goes on: until :meth:`unwatch`, or until its owner is dropped."""
-        if self._pid != os.getpid():
-            self._start_process()
         self._holds[hold.id] = hold, weakref.ref(owner)
         if self._thread is None or not self._thread.is_alive():
             self._start_thread()
@@ -39,6 +40,11 @@ class HoldKeeper:
     def unwatch(self, hold: Hold) -> None:
         """Stops renewing the hold: its work ended."""
         self._holds.pop(hold.id, None)
+
+    def abandon(self, hold: Hold) -> None:
+        """Takes the hold, if it is watched, for one whose owner is dropped, whatever still refers to that."""
+        if hold.id in self._holds:
+            self._holds[hold.id] = hold, _nobody
 
     def give_back_dropped(self) -> None:
         """Ends the holds of abandoned work: an exception from outside tore it, or it was dropped.
@@ -56,19 +62,12 @@ class HoldKeeper:
     def close(self) -> None:
         """Ends the thread."""
         self.leave()
-        if self._pid == os.getpid() and self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(CLOSE_SECONDS)
 
     def leave(self) -> None:
         """Lets the thread end. A finalizer may call it, anywhere."""
         self._over.put(True)
-
-    def _start_process(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._over: SimpleQueue[bool] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._holds: dict[str, tuple[Hold, weakref.ref[object]]] = {}
 
     def _start_thread(self) -> None:
         with self._lock:
@@ -98,3 +97,7 @@ class HoldKeeper:
             logger.warning("holds cannot be renewed, and are tried again before they expire: %s", error)
         except Exception:  # whatever it is, the thread goes on: nothing else renews
             logger.exception("renewing holds failed, and is tried again before they expire")
+
+
+def _nobody() -> None:
+    """Stands for the reference to an owner that is gone."""

@@ -18,7 +18,7 @@ from stigg_guard.client import Stigg
 from stigg_guard.clock import Clock
 from stigg_guard.config import Config
 from stigg_guard.errors import LedgerUnavailable, SidecarError, SidecarUnavailable, StiggGuardError
-from stigg_guard.ledger import Acknowledged, Entry, Ledger, State, Use
+from stigg_guard.ledger import Acknowledged, Entry, Ledger, SqliteLedger, State, Use
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.runtime.log import logger
 from stigg_guard.runtime.threads import start
@@ -43,9 +43,9 @@ class Reporter:
     """Drains a ledger. ``acknowledged`` is called with every report that was counted and the usage it led to.
     It calls the ``audience`` for each batch, and for the first failure after a success.
 
-    Its thread starts with the first :meth:`start` or :meth:`notify` of each process, and ends with it, or with
-    :meth:`close` or :meth:`leave`. It also gives back what the ``keeper`` holds for work that was dropped. A forked
-    child starts afresh: what its parent keeps in memory stays the parent's.
+    Its thread starts with the first :meth:`start` or :meth:`notify`, and ends with the process, or with :meth:`close`
+    or :meth:`leave`. It also gives back what the ``keeper`` holds for work that was dropped. It is for one process: a
+    forked child makes its own, since what its parent keeps in memory is the parent's.
 
     Threads that use units touch nothing here that an exception from outside could leave locked.
     """
@@ -86,14 +86,12 @@ class Reporter:
 
     def rescue(self, uses: Sequence[Use], error: LedgerUnavailable) -> None:
         """Takes usage that the ledger could not: sends it now, or else keeps it in memory and goes on trying."""
-        self._enter_process()
         self._stranded.rescue(uses, error)
         if self._stranded:
             self.notify()
 
     def repeat(self, step: Callable[[], object], uses: Sequence[Use]) -> None:
         """Makes a step of the ledger that an exception from outside interrupted, and that may be made already."""
-        self._enter_process()
         self._stranded.repeat(step, REPEAT_SECONDS, uses)
         self.notify()
 
@@ -147,7 +145,6 @@ class Reporter:
 
         Zero means that the sidecar acknowledged all of them. Those that wait for a person are not counted.
         """
-        self._enter_process()
         deadline, due = monotonic() + timeout, self._clock.monotonic() + timeout
         pause, longest = FLUSH_PAUSES
         before: int | None = None
@@ -165,7 +162,6 @@ class Reporter:
     def stats(self) -> Mapping[str, int]:
         """Counts what this process did since it started: reports ``acknowledged``, ``rejected``, ``doubted``,
         ``failures`` in a row, and uses ``stranded`` in its memory."""
-        self._enter_process()
         delivered, rescued = self._delivery.counts, self._stranded.counts
         return {
             **{outcome: delivered[outcome] + rescued[outcome] for outcome in ("acknowledged", "rejected", "doubted")},
@@ -174,16 +170,30 @@ class Reporter:
         }
 
     def close(self, timeout: float = EXIT_SECONDS) -> int:
-        """Flushes within ``timeout`` seconds and ends the thread; the number of reports left."""
-        atexit.unregister(self._at_exit)
+        """Flushes within ``timeout`` seconds and ends the thread; the number of reports left, which is told."""
         if self._pid != os.getpid() or self._thread is None:
             return 0
         deadline = monotonic() + timeout
-        left = self.flush(timeout)
-        self._end_thread()
+        try:
+            self.flush(timeout)
+        finally:
+            self._end_thread()
+            left = self._left()
+            self._tell_of_left(left)
+            atexit.unregister(self.close)
         if self._thread is not threading.current_thread():
             self._thread.join(max(0.1, deadline - monotonic()))
         return left
+
+    def _tell_of_left(self, left: int) -> None:
+        in_memory = isinstance(self._ledger, SqliteLedger) and self._ledger.is_in_memory
+        lost = left if in_memory else len(self._stranded)
+        if lost:
+            logger.error(
+                "%d usage reports were not sent when the guard ended, and are LOST: they were in memory only", lost
+            )
+        if left > lost:
+            logger.error("%d usage reports were not sent when the guard ended, and stay in the ledger", left - lost)
 
     def leave(self) -> None:
         """Lets the thread end, after a last attempt to report, when the guard was dropped. A finalizer may call it,
@@ -208,19 +218,14 @@ class Reporter:
         self._stranded = StrandedUses(self._ledger, self._sender, self._clock, self._acknowledged)
         self._pid = os.getpid()
 
-    def _enter_process(self) -> None:
-        if self._pid != os.getpid():
-            self._start_process()
-
     def _ensure_thread(self) -> None:
-        self._enter_process()
         thread = self._thread
         if self._is_over or (thread is not None and thread.is_alive()):
             return
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                atexit.unregister(self._at_exit)
-                atexit.register(self._at_exit)
+                atexit.unregister(self.close)
+                atexit.register(self.close)
                 thread = threading.Thread(target=self._run, name="stigg-guard-reporter", daemon=True)
                 self._thread = thread
                 start(thread)
@@ -236,7 +241,7 @@ class Reporter:
                 return  # its start was interrupted from outside, and another one does its work
         if self._is_left:
             self._turn()
-        atexit.unregister(self._at_exit)
+        atexit.unregister(self.close)
 
     def _waited(self, pause: float) -> bool:
         """Waits; whether it was for something to send. New usage does not hurry a sidecar that is down."""
@@ -340,11 +345,6 @@ class Reporter:
         """Whether anything that waits was used before this instant of the ledger's clock."""
         oldest = self._oldest()
         return oldest is not None and before is not None and oldest.first_at <= before
-
-    def _at_exit(self) -> None:
-        left = self.close()
-        if left:
-            logger.error("%d usage reports were not sent when the process ended", left)
 
 
 def _back_off(failures: int) -> float:
