@@ -82,16 +82,17 @@ class Delivery:
             SidecarUnavailable: the sidecar cannot be reached; the batch stays in the ledger.
             LedgerUnavailable: the ledger cannot be read, or the outcome not be noted in it.
         """
-        taken_at = self._monotonic()
-        batch = self._ledger.take_batch(self._size, LEASE_SECONDS)
-        if batch is None or self._monotonic() - taken_at + timeout > LEASE_SECONDS:
-            return batch, None
+        taken_at, batch = self._monotonic(), None
         try:
+            batch = self._ledger.take_batch(self._size, LEASE_SECONDS)
+            if batch is None or self._monotonic() - taken_at + timeout > LEASE_SECONDS:
+                return batch, None
             return batch, self._send(batch, timeout)
         except StiggGuardError:
             raise
         except BaseException:
-            self._ledger.postpone(batch, 0)
+            if batch is not None:
+                self._ledger.postpone(batch, 0)
             raise
 
     def decide_uncertain(self, timeout: float = LEASE_SECONDS) -> None:
