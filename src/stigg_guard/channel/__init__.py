@@ -65,6 +65,7 @@ class Channel:
         self._inherited: list[_Process] = []
         self._closed = self._has_watched = False
         self.address = self._target.address
+        _channels.add(self)
         self.honours_keys: bool | None = None
         """Whether the sidecar counts reports of one idempotency key once; None until it has told."""
 
@@ -116,7 +117,6 @@ class Channel:
                 if self._process is not None:
                     self._inherited.append(self._process)  # closing it here would disturb the parent's
                 self._process = _Process(self, self._target, self._clock)
-                _watch_forks(self)
             return self._process
 
     def _answered(self, route: Route, call: Call) -> Message:
@@ -188,22 +188,16 @@ class _Process:
             self.callers.end(self.route.close)
 
 
-_watched: weakref.WeakSet[Channel] = weakref.WeakSet()
-_hooked = False
-
-
-def _watch_forks(channel: Channel) -> None:
-    global _hooked
-    _watched.add(channel)
-    if not _hooked:
-        _hooked = True
-        follow_forks(
-            before=lambda: _each(Channel._before_fork),
-            after_in_parent=lambda: _each(Channel._after_fork_in_parent),
-            after_in_child=lambda: _each(Channel._after_fork_in_child),
-        )
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
 def _each(step: Callable[[Channel], None]) -> None:
-    for channel in list(_watched):
+    for channel in list(_channels):
         step(channel)
+
+
+follow_forks(
+    before=lambda: _each(Channel._before_fork),
+    after_in_parent=lambda: _each(Channel._after_fork_in_parent),
+    after_in_child=lambda: _each(Channel._after_fork_in_child),
+)
