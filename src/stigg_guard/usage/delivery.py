@@ -42,6 +42,7 @@ ANSWERS_NOBODY = (SidecarUnavailable, SidecarUnauthenticated, NotSupported)
 proxy without a route all calls are UNIMPLEMENTED."""
 
 UNANSWERED = "it was sent and not answered, so it may have been counted"
+ALONE = "it goes alone: a batch that it was in was not answered"
 REJECTED_TIME = "its time was rejected; it is sent again with a time that does not lie ahead of the clock"
 
 
@@ -144,8 +145,7 @@ class Delivery:
         if counted:
             self._acknowledge([told])
         elif counted is not None:
-            self._ledger.put_back([report])
-            self._size = 1  # not with the one that kept it from being answered
+            self._ledger.put_back([report], reason=ALONE)
         else:
             before = "unknown" if report.before is None else f"{report.before.used / 1e6:g}"
             self._look_again(report, f"the usage was {before} and is {answer.current_usage:g} now")
@@ -159,6 +159,9 @@ class Delivery:
 
     def _send(self, batch: Batch, timeout: float) -> SidecarError | None:
         came_again = batch.reports[0].attempts > 1  # it was sent, and nobody knows the outcome
+        if not came_again and len(batch.reports) > 1 and any(report.reason == ALONE for report in batch.reports):
+            self._ledger.split(batch)
+            return None
         try:
             if came_again and not self._sender.may_repeat(batch.reports):
                 self._doubt(batch.reports)
