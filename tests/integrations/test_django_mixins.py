@@ -290,3 +290,27 @@ def test_a_decorator_on_a_method_of_another_class_is_an_error_with_the_remedy(rf
 
     with pytest.raises(ConfigError, match=r"Controller where the request is due.*method_decorator.*Mixin"):
         Controller().show(rf.get("/"))
+
+
+class GuardedSetup(View):
+    @requires_feature("feature-templates")
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        super().setup(*args, **kwargs)
+
+
+class GuardedDispatch(View):
+    @requires_feature("feature-templates")
+    def dispatch(self, *args: Any, **kwargs: Any) -> Any:
+        return super().dispatch(*args, **kwargs)
+
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        raise AssertionError("the method must not run")
+
+
+@pytest.mark.parametrize(
+    ("view", "told"),
+    [(GuardedSetup, "GuardedSetup where the request is due"), (GuardedDispatch, "dispatch of GuardedDispatch")],
+)
+def test_a_method_that_no_decorator_can_guard_says_so(rf: RequestFactory, view: type[View], told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{told}.*method_decorator"):
+        view.as_view()(rf.get("/"))

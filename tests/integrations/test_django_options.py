@@ -73,6 +73,11 @@ class OwnDispatch(Page):
         return made()
 
 
+class OwnRefusal(Page):
+    def http_method_not_allowed(self, request: HttpRequest, *_: object, **__: object) -> HttpResponse:
+        return made()
+
+
 class SignedIn(LoginRequiredMixin, Page):
     def handle_no_permission(self) -> Any:
         return View.dispatch(self, self.request)
@@ -125,6 +130,7 @@ RUN_BY_OPTIONS = {
     "a function": function,
     "a function that is awaited": awaited,
     "a class with options": OwnOptions.as_view(),
+    "a class that refuses methods itself": OwnRefusal.as_view(http_method_names=["get"]),
     "a class with a dispatch": OwnDispatch.as_view(),
     "a class with a dispatch that is decorated": DecoratedOwnDispatch.as_view(),
     "a class below a decorator of the site": of_the_site(Page.as_view()),

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import wraps
 from http import HTTPStatus
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import pytest
 from asgiref.sync import iscoroutinefunction
-from django.db import connection
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse
+from django import views
+from django.db.transaction import atomic
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views.decorators.cache import cache_page
+from django.views.decorators.csrf import csrf_exempt
 
-from stigg_guard import PER_DOWNLOAD
+from stigg_guard import PER_DOWNLOAD, ConfigError
 from stigg_guard.django import consumes_usage, get_guard, occupies, releases_usage
 from stigg_guard.testing import StandIn, override_entitlements
 
@@ -142,59 +148,111 @@ def test_a_decorator_that_fails_does_not_undo_the_work(settings: Any, stigg: Sta
     assert reported(stigg) == [1]
 
 
-def to_sign_in(view: View) -> View:
-    return lambda request: view(request) or HttpResponseRedirect("/accounts/login/")
+# Nothing
 
 
-def failing(view: View) -> View:
-    return lambda request: view(request) or HttpResponse(status=500)
+def passed(view: View) -> View:
+    @wraps(view)
+    def call(request: HttpRequest) -> Any:
+        return view(request)
+
+    return call
 
 
-def raising(view: View) -> View:
-    def fail(request: HttpRequest) -> Any:
-        raise RuntimeError(view(request))
+class Handlers(views.View):
+    """A class-based view whose handlers return nothing."""
 
-    return fail
+    @ONE
+    def get(self, request: HttpRequest) -> None:
+        """Nothing."""
 
-
-# What is made of nothing
+    @method_decorator(ONE)
+    def post(self, request: HttpRequest) -> None:
+        """Nothing."""
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-@pytest.mark.parametrize("above", [lambda view: view, failing, raising, to_sign_in])
-@pytest.mark.parametrize("guard", [ONE, releases_usage(1, "f")], ids=["consumes", "releases"])
-def test_nothing_of_which_no_success_is_made_is_none(
-    settings: Any, stigg: StandIn, above: Callable[[View], View], guard: Any, awaited: bool
+@pytest.mark.parametrize("making", [returning, returning_later])
+@pytest.mark.parametrize("above", [lambda view: view, csrf_exempt, cache_page(60), ONE])
+def test_nothing_that_django_gets_is_an_error_and_no_success(
+    settings: Any, stigg: StandIn, above: Callable[[View], View], making: Callable[[Any], View], awaited: bool
 ) -> None:
-    ask(settings, above(guard(returning(None))), awaited=awaited)
+    assert ask(settings, above(ONE(making(None))), awaited=awaited).status_code == 500
     assert reported(stigg) == []
 
 
-def test_nothing_is_no_success_where_nobody_waits_for_the_response(settings: Any, stigg: StandIn) -> None:
-    settings.MIDDLEWARE = []
-    assert ask(settings, as_json(ONE(returning(None)))).status_code == 204
+def test_nothing_of_a_handler_is_an_error_and_no_success(settings: Any, stigg: StandIn) -> None:
+    settings.ROOT_URLCONF = (path("", Handlers.as_view()),)
+    client = Client(raise_request_exception=False)
+    assert [client.get("/").status_code, client.post("/").status_code] == [500, 500]
     assert reported(stigg) == []
 
 
-def test_nothing_in_a_view_with_two_guards_is_judged_by_the_response(settings: Any, stigg: StandIn) -> None:
-    told = {**settings.STIGG_GUARD, "RATE_LIMIT_HEADERS": True}
-    settings.STIGG_GUARD = told
-    response = ask(settings, as_json(consumes_usage(2, "f")(ONE(returning(None)))))
-    assert (response.status_code, response["RateLimit"]) == (204, '"f";r=2')
-    assert reported(stigg) == [1, 2]
-
-
-@pytest.mark.parametrize(("above", "amounts"), [(as_json, [1]), (failing, []), (raising, [])])
-@pytest.mark.django_db(transaction=True)
-def test_nothing_in_a_transaction_is_judged_by_the_response(
-    settings: Any, stigg: StandIn, above: Callable[[View], View], amounts: list[float]
+def test_nothing_that_a_function_of_the_view_returns_counts_with_its_transaction(
+    settings: Any, stigg: StandIn, transactional_db: None
 ) -> None:
-    connection.settings_dict["ATOMIC_REQUESTS"] = True
-    try:
-        ask(settings, above(ONE(returning(None))))
-    finally:
-        connection.settings_dict["ATOMIC_REQUESTS"] = False
-    assert reported(stigg) == amounts
+    bill = ONE(returning(None))
+
+    def view(request: HttpRequest) -> HttpResponse:
+        with suppress(ZeroDivisionError), atomic():
+            bill(request)
+            raise ZeroDivisionError
+        with atomic():
+            bill(request)
+        return HttpResponse()
+
+    assert ask(settings, view).status_code == 200
+    assert reported(stigg) == [1]
+
+
+def test_nothing_that_a_function_returns_counts_while_the_response_is_sent(settings: Any, stigg: StandIn) -> None:
+    def parts(request: HttpRequest) -> Iterator[bytes]:
+        for part in (b"a", b"b"):
+            ONE(returning(None))(request)
+            yield part
+
+    assert ask(settings, lambda request: StreamingHttpResponse(parts(request))).getvalue() == b"ab"
+    assert reported(stigg) == [1, 1]
+
+
+def test_what_is_held_while_a_function_runs_is_free_when_it_returned(settings: Any, stigg: StandIn) -> None:
+    work = occupies("f", 5)(returning(None))
+    assert ask(settings, lambda request: HttpResponse([work(request), work(request)])).status_code == 200
+
+
+@pytest.mark.parametrize("value", [(404, 2, 1), ("rows", 404), (True, 404), (1000, {})])
+def test_what_is_no_status_with_a_body_says_none(settings: Any, stigg: StandIn, value: Any) -> None:
+    ask(settings, passed(ONE(returning(value))))
+    assert reported(stigg) == [1]
+
+
+def test_a_value_that_is_read_elsewhere_passes_as_it_is(stigg: StandIn) -> None:
+    file = BytesIO(b"a\nb")
+    assert ONE(returning(file))(RequestFactory().get("/")) is file
+    assert reported(stigg) == [1]
+
+
+def test_a_generator_of_an_awaited_view_counts_at_once(settings: Any, stigg: StandIn) -> None:
+    async def view(request: HttpRequest) -> Any:
+        return letters()
+
+    def joined(view: View) -> View:
+        @wraps(view)
+        async def join(request: HttpRequest) -> HttpResponse:
+            return HttpResponse("".join(await view(request)))
+
+        return join
+
+    assert ask(settings, joined(ONE(view)), awaited=True).content == b"one two"
+    assert reported(stigg) == [1]
+
+
+def test_an_async_generator_is_refused() -> None:
+    async def parts(request: HttpRequest) -> Any:
+        yield b"a"
+
+    with pytest.raises(ConfigError, match="async generator"):
+        ONE(parts)
 
 
 # Streams
@@ -205,21 +263,17 @@ def letters() -> Iterator[str]:
     yield "two"
 
 
-@pytest.mark.parametrize("parts", [letters, lambda: iter(["one ", "two"])], ids=["generator", "iterator"])
 @pytest.mark.django_db(transaction=True)
-def test_a_stream_counts_when_it_was_read_to_its_end(
-    settings: Any, stigg: StandIn, parts: Callable[[], Iterator[str]]
-) -> None:
-    settings.ROOT_URLCONF = (path("", lambda request: StreamingHttpResponse(ONE(lambda _: parts())(request))),)
+def test_a_stream_counts_when_it_was_read_to_its_end(settings: Any, stigg: StandIn) -> None:
+    settings.ROOT_URLCONF = (path("", lambda request: StreamingHttpResponse(ONE(lambda _: letters())(request))),)
     response: Any = Client().get("/")
     assert reported_while_held(stigg) == []
     assert response.getvalue() == b"one two"
     assert reported(stigg) == [1]
 
 
-@pytest.mark.parametrize("parts", [letters, lambda: iter(["one ", "two"])], ids=["generator", "iterator"])
-def test_a_stream_that_is_left_does_not(stigg: StandIn, parts: Callable[[], Iterator[str]]) -> None:
-    stream = ONE(lambda _: parts())(RequestFactory().get("/"))
+def test_a_stream_that_is_left_does_not(stigg: StandIn) -> None:
+    stream = ONE(lambda _: letters())(RequestFactory().get("/"))
     assert next(stream) == "one "
     stream.close()
     assert reported(stigg) == []

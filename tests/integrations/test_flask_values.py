@@ -24,8 +24,8 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import Conflict, HTTPException, NotFound
 
 from integrations.flask_shop import ESSENTIALS, TEMPLATES, add_view, client_of, guard_of, signed_in
-from stigg_guard import PER_DOWNLOAD, FeatureDenied
-from stigg_guard.flask import StiggGuard, consumes_usage, protect, releases_usage, requires_feature
+from stigg_guard import FeatureDenied
+from stigg_guard.flask import StiggGuard, consumes_usage, releases_usage, requires_feature
 from stigg_guard.sidecar.server import Sidecar
 
 MakeApp = Callable[..., Flask]
@@ -173,81 +173,6 @@ def test_stream_in_each_form_is_held_until_its_end(app: Flask, used: Used, strea
         assert guard_of(app).stats()["held"] == 1
         assert streamed.text in ("letter", "ab")
     assert used() == 4
-
-
-# WSGI applications
-
-
-class Application:
-    """A WSGI application of this status, whose parts are made while they are sent."""
-
-    def __init__(self, status: str) -> None:
-        self.status = status
-        self.runs = 0
-
-    def __call__(self, environ: Any, start_response: Callable[..., Any]) -> Iterator[bytes]:
-        self.runs += 1
-        start_response(self.status, [("Content-Type", "text/plain")])
-        return iter([b"ma", b"de"])
-
-
-def in_group(app: Flask, answer: Any) -> None:
-    shop = Blueprint("shop", __name__)
-    shop.post("/")(lambda: answer)
-    protect(shop, TEMPLATES, 1)
-    app.register_blueprint(shop)
-
-
-APPLICATIONS = {
-    "a decorator": lambda app, answer: add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: answer),
-    "a group": in_group,
-    "a download": lambda app, answer: add_view(
-        app, consumes_usage(1, TEMPLATES, key=PER_DOWNLOAD), answer=lambda: answer
-    ),
-}
-
-
-@pytest.mark.parametrize("view", APPLICATIONS.values(), ids=APPLICATIONS)
-@pytest.mark.parametrize("headers", [None, {"X-Made": "1"}])
-@pytest.mark.parametrize(
-    ("status", "counted"), [("201 CREATED", 4), ("409 CONFLICT", 3), ("503 SERVICE UNAVAILABLE", 3)]
-)
-def test_application_counts_by_the_status_that_it_answers(
-    app: Flask, used: Used, view: Callable[..., Any], status: str, counted: float, headers: Any
-) -> None:
-    application = Application(status)
-    view(app, application if headers is None else (application, headers))
-    answer = client_of(app).post("/")
-    assert (answer.status, application.runs) == (status, 1)
-    assert answer.text == "made"
-    assert (used(), guard_of(app).stats()["held"]) == (counted, 0)
-
-
-def test_application_with_a_status_beside_it_counts_by_that(app: Flask, used: Used) -> None:
-    add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: (Application("200 OK"), 409))
-    assert client_of(app).post("/").status_code == 409
-    assert used() == 3
-
-
-def test_application_is_held_until_its_end(app: Flask, used: Used) -> None:
-    add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: Application("200 OK"))
-    with client_of(app).post("/") as streamed:
-        assert guard_of(app).stats()["held"] == 1
-        assert streamed.text == "made"
-    assert used() == 4
-
-
-def test_application_that_fails_gives_its_units_back(app: Flask, used: Used) -> None:
-    add_view(app, consumes_usage(1, TEMPLATES), answer=lambda: lambda environ, start_response: 1 / 0)
-    assert client_of(app).post("/").status_code == 500
-    assert (used(), guard_of(app).stats()["held"]) == (3, 0)
-
-
-def test_application_that_gives_units_back_does_so_by_its_status(app: Flask, used: Used) -> None:
-    add_view(app, releases_usage(1, TEMPLATES), answer=lambda: Application(request.headers["X-Status"]))
-    for status in ("409 CONFLICT", "200 OK"):
-        client_of(app).post("/", headers={"X-Status": status}).get_data()
-    assert used() == 2
 
 
 # Flask-RESTX

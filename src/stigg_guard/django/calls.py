@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial, wraps
-from inspect import isawaitable, isgenerator
+from inspect import isasyncgenfunction, isawaitable, isgenerator
 from typing import Any, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
@@ -18,8 +18,8 @@ from django.views import View
 from stigg_guard.calls import Begin, Ending, HoldOpen, is_asynchronous, settled_call
 from stigg_guard.django.asynchronous import ASYNC_CALLS
 from stigg_guard.django.conf import DEFAULT, get_guard
-from stigg_guard.django.preflights import answers_options, bound_method
-from stigg_guard.django.requests import ViewOf, customer_of, forbid_caching, login_pages, note_use, unjudged
+from stigg_guard.django.handlers import answers_options, bound_method, is_the_view
+from stigg_guard.django.requests import ViewOf, customer_of, forbid_caching, login_pages, note_use
 from stigg_guard.entitlements import Customer
 from stigg_guard.errors import ConfigError
 from stigg_guard.rules import guards_method
@@ -57,14 +57,14 @@ class DjangoCalls(ViewCalls):
     def request(self, request: HttpRequest | View, *_args: Any, **_kwargs: Any) -> HttpRequest:
         """The first argument; of a method of a class-based view, which is called with the view, that of the view."""
         if isinstance(request, View):
-            return request.request
+            request = getattr(request, "request", request)
         if not hasattr(request, "method"):
             raise ConfigError(
                 f"a guard was called with {type(request).__name__} where the request is due: on a method of a class "
                 "that is no View, decorate by method_decorator; a View may have RequiresFeatureMixin or "
                 "ConsumesUsageMixin"
             )
-        return request
+        return cast(HttpRequest, request)
 
     def guards(self, view: Any, *args: Any, **kwargs: Any) -> bool:
         """Whether this call of the view is guarded."""
@@ -103,6 +103,8 @@ class DjangoCalls(ViewCalls):
 
     def _under(self, function: Callable[P, R], begin: Begin) -> Callable[P, R]:
         """The view, with what is begun before each call ended after it."""
+        if isasyncgenfunction(function):
+            raise ConfigError(f"{function!r} is an async generator, which no guard can be on: guard what makes it")
         call = self._awaiting(function, begin) if is_awaited(function) else self._blocking(function, begin)
         return wraps(function)(call)
 
@@ -113,7 +115,8 @@ class DjangoCalls(ViewCalls):
             ending = await ASYNC_CALLS.begun(partial(begin, *args, **kwargs))
             if ending is None:
                 return _private(await function(*args, **kwargs), self.request(*args, **kwargs))
-            return await self._settled_later(partial(function, *args, **kwargs), ending, self.request(*args, **kwargs))
+            call = partial(function, *args, **kwargs)
+            return await self._settled_later(function, call, ending, self.request(*args, **kwargs))
 
         return awaiting
 
@@ -121,6 +124,7 @@ class DjangoCalls(ViewCalls):
         def blocking(*args: Any, **kwargs: Any) -> R:
             if not self.guards(function, *args, **kwargs):
                 return function(*args, **kwargs)
+            _forbid_in_loop(function, *args)
             ending = begin(*args, **kwargs)
             if ending is None:
                 return _private(function(*args, **kwargs), self.request(*args, **kwargs))
@@ -131,20 +135,28 @@ class DjangoCalls(ViewCalls):
                 ending(False, None)
                 raise
             if isawaitable(response):
-                return cast(R, self._settled_later(lambda: response, ending, request))
-            return cast(R, settled_call(lambda: response, partial(self._settle, request), ending))
+                return cast(R, self._settled_later(function, lambda: response, ending, request))
+            return cast(R, settled_call(lambda: response, partial(self._settle, function, request, False), ending))
 
         return blocking
 
-    async def _settled_later(self, call: Callable[[], Awaitable[Any]], ending: Ending, request: HttpRequest) -> Any:
-        return await ASYNC_CALLS.settled_call(call, partial(self._settle, request), ending, ViewOf(request))
+    async def _settled_later(
+        self, function: Any, call: Callable[[], Awaitable[Any]], ending: Ending, request: HttpRequest
+    ) -> Any:
+        settle = partial(self._settle, function, request, True)
+        return await ASYNC_CALLS.settled_call(call, settle, ending, ViewOf(request))
 
-    def _settle(self, request: HttpRequest, response: Any, hold_open: HoldOpen) -> tuple[Any, bool]:
+    def _settle(
+        self, function: Any, request: HttpRequest, is_awaited: bool, response: Any, hold_open: HoldOpen
+    ) -> tuple[Any, bool]:
         """The response, and whether it is a success. A stream is settled when it ends, a template when it is rendered,
-        unless it is in a transaction, which ends before: usage is to go with that."""
+        unless it is in a transaction, which ends before: usage is to go with that. So does a generator that was not
+        awaited, since its end blocks."""
         _private(response, request)
         if not isinstance(response, HttpResponseBase):
-            return _settled_value(response, hold_open, unjudged(request))
+            succeeds = succeeded(_status(response)) and not (response is None and is_the_view(function, request))
+            is_stream = succeeds and isgenerator(response) and not is_awaited
+            return settling_generator(response, hold_open(())) if is_stream else response, succeeds
         if not is_success(response, request, self._using):
             return response, False
         if isinstance(response, StreamingHttpResponse):
@@ -160,24 +172,11 @@ class DjangoCalls(ViewCalls):
 
 
 def _status(response: Any) -> int:
-    """The status of a response, or of a value that a decorator above makes one of: a value may have one, or be a tuple
+    """The status of a response, or of a value that a decorator above makes one of: a value may have one, or be a pair
     of it and a body."""
-    parts = response if isinstance(response, tuple) else (getattr(response, "status_code", None),)
-    return next((part for part in parts if isinstance(part, int) and 100 <= part < 600), 200)
-
-
-def _settled_value(value: Any, hold_open: HoldOpen, waiting: list[SettlingStream[Any]] | None) -> tuple[Any, bool]:
-    """The value that a view returned in place of a response, and whether it is a success. Of nothing a decorator may
-    make a response, and Django makes an error: it waits for the response, or is none where nobody waits."""
-    if value is None:
-        if waiting is not None:
-            waiting.append(hold_open(()))
-        return None, waiting is not None
-    if not succeeded(_status(value)):
-        return value, False
-    if isgenerator(value):
-        return settling_generator(value, hold_open(())), True
-    return (hold_open(value) if isinstance(value, Iterator) else value), True
+    is_pair = isinstance(response, tuple) and len(response) == 2
+    status = response[0] if is_pair else getattr(response, "status_code", None)
+    return status if isinstance(status, int) and 100 <= status < 600 else 200
 
 
 def _file(request: HttpRequest, response: Any) -> FileKey | None:
@@ -201,6 +200,12 @@ def _private(response: R, request: HttpRequest) -> R:
     elif not isawaitable(response):
         forbid_caching(request)
     return response
+
+
+def _forbid_in_loop(function: Callable[..., Any], view: Any = None, *_args: Any) -> None:
+    """``dispatch`` of an async view runs in the event loop, where what blocks is not to run."""
+    if isinstance(view, View) and view.view_is_async and function.__name__ == View.dispatch.__name__:
+        raise ConfigError(f"decorate dispatch of {type(view).__name__}, which is async, by method_decorator")
 
 
 def is_success(response: HttpResponseBase, request: HttpRequest, using: str) -> bool:

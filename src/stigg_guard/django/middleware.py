@@ -15,19 +15,9 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
 
 from stigg_guard.config import Config
-from stigg_guard.django.asynchronous import ASYNC_CALLS
-from stigg_guard.django.calls import is_success
 from stigg_guard.django.conf import configurations, faults, get_guard
 from stigg_guard.django.pages import rendered
-from stigg_guard.django.requests import (
-    asked_configuration,
-    await_response,
-    displayed_plan,
-    is_of_customer,
-    judge_by_response,
-    note_use,
-    noted_use,
-)
+from stigg_guard.django.requests import asked_configuration, displayed_plan, is_of_customer, note_use, noted_use
 from stigg_guard.django.urls import GuardedUrls, met_rules, ruled
 from stigg_guard.django.wording import WORDING
 from stigg_guard.errors import ApiError, FeatureDenied
@@ -61,8 +51,9 @@ class StiggGuardMiddleware:
         if _has_rules():
             original = getattr(request, "urlconf", None) or settings.ROOT_URLCONF
             request.urlconf = ruled(original)  # type: ignore[assignment] # the stubs know paths of modules only
-        await_response(request)
-        return self._awaited(request) if self._is_awaited else self._blocking(request)
+        if self._is_awaited:
+            return self._awaited(request)
+        return _with_headers(request, self._get_response(request))
 
     @property
     def process_view(self) -> Callable[..., Any]:
@@ -73,19 +64,8 @@ class StiggGuardMiddleware:
         """The response to an error of the guard; None for every other error."""
         return _answer(request, exception) if is_answered(exception) else None
 
-    def _blocking(self, request: HttpRequest) -> HttpResponseBase:
-        response: HttpResponseBase = self._get_response(request)
-        end = _end_of_unjudged(request, response)
-        if end is not None:
-            end()
-        return _with_headers(request, response)
-
     async def _awaited(self, request: HttpRequest) -> HttpResponseBase:
-        response: HttpResponseBase = await self._get_response(request)
-        end = _end_of_unjudged(request, response)
-        if end is not None:
-            await ASYNC_CALLS.settled(end)
-        return _with_headers(request, response)
+        return _with_headers(request, await self._get_response(request))
 
 
 def _has_rules() -> bool:
@@ -105,10 +85,6 @@ def _refuse_unruled(request: HttpRequest, view: Callable[..., Any], *_: Any) -> 
 
 async def _refuse_unruled_awaited(request: HttpRequest, view: Callable[..., Any], *_: Any) -> None:
     _refuse_unruled(request, view)
-
-
-def _end_of_unjudged(request: HttpRequest, response: HttpResponseBase) -> Callable[[], None] | None:
-    return judge_by_response(request, lambda: is_success(response, request, asked_configuration(request)))
 
 
 def _with_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,7 +22,6 @@ from stigg_guard.entitlements import Customer, Entitlement
 from stigg_guard.errors import FeatureDenied, SignInRequired
 from stigg_guard.guard import Guard
 from stigg_guard.usage.consumption import Consumption
-from stigg_guard.usage.streams import SettlingStream
 from stigg_guard.web.display import DisplayedPlan
 from stigg_guard.web.views import FoundCustomer, customer_found
 
@@ -33,7 +32,6 @@ _PLAN = "_stigg_guard_plan_"
 _USED = "_stigg_guard_used"
 _SUCCESS = "_stigg_guard_success"
 _USING = "_stigg_guard_using"
-_UNJUDGED = "_stigg_guard_unjudged"
 
 
 class RequestPlan(DisplayedPlan):
@@ -117,30 +115,6 @@ def noted_use(request: HttpRequest) -> Sequence[Consumption | FeatureDenied]:
     """Returns what :func:`note_use` noted of the request."""
     used: list[Consumption | FeatureDenied] = vars(request).get(_USED, [])
     return used
-
-
-def await_response(request: HttpRequest) -> None:
-    """Has uses that only the response can judge wait for it, and for who :func:`judge_by_response`."""
-    _of_django(request)[_UNJUDGED] = []
-
-
-def unjudged(request: HttpRequest) -> list[SettlingStream[Any]] | None:
-    """Where uses wait for the response, as empty streams held open; None where nobody will judge them."""
-    waiting: list[SettlingStream[Any]] | None = _of_django(request).get(_UNJUDGED)
-    return waiting
-
-
-def judge_by_response(request: HttpRequest, is_success: Callable[[], bool]) -> Callable[[], None] | None:
-    """What ends the uses that wait for the response of the request, which has come; None if none waits."""
-    waiting: Sequence[SettlingStream[Any]] = _of_django(request).pop(_UNJUDGED, ())
-    ends = [end for one in waiting if (end := one.take_end()) is not None]
-    return partial(_end_all, ends, is_success()) if ends else None
-
-
-def _end_all(ends: Sequence[Callable[[bool], None]], succeeded: bool) -> None:
-    with ExitStack() as stack:  # one that fails keeps no other from its end
-        for end in reversed(ends):
-            stack.callback(end, succeeded)
 
 
 def forbid_caching(request: HttpRequest) -> None:

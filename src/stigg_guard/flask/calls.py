@@ -113,9 +113,6 @@ def settled_view(call: Callable[[], R], ending: Ending) -> R:
     except BaseException:
         ending(False, None)
         raise
-    if _is_application(returned):
-        of_request().endings.append(ending)  # it is judged by the response, which is made by running it
-        return returned
     passed: R = settled_call(lambda: returned, settle, ending)
     return passed
 
@@ -156,12 +153,6 @@ def _is_success(returned: Any) -> bool:
         return False
     location = _header(returned, "Location") if status >= 300 else ""
     return not (location and any(leads_to(location, page) for page in login_pages()))
-
-
-def _is_application(returned: Any) -> bool:
-    """Whether Flask runs it to make the response, which has the status: a WSGI application that is no response yet."""
-    answer = returned[0] if _has_parts(returned) else returned
-    return callable(answer) and not isinstance(answer, (Response, HTTPException))
 
 
 def _has_parts(returned: Any) -> bool:
