@@ -214,7 +214,8 @@ class TestTwoUsers:
 
     def test_take_over_what_a_killed_one_left(self, file: LedgerFile) -> None:
         def killed() -> bool:
-            opened(file).execute("INSERT INTO used VALUES ('ann')")
+            kept = opened(file)
+            kept.execute("INSERT INTO used VALUES ('ann')")
             os._exit(0)
 
         assert as_user(ANN, killed)

@@ -113,9 +113,9 @@ def test_view_that_is_cancelled_counts_if_a_guard_below_has_told_of_success(
 ) -> None:
     async def cancelled() -> str:
         view.answered = answered
-        raise asyncio.CancelledError("because")
+        raise asyncio.CancelledError
 
-    with pytest.raises(asyncio.CancelledError, match="because"):
+    with pytest.raises(asyncio.CancelledError):
         asyncio.run(view.ask(cancelled))
     assert stands() == (used, 0)
     assert view.worked_in == ["the request's thread", "another thread"]

@@ -6,13 +6,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain, repeat
 
 import pytest
 from grpc import ServicerContext, StatusCode
 
 from conftest import ManualClock
 from faulty_sidecar import FaultySidecar, abort, no_fault
-from stigg_guard import Clock, Config, Fallback, ReportUsageRequest, SidecarError, Stigg
+from stigg_guard import Clock, Config, Fallback, ReportUsageRequest, SidecarError, SidecarUnavailable, Stigg
 from stigg_guard.ledger import Acknowledged, Event, Ledger, State, UsageKey, Use, ledger_from_url
 from stigg_guard.usage.delivery import Delivery
 from stigg_guard.usage.sender import Sender
@@ -301,6 +302,71 @@ def test_a_customer_about_whom_nothing_is_answered_keeps_no_other_waiting(
         deliver(delivery)
     assert (faulty.used(), ledger.outstanding(KEY)) == (2, 0)
     assert ledger.counts()["uncertain"] == 1
+
+
+def test_who_is_turned_away_for_a_night_keeps_no_other_waiting(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    def turn_g_away(context: ServicerContext) -> None:
+        if "g" in faulty.reported:
+            context.abort(StatusCode.PERMISSION_DENIED, "on purpose")
+
+    faulty.before = turn_g_away
+    ledger.record(Use(UsageKey("c", "", "g"), 1))
+    for _ in range(1_100):
+        delivery.send_batch(SECONDS)
+        clock.advance(10)
+    ledger.record(Use(KEY, 1))
+    deliver(delivery)
+    assert (faulty.used("f"), ledger.counts()["unsent"]) == (1, 1)
+
+
+def test_reports_that_fail_slowly_leave_half_of_the_time_to_others(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    slow = 6
+
+    def fail_slowly_for_some(context: ServicerContext) -> None:
+        if faulty.reported != {"answered"}:
+            clock.advance(SECONDS)
+            context.abort(StatusCode.UNAVAILABLE, "on purpose")
+
+    faulty.before = fail_slowly_for_some
+    for number in range(slow):
+        ledger.record(Use(KEY, 1, event=Event(f"slow-{number}", f"key-{number}", {})))
+    for number in range(100):
+        ledger.record(Use(KEY, 1, event=Event("answered", f"other-{number}", {})))
+        delivery.send_batch(SECONDS)
+        clock.advance(1)
+    assert delivery.counts["acknowledged"] == 100
+
+
+def test_read_backs_that_fail_in_a_row_end_the_look(
+    delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def fail(_sender: Sender, key: UsageKey) -> None:
+        looks.append(key.customer_id)
+        raise SidecarUnavailable("on purpose")
+
+    monkeypatch.setattr(Sender, "read_back", fail)
+    ids = [f"customer-{number}" for number in range(6)]
+    for customer in ids:
+        ledger.record(Use(UsageKey(customer, "", "f"), 1))
+    batch = ledger.take_batch(100, 30)
+    assert batch is not None
+    ledger.doubt(batch.reports, 0, "it was sent and not answered")
+    delivery.decide_uncertain()
+    assert looks == ids[:4]
+    delivery.decide_uncertain()
+    assert looks == ids
+    clock.advance(1)
+    delivery.decide_uncertain()
+    assert looks == [*ids, *ids[:4]]
+    clock.advance(1)
+    delivery.decide_uncertain()
+    assert looks == [*ids, *ids[:4], *ids[4:]]
 
 
 @pytest.mark.parametrize("code", [StatusCode.PERMISSION_DENIED, StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED])
@@ -608,7 +674,7 @@ def test_a_report_that_reaches_the_sidecar_and_is_never_answered_stops_no_other(
 def test_who_was_paused_for_longer_than_the_lease_sends_nothing(
     ledger: Ledger, stigg: Stigg, faulty: FaultySidecar, clock: ManualClock
 ) -> None:
-    instants = iter([0.0, 31.0, 31.0, 31.1])
+    instants = chain([0.0, 31.0, 31.0, 31.1], repeat(31.2))
     paused = Clock(monotonic=lambda: next(instants), now=clock.now)
     config = Config()
     delivery = Delivery(ledger, Sender(lambda: stigg, config.on_uncertain), config, paused, lambda _: None)

@@ -14,6 +14,7 @@ from stigg_guard.errors import (
     InvalidRequest,
     NotSupported,
     SidecarError,
+    SidecarTimeout,
     SidecarUnauthenticated,
     SidecarUnavailable,
     StiggGuardError,
@@ -29,13 +30,16 @@ BATCH_SIZE = 100  # the contract's limit for one bulk report
 LEASE_SECONDS = 30.0
 RECHECK_SECONDS = 1.0
 MAX_RESENDS = 5
+FAILURES_IN_A_ROW = 4
+"""After so many different batches the sidecar is taken to answer nobody."""
 MAX_TRIES = 20  # of a batch, where no other is there to show whether the sidecar answers
 MAX_KNOWN = 10_000
 CLOCK_SECONDS = 5.0
 """How long a report whose time is rejected waits: as long as a clock may take to be set right."""
 
-LONGEST_WAIT = 8.0
-"""How many seconds a report waits that fails again and again: twice as long each time, up to this."""
+LONGEST_WAITS = 8.0, 60.0
+"""How many seconds a report waits that fails again and again: twice as long each time, up to the first; and twice as
+long as all that fail took, so that half of the time is for others, up to the second."""
 
 ANSWERS_NOBODY = (SidecarUnavailable, SidecarUnauthenticated, NotSupported)
 """Errors that say nothing of one report: whoever asks, the sidecar takes no report, or not under this key. Behind a
@@ -68,7 +72,7 @@ class Delivery:
         self._monotonic = clock.monotonic
         self._acknowledged = acknowledged
         self._size = BATCH_SIZE  # of the next batch
-        self._failures: Counter[str] = Counter()  # by the first report of a batch
+        self._failing: dict[str, tuple[int, float]] = {}  # how often, and how long it took, by the first report
         self._has_answered = False
 
     def send_batch(self, timeout: float) -> tuple[Batch | None, SidecarError | None]:
@@ -107,28 +111,26 @@ class Delivery:
         """
         latest = self._monotonic() + min(timeout, LEASE_SECONDS - 2 * self._config.timeout)
         waiting = list(self._ledger.take_uncertain(BATCH_SIZE, LEASE_SECONDS))
-        unanswered: list[tuple[Entry, SidecarError]] = []
-        is_answered = False
-        while waiting and self._monotonic() <= latest:
-            report = waiting.pop(0)
+        unanswered: list[tuple[Entry, SidecarError, float]] = []
+        failed = 0  # in a row
+        while waiting and failed < FAILURES_IN_A_ROW and self._monotonic() <= latest:
+            report, began = waiting.pop(0), self._monotonic()
             try:
                 self._decide(report)
-                is_answered = True
+                failed = 0
             except ANSWERS_NOBODY as error:
-                unanswered.append((report, error))
+                unanswered.append((report, error, self._wait(report, self._monotonic() - began)))
+                failed += 1
             except (SidecarError, InvalidRequest) as error:
                 self._look_again(report, f"the usage cannot be read back: {error}")
-                is_answered = True
-        self._come_again(waiting, 0.0)
-        if not is_answered:
-            self._come_again([report for report, _ in unanswered], RECHECK_SECONDS)
-            return
-        for report, fault in unanswered:
-            self._look_again(report, f"the usage cannot be read back: {fault}")
-
-    def _come_again(self, reports: Sequence[Entry], seconds: float) -> None:
-        for report in reports:
-            self._ledger.doubt([report], seconds, report.reason)
+                failed = 0
+        for report in waiting:
+            self._ledger.doubt([report], 0.0, report.reason)
+        for report, fault, wait in unanswered:
+            if failed == len(unanswered):
+                self._ledger.doubt([report], wait, report.reason)
+            else:
+                self._look_again(report, f"the usage cannot be read back: {fault}")
 
     def _decide(self, report: Entry) -> None:
         answer = self._sender.read_back(report.key)
@@ -162,12 +164,13 @@ class Delivery:
         if not came_again and len(batch.reports) > 1 and any(report.reason == ALONE for report in batch.reports):
             self._ledger.split(batch)
             return None
+        began = self._monotonic()
         try:
             if came_again and not self._sender.may_repeat(batch.reports):
                 self._doubt(batch.reports)
                 return None
         except SidecarError as error:
-            self._ledger.postpone(batch, self._wait(batch))
+            self._ledger.postpone(batch, self._wait(batch.reports[0], self._monotonic() - began))
             return error
         try:
             answers = self._sender.send(batch, timeout)
@@ -182,30 +185,31 @@ class Delivery:
                 self._ledger.split(batch)  # it may know no bulk
                 return None
             self._size = 1
-            self._keep(batch, error, came_again)
+            self._keep(batch, error, came_again, self._monotonic() - began)
             if isinstance(error, SidecarUnavailable) and not error.outcome_unknown:
                 raise
             return error
         self._size = min(2 * self._size, BATCH_SIZE)
         self._has_answered = True
-        self._failures.pop(batch.reports[0].id, None)
+        self._failing.pop(batch.reports[0].id, None)
         self._acknowledge(answers)
         return None
 
-    def _keep(self, batch: Batch, error: SidecarError, came_again: bool) -> None:
-        """Keeps a batch that the sidecar did not take, so that it keeps no other from being sent."""
+    def _keep(self, batch: Batch, error: SidecarError, came_again: bool, took: float) -> None:
+        """Keeps a batch that the sidecar did not take in so many seconds, so that it keeps no other from being sent."""
         is_one = len(batch.reports) == 1
+        wait = self._wait(batch.reports[0], took, grows=is_one)
         if not is_one and batch.reports[0].event is not None:
             self._take_apart(batch)
         elif not (error.outcome_unknown or came_again):
             others_wait = is_one and self._ledger.counts()["unsent"] > 0
-            self._ledger.put_back(batch.reports, self._wait(batch) if others_wait else 0.0)
+            self._ledger.put_back(batch.reports, wait if others_wait else 0.0)
         elif is_one:
-            self._ledger.postpone(batch, self._wait(batch))
+            self._ledger.postpone(batch, wait)
         elif self._answers_others(batch, error) and batch.reports[0].attempts >= MAX_RESENDS:
             self._doubt(batch.reports)  # one of them is not answered: each is decided alone
         else:
-            self._ledger.postpone(batch, RECHECK_SECONDS)
+            self._ledger.postpone(batch, wait)
 
     def _answers_others(self, batch: Batch, error: SidecarError) -> bool:
         """Whether it is for this batch alone that the sidecar does not answer: it has answered others since the last
@@ -213,7 +217,7 @@ class Delivery:
         has_answered, self._has_answered = self._has_answered, False
         if not isinstance(error, ANSWERS_NOBODY) or has_answered:
             return True
-        if batch.reports[0].attempts < MAX_TRIES:
+        if batch.reports[0].attempts < (MAX_RESENDS if isinstance(error, SidecarTimeout) else MAX_TRIES):
             return False
         try:
             self._sender.read_back(random.choice(batch.reports).key)  # noqa: S311 - any of them, and another next time
@@ -230,13 +234,16 @@ class Delivery:
         else:
             self._ledger.split(batch)
 
-    def _wait(self, batch: Batch) -> float:
-        """How long a batch waits that has failed once more: others go before it."""
-        first = batch.reports[0].id
-        if len(self._failures) >= MAX_KNOWN:
-            self._failures.clear()
-        self._failures[first] += 1
-        return min(RECHECK_SECONDS * 2.0 ** (self._failures[first] - 1), LONGEST_WAIT)
+    def _wait(self, first: Entry, took: float, *, grows: bool = True) -> float:
+        """How long a batch, by its first report, or a report in doubt waits that has failed once more, and took so many
+        seconds for it: others go before it."""
+        if len(self._failing) >= MAX_KNOWN:
+            self._failing.clear()
+        tries, _ = self._failing.get(first.id, (0, 0.0))
+        self._failing[first.id] = tries + 1, took
+        longest, longest_of_all = LONGEST_WAITS
+        growing = min(RECHECK_SECONDS * 2.0 ** min(tries, 10), longest) if grows else RECHECK_SECONDS
+        return max(growing, min(2 * sum(cost for _, cost in list(self._failing.values())), longest_of_all))
 
     def _acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         answers = [replace(one, paid=paid(one.report)) if one.report.rate else one for one in answers]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from time import monotonic, sleep
 
 from stigg_guard.config import Config, ReportMode
-from stigg_guard.errors import LedgerUnavailable, SidecarError
+from stigg_guard.errors import ClientClosed, LedgerUnavailable, SidecarError
 from stigg_guard.ledger import Entry, Ledger, State
 from stigg_guard.runtime.log import logger
 from stigg_guard.usage.processes import may_end_at_once
@@ -35,6 +35,10 @@ class Flusher:
                     return
             except (SidecarError, LedgerUnavailable) as error:
                 logger.warning("usage is not reported yet and stays in the ledger: %s", error)
+            except ClientClosed:
+                raise
+            except Exception:  # whatever it is, the work was done, and its usage is in the ledger
+                logger.exception("reporting usage failed; it stays in the ledger")
         self._reporter.notify()
 
     def _drained(self, customer_id: str, at_once: bool) -> bool:

@@ -22,7 +22,7 @@ from stigg_guard.ledger import Acknowledged, Entry, Ledger, SqliteLedger, State,
 from stigg_guard.observer import Audience, Observer
 from stigg_guard.runtime.log import logger
 from stigg_guard.runtime.threads import start
-from stigg_guard.usage.delivery import RECHECK_SECONDS, Delivery
+from stigg_guard.usage.delivery import FAILURES_IN_A_ROW, RECHECK_SECONDS, Delivery
 from stigg_guard.usage.keeper import HoldKeeper
 from stigg_guard.usage.sender import Sender
 from stigg_guard.usage.spill import StrandedUses
@@ -32,7 +32,6 @@ LINGER_SECONDS = 0.05  # what is used within it goes into one report
 IDLE_SECONDS = 2.0  # how soon what others left in the ledger, and what is due, is seen
 MAX_BACK_OFF = 10.0
 MAX_BACK_OFF_WHEN_REACHED = 2.0  # others may be answered
-FAILURES_IN_A_ROW = 4  # after so many different batches the sidecar is taken to answer nobody
 EXIT_SECONDS = 2.0
 REPEAT_SECONDS = 60.0
 CLOCKS_APART = 60e6  # microseconds; what is further ahead is of a clock that was wrong, and not new
@@ -192,7 +191,9 @@ class Reporter:
             logger.error(
                 "%d usage reports were not sent when the guard ended, and are LOST: they were in memory only", lost
             )
-        if left > lost:
+        if not self._can_count():
+            logger.error("the ledger cannot be read as the guard ends: what is unsent stays in it")
+        elif left > lost:
             logger.error("%d usage reports were not sent when the guard ended, and stay in the ledger", left - lost)
 
     def leave(self) -> None:
@@ -313,9 +314,9 @@ class Reporter:
             came_to_the_end = self.drain(timeout, before=before)
         except SidecarError as error:
             if error.outcome_unknown or not isinstance(error, SidecarUnavailable):
-                self.decide(timeout)
+                self.decide(min(timeout, SEND_SECONDS))
             raise
-        self.decide(timeout)
+        self.decide(min(timeout, SEND_SECONDS))
         return came_to_the_end and not self._stranded
 
     def _left(self) -> int:
@@ -325,6 +326,13 @@ class Reporter:
             return 1 + len(self._stranded)  # who cannot count must look again
         undecided = counts["uncertain"] - counts["waiting"]
         return counts["unsent"] + counts["sending"] + undecided + len(self._stranded)
+
+    def _can_count(self) -> bool:
+        try:
+            self._ledger.counts()
+        except StiggGuardError:
+            return False
+        return True
 
     def _oldest(self) -> Entry | None:
         """The report that waits longest to be sent or answered; None where there is none, or the ledger says none."""
