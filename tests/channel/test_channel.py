@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging.handlers
+import os
 import queue
 import subprocess
 import sys
@@ -136,9 +137,10 @@ print(struck, [job.value.has_access for job in jobs])
 
 
 def printed(program: str, port: int) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(port)], capture_output=True, text=True, timeout=180, check=False
-    )
+    """What the program prints, without a measurement of its coverage: that has a lock, which a strike leaves taken."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    command = [sys.executable, "-c", program, str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
