@@ -378,14 +378,17 @@ def _feature(number: int) -> str:
 
 
 _COLD = "it is asked for among so many that the processor's caches miss"
+_DEEP = "the trees of what waits are deeper, and their pages fall out of the caches"
 _TURNS = "one step at a time writes into a file, and who waits looks again every 50 us or so"
 _SUMMED = "each step adds up what is on its way of the key, one by one"
 _PASSED = "usages are sent before events, and all that waits is looked through for one"
 
 AXES: Mapping[str, Axis] = {
-    "customers": Axis("customers cached", (10, 100, 1_000, 10_000, 100_000), of_customers, {"check": _COLD}),
-    "features": Axis("features a customer", (1, 5, 50, 500), of_features, {"check": _COLD}),
-    "backlog": Axis("reports that wait", (0, 1_000, 10_000, 100_000), of_backlog, {}),
+    "customers": Axis(
+        "customers cached", (10, 100, 1_000, 10_000, 100_000), of_customers, {"check": _COLD, "drain": _DEEP}
+    ),
+    "features": Axis("features a customer", (1, 5, 50, 500), of_features, {"check": _COLD, "drain": _DEEP}),
+    "backlog": Axis("reports that wait", (0, 1_000, 10_000, 100_000), of_backlog, {"hold": _DEEP, "drain": _DEEP}),
     "events": Axis(
         "events of one key that wait",
         (0, 1_000, 10_000, 100_000),
