@@ -61,6 +61,10 @@ class FaultySidecar:
         answer: Any = self.engine.answer("GetMeteredEntitlement", request)
         return float(answer.entitlement.current_usage)
 
+    def abort_for(self, name: str, code: grpc.StatusCode) -> Callable[[grpc.ServicerContext], None]:
+        """A fault of this feature or event alone: each report with it ends with this status."""
+        return lambda context: context.abort(code, "on purpose") if name in self.reported else None
+
     def stop(self) -> None:
         self._server.stop(0).wait()
 

@@ -198,11 +198,7 @@ def test_a_report_that_is_never_answered_keeps_no_other_waiting(
 ) -> None:
     faulty.honours_keys = False
 
-    def fail_for_g(context: ServicerContext) -> None:
-        if "g" in faulty.reported:
-            context.abort(StatusCode.INTERNAL, "on purpose")
-
-    for fault in (no_fault, fail_for_g):
+    for fault in (no_fault, faulty.abort_for("g", StatusCode.INTERNAL)):
         faulty.before = fault
         for feature in ("g", "f"):
             ledger.record(Use(UsageKey("c", "", feature), 1))
@@ -216,11 +212,7 @@ def test_a_report_that_is_never_answered_keeps_no_other_waiting(
 def test_a_report_that_is_always_turned_away_keeps_no_other_waiting(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock, code: StatusCode
 ) -> None:
-    def turn_g_away(context: ServicerContext) -> None:
-        if "g" in faulty.reported:
-            context.abort(code, "on purpose")
-
-    faulty.before = turn_g_away
+    faulty.before = faulty.abort_for("g", code)
     for feature in ("g", "f"):
         ledger.record(Use(UsageKey("c", "", feature), 1))
     for _ in range(3):
@@ -235,11 +227,7 @@ def test_a_report_that_is_always_turned_away_keeps_no_other_waiting(
 def test_a_batch_that_is_always_unavailable_while_others_are_answered_is_decided_one_by_one(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:
-    def fail_for_g(context: ServicerContext) -> None:
-        if "g" in faulty.reported:
-            context.abort(StatusCode.UNAVAILABLE, "on purpose")
-
-    for fault in (no_fault, fail_for_g):
+    for fault in (no_fault, faulty.abort_for("g", StatusCode.UNAVAILABLE)):
         faulty.before = fault
         for feature in ("g", "f"):
             ledger.record(Use(UsageKey("c", "", feature), 1))
@@ -255,11 +243,7 @@ def test_a_batch_that_is_always_unavailable_while_others_are_answered_is_decided
 def test_a_batch_that_is_always_unavailable_alone_is_decided_one_by_one_where_questions_are_answered(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:
-    def fail_for_g(context: ServicerContext) -> None:
-        if "g" in faulty.reported:
-            context.abort(StatusCode.UNAVAILABLE, "on purpose")
-
-    for fault in (no_fault, fail_for_g):
+    for fault in (no_fault, faulty.abort_for("g", StatusCode.UNAVAILABLE)):
         faulty.before = fault
         for feature in ("g", "f"):
             ledger.record(Use(UsageKey("c", "", feature), 1))
@@ -307,11 +291,7 @@ def test_a_customer_about_whom_nothing_is_answered_keeps_no_other_waiting(
 def test_who_is_turned_away_for_a_night_keeps_no_other_waiting(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
 ) -> None:
-    def turn_g_away(context: ServicerContext) -> None:
-        if "g" in faulty.reported:
-            context.abort(StatusCode.PERMISSION_DENIED, "on purpose")
-
-    faulty.before = turn_g_away
+    faulty.before = faulty.abort_for("g", StatusCode.PERMISSION_DENIED)
     ledger.record(Use(UsageKey("c", "", "g"), 1))
     for _ in range(1_100):
         delivery.send_batch(SECONDS)
@@ -373,11 +353,7 @@ def test_read_backs_that_fail_in_a_row_end_the_look(
 def test_an_event_that_always_fails_keeps_no_other_waiting(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock, code: StatusCode
 ) -> None:
-    def fail_for_g(context: ServicerContext) -> None:
-        if "g" in faulty.reported:
-            context.abort(code, "on purpose")
-
-    faulty.before = fail_for_g
+    faulty.before = faulty.abort_for("g", code)
     for number in range(25):
         ledger.record(Use(KEY, 1, event=Event("g" if number == 3 else "answered", f"key-{number}", {})))
     for _ in range(60):

@@ -296,11 +296,7 @@ def test_a_greenlet_waits_without_stopping_the_others(faulty: FaultySidecar) -> 
 def test_a_report_that_always_fails_keeps_no_other_from_being_flushed(
     guard: Guard, faulty: FaultySidecar, caplog: pytest.LogCaptureFixture, code: str
 ) -> None:
-    def fail_for_g(context: grpc.ServicerContext) -> None:
-        if "g" in faulty.reported:
-            context.abort(grpc.StatusCode[code], "on purpose")
-
-    faulty.before = fail_for_g
+    faulty.before = faulty.abort_for("g", grpc.StatusCode[code])
     guard.ledger.record(Use(UsageKey("c", "", "g"), 1))
     assert guard.flush(timeout=0.2) == 1
     for used in range(1, 4):
