@@ -321,6 +321,30 @@ def test_reports_that_fail_slowly_leave_half_of_the_time_to_others(
     assert delivery.counts["acknowledged"] == 100
 
 
+def test_what_failed_slowly_and_was_sent_by_another_process_makes_nothing_wait_later(
+    make: Callable[..., Delivery], ledger: Ledger, faulty: FaultySidecar, clock: ManualClock
+) -> None:
+    def fail_slowly(context: ServicerContext) -> None:
+        clock.advance(20)
+        context.abort(StatusCode.UNAVAILABLE, "on purpose")
+
+    one, other = make(), make()
+    faulty.before = fail_slowly
+    ledger.record(Use(KEY, 1))
+    one.send_batch(SECONDS)
+    faulty.before = no_fault
+    clock.advance(60)
+    deliver(other)
+    clock.advance(120)
+    faulty.before = abort(StatusCode.UNAVAILABLE)
+    ledger.record(Use(KEY, 1))
+    one.send_batch(SECONDS)
+    faulty.before = no_fault
+    clock.advance(1)
+    deliver(one)
+    assert faulty.used() == 2
+
+
 def test_read_backs_that_fail_in_a_row_end_the_look(
     delivery: Delivery, ledger: Ledger, faulty: FaultySidecar, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from stigg_guard.amounts import quanta_used
 from stigg_guard.clock import Clock
@@ -33,7 +34,6 @@ MAX_RESENDS = 5
 FAILURES_IN_A_ROW = 4
 """After so many different batches the sidecar is taken to answer nobody."""
 MAX_TRIES = 20  # of a batch, where no other is there to show whether the sidecar answers
-MAX_KNOWN = 10_000
 CLOCK_SECONDS = 5.0
 """How long a report whose time is rejected waits: as long as a clock may take to be set right."""
 
@@ -48,6 +48,14 @@ proxy without a route all calls are UNIMPLEMENTED."""
 UNANSWERED = "it was sent and not answered, so it may have been counted"
 ALONE = "it goes alone: a batch that it was in was not answered"
 REJECTED_TIME = "its time was rejected; it is sent again with a time that does not lie ahead of the clock"
+
+
+class _Failing(NamedTuple):
+    """How often something failed, how many seconds it took the last time, and when that was."""
+
+    tries: int
+    took: float
+    at: float
 
 
 class Delivery:
@@ -72,7 +80,7 @@ class Delivery:
         self._monotonic = clock.monotonic
         self._acknowledged = acknowledged
         self._size = BATCH_SIZE  # of the next batch
-        self._failing: dict[str, tuple[int, float]] = {}  # how often, and how long it took, by the first report
+        self._failing: dict[str, _Failing] = {}  # what failed lately, by its first report
         self._has_answered = False
 
     def send_batch(self, timeout: float) -> tuple[Batch | None, SidecarError | None]:
@@ -117,6 +125,7 @@ class Delivery:
             report, began = waiting.pop(0), self._monotonic()
             try:
                 self._decide(report)
+                self._failing.pop(report.id, None)
                 failed = 0
             except ANSWERS_NOBODY as error:
                 unanswered.append((report, error, self._wait(report, self._monotonic() - began)))
@@ -237,13 +246,13 @@ class Delivery:
     def _wait(self, first: Entry, took: float, *, grows: bool = True) -> float:
         """How long a batch, by its first report, or a report in doubt waits that has failed once more, and took so many
         seconds for it: others go before it."""
-        if len(self._failing) >= MAX_KNOWN:
-            self._failing.clear()
-        tries, _ = self._failing.get(first.id, (0, 0.0))
-        self._failing[first.id] = tries + 1, took
-        longest, longest_of_all = LONGEST_WAITS
+        now, (longest, longest_of_all) = self._monotonic(), LONGEST_WAITS
+        failing = {one: known for one, known in list(self._failing.items()) if now - known.at < 2 * longest_of_all}
+        tries = failing[first.id].tries if first.id in failing else 0
+        failing[first.id] = _Failing(tries + 1, took, now)
+        self._failing = failing
         growing = min(RECHECK_SECONDS * 2.0 ** min(tries, 10), longest) if grows else RECHECK_SECONDS
-        return max(growing, min(2 * sum(cost for _, cost in list(self._failing.values())), longest_of_all))
+        return max(growing, min(2 * sum(known.took for known in failing.values()), longest_of_all))
 
     def _acknowledge(self, answers: Sequence[Acknowledged]) -> None:
         answers = [replace(one, paid=paid(one.report)) if one.report.rate else one for one in answers]
